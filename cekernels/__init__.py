@@ -1,0 +1,32 @@
+"""Kernels of context encoders, usable alone in any model.
+
+Every op has a plain PyTorch reference, which is its specification, and takes ``impl="auto"`` or
+the implementation to force. ``python -m cekernels.info`` shows what this machine can run.
+"""
+
+from cekernels._dispatch import Impl, ImplementationError
+from cekernels.channelwise_linear import ChannelwiseLinear, channelwise_linear
+from cekernels.masked_loss import masked_l1_loss, masked_l2_loss
+from cekernels.rasterize import (
+    fill_boxes,
+    fill_masked,
+    fill_polygons,
+    rasterize_boxes,
+    rasterize_polygons,
+    to_fixed_point,
+)
+
+__all__ = [
+    "ChannelwiseLinear",
+    "Impl",
+    "ImplementationError",
+    "channelwise_linear",
+    "fill_boxes",
+    "fill_masked",
+    "fill_polygons",
+    "masked_l1_loss",
+    "masked_l2_loss",
+    "rasterize_boxes",
+    "rasterize_polygons",
+    "to_fixed_point",
+]

@@ -1,0 +1,72 @@
+"""Argument checks: every error names the argument, what it was and what it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def describe(value: object) -> str:
+    """Shape, dtype and device of a tensor in one short phrase; the type and value of others."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {describe(value)}")
+
+
+def dims(op: str, name: str, value: Tensor, allowed: Sequence[int], layout: str) -> None:
+    if value.dim() not in allowed:
+        raise ValueError(f"{op}: {name} must be {layout}, got a {describe(value)}")
+
+
+def dtypes(op: str, name: str, value: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    if value.dtype not in allowed:
+        names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+        raise TypeError(f"{op}: {name} must have dtype {names}, got a {describe(value)}")
+
+
+def same_dtype(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(
+            f"{op}: {name} must have the dtype of {other_name}, {other.dtype}, "
+            f"got a {describe(value)}; convert one with .to()"
+        )
+
+
+def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(
+            f"{op}: {name} must be on the device of {other_name}, {other.device}, "
+            f"got a {describe(value)}"
+        )
+
+
+def shape(op: str, name: str, value: Tensor, expected: Sequence[int], why: str) -> None:
+    if len(value.shape) != len(expected) or any(
+        a != b for a, b in zip(value.shape, expected, strict=True)
+    ):
+        raise ValueError(
+            f"{op}: {name} must have shape {tuple(expected)} ({why}), got a {describe(value)}"
+        )
+
+
+def choice(op: str, name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        options = ", ".join(repr(a) for a in allowed)
+        raise ValueError(f"{op}: {name} must be one of {options}, got {value!r}")
+
+
+def no_gradient(op: str, name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: {name} has no gradient here, but it requires one; pass {name}.detach()"
+        )

@@ -1,0 +1,97 @@
+"""Which implementation serves a call, and why the others do not.
+
+An implementation is a module of this package named after it. It has one function for each op
+that it serves (the op's name and the arguments of the function of that name in
+:mod:`cekernels.reference`) and two questions that it answers with a reason, or None for "can":
+
+- ``unavailable() -> str | None``: can it run on this machine at all?
+- ``unsupported(op, *args) -> str | None``: can it serve this call?
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
+IMPLS: tuple[str, ...] = get_args(Impl)
+ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
+
+# Where each looks first; the reference serves everything and ends each list.
+_AUTO_ORDER: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+}
+_MODULES = {"reference": "reference", "cpp": "cpp", "triton": "triton", "cuda": "cuda"}
+
+
+class ImplementationError(RuntimeError):
+    """A forced implementation cannot serve the call; the message lists the reasons."""
+
+
+@functools.cache
+def load(name: str) -> tuple[ModuleType | None, str | None]:
+    """The module of an implementation and None, or None and why it is not to be had."""
+    try:
+        module = importlib.import_module(f"cekernels.{_MODULES[name]}")
+    except ImportError as error:
+        return None, f"cannot be imported: {error}"
+    reason = module.unavailable()
+    return (None, reason) if reason else (module, None)
+
+
+def why_not(op: str, name: str, args: tuple[Any, ...]) -> str | None:
+    """Why implementation ``name`` cannot serve ``op(*args)``; None if it can."""
+    module, reason = load(name)
+    if module is None:
+        return reason
+    if not hasattr(module, op):
+        return f"has no {op}"
+    unsupported: str | None = module.unsupported(op, *args)
+    return unsupported
+
+
+def requested(impl: str) -> str:
+    """The implementation asked for: the argument, or for "auto" the environment variable."""
+    if impl == "auto":
+        impl = os.environ.get(ENVIRONMENT_VARIABLE, "") or "auto"
+        source = f"environment variable {ENVIRONMENT_VARIABLE}"
+    else:
+        source = "impl"
+    if impl not in IMPLS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
+    return impl
+
+
+def device_of(args: tuple[Any, ...]) -> torch.device:
+    return next(a.device for a in args if isinstance(a, Tensor))
+
+
+def select(op: str, impl: str, args: tuple[Any, ...]) -> str:
+    """The name of the implementation that serves ``op(*args)``.
+
+    Raises:
+        ImplementationError: a forced implementation cannot serve, with the reasons.
+    """
+    name = requested(impl)
+    if name != "auto":
+        reason = why_not(op, name, args)
+        if reason:
+            raise ImplementationError(f"{op}: impl={name!r} cannot serve this call: {reason}")
+        return name
+    for name in _AUTO_ORDER.get(device_of(args).type, ("reference",)):
+        if why_not(op, name, args) is None:
+            return name
+    raise ImplementationError(f"{op}: no implementation serves a call on {device_of(args)}")
+
+
+def call(op: str, impl: str, *args: Any) -> Any:
+    """Run ``op`` by the implementation that ``impl`` selects."""
+    module, _ = load(select(op, impl, args))
+    return getattr(module, op)(*args)

@@ -1,0 +1,264 @@
+"""Channel-wise fully-connected layer (Pathak et al. 2016, section 3.1).
+
+Connects every location of a feature map with every location of the same map, and no other map:
+m maps of n x n cost m n^4 weights where a fully-connected layer would cost m^2 n^4. The paper's
+authors write it as a convolution with a kernel of the map's size and one group a channel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cekernels import _checks, _dispatch
+from cekernels._dispatch import Impl
+from cekernels._library import autocast_dtype, define
+
+Activation = Literal["relu"]
+
+
+def channelwise_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: Activation | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Apply one linear map to each channel: ``act(sum_i weight[c,o,i] input[b,c,i] + bias[c,o])``.
+
+    Args:
+        input: ``(B, C, N_in)``, or maps ``(B, C, H, W)`` with ``H * W = N_in``; floating point.
+        weight: ``(C, N_out, N_in)``, the input's dtype and device.
+        bias: ``(C, N_out)`` or None.
+        activation: None, or "relu" (its gradient at 0 is 0).
+        impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
+
+    Returns:
+        ``(B, C, N_out)``, contiguous; for maps with ``N_out = N_in``, ``(B, C, H, W)``.
+        Under autocast inputs are cast to the autocast dtype, as for ``torch.nn.Linear``.
+        Differentiable any number of times.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+        ImplementationError: the forced implementation cannot serve the call.
+    """
+    op = "channelwise_linear"
+    _checks.tensor(op, "input", input)
+    _checks.tensor(op, "weight", weight)
+    if bias is not None:
+        _checks.tensor(op, "bias", bias)
+    cast = autocast_dtype(input.device)
+    if cast is not None and input.dtype != torch.float64:
+        input, weight = input.to(cast), weight.to(cast)
+        bias = bias if bias is None else bias.to(cast)
+
+    _checks.dims(op, "input", input, (3, 4), "(B, C, N) or (B, C, H, W)")
+    _checks.dims(op, "weight", weight, (3,), "(C, N_out, N_in)")
+    _checks.dtypes(op, "input", input, _checks.FLOATING)
+    _checks.same_dtype(op, "weight", weight, "input", input)
+    _checks.same_device(op, "weight", weight, "input", input)
+    _checks.choice(op, "activation", activation, (None, "relu"))
+    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    maps = input.shape[2:]
+    flat = input if input.dim() == 3 else input.flatten(2)
+    channels, n_out, n_in = weight.shape
+    if flat.shape[1] != channels or flat.shape[2] != n_in:
+        raise ValueError(
+            f"{op}: weight (C, N_out, N_in) = {tuple(weight.shape)} fits an input of {channels} "
+            f"channels of {n_in} locations, got a {_checks.describe(input)}"
+        )
+    if bias is not None:
+        _checks.shape(op, "bias", bias, (channels, n_out), "(C, N_out) of weight")
+        _checks.same_dtype(op, "bias", bias, "input", input)
+        _checks.same_device(op, "bias", bias, "input", input)
+
+    output: Tensor = torch.ops.cekernels.channelwise_linear(
+        flat, weight, bias, activation == "relu", impl
+    )
+    return output.unflatten(2, maps) if len(maps) == 2 and n_out == n_in else output
+
+
+class ChannelwiseLinear(nn.Module):
+    """:func:`channelwise_linear` with its weights.
+
+    Args:
+        channels: C, the number of maps.
+        in_size: locations of a map: N_in, or ``(H, W)``.
+        out_size: locations of a map that is made: N_out, or ``(H, W)``; None for ``in_size``.
+        bias: learn one bias for each location of each map.
+        activation: None or "relu".
+        impl: as for :func:`channelwise_linear`.
+
+    Shape:
+        ``(B, C, N_in)`` to ``(B, C, N_out)``; ``(B, C, H, W)`` to ``(B, C, H_out, W_out)`` where
+        ``out_size`` names both, else to ``(B, C, N_out)`` unless the size stays the same.
+
+    Weights start uniform in +-1/sqrt(N_in), as those of ``torch.nn.Linear``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        in_size: int | tuple[int, int],
+        out_size: int | tuple[int, int] | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        impl: Impl = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        out_size = in_size if out_size is None else out_size
+        self.channels = channels
+        self.in_size = in_size
+        self.out_size = out_size
+        self.activation: Activation | None = activation
+        self.impl: Impl = impl
+        n_in = in_size if isinstance(in_size, int) else math.prod(in_size)
+        n_out = out_size if isinstance(out_size, int) else math.prod(out_size)
+        for name, value in (("channels", channels), ("in_size", n_in), ("out_size", n_out)):
+            if value < 1:
+                raise ValueError(f"ChannelwiseLinear: {name} must be at least 1, got {value}")
+        _checks.choice("ChannelwiseLinear", "activation", activation, (None, "relu"))
+        self.weight = nn.Parameter(torch.empty(channels, n_out, n_in, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(channels, n_out, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = self.weight.shape[2] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = channelwise_linear(
+            input, self.weight, self.bias, activation=self.activation, impl=self.impl
+        )
+        if input.dim() == 4 and isinstance(self.out_size, tuple):
+            return output.reshape(*output.shape[:2], *self.out_size)
+        return output
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, in_size={self.in_size}, out_size={self.out_size}, "
+            f"bias={self.bias is not None}, activation={self.activation!r}, impl={self.impl!r}"
+        )
+
+
+# --- registration -----------------------------------------------------------------------------
+
+
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, impl: str) -> Tensor:
+    output: Tensor = _dispatch.call("channelwise_linear", impl, input, weight, bias, relu)
+    return output
+
+
+def _forward_fake(
+    input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, impl: str
+) -> Tensor:
+    return input.new_empty(input.shape[0], weight.shape[0], weight.shape[1])
+
+
+def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, bias, relu, ctx.impl = inputs
+    ctx.save_for_backward(input, weight, output if relu else None)
+    ctx.has_bias = bias is not None
+
+
+def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, output = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+    grads = torch.ops.cekernels.channelwise_linear_backward(
+        grad_output, input, weight, output, needs, ctx.impl
+    )
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
+
+
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    needs: list[bool],
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor, Tensor] = _dispatch.call(
+        "channelwise_linear_backward", impl, grad_output, input, weight, output, tuple(needs)
+    )
+    return grads
+
+
+def _backward_fake(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    needs: list[bool],
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (input.shape, weight.shape, weight.shape[:2])
+    return tuple(  # type: ignore[return-value]
+        grad_output.new_empty(shape if need else 0)
+        for shape, need in zip(shapes, needs, strict=True)
+    )
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad_output, input, weight, relu_output, needs, ctx.impl = inputs
+    ctx.save_for_backward(grad_output, input, weight, relu_output)
+    ctx.needs = tuple(needs)
+
+
+def _backward_backward(
+    ctx: Any, grad_grad_input: Tensor, grad_grad_weight: Tensor, grad_grad_bias: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Double backward, out of the two ops themselves and hence differentiable again."""
+    ops = torch.ops.cekernels
+    grad_output, input, weight, relu_output = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias = ctx.needs
+    passes = None if relu_output is None else relu_output > 0
+
+    grad = grad_output if passes is None else torch.where(passes, grad_output, 0)
+    grad_of_grad = grad_of_input = grad_of_weight = None
+    terms = []
+    if needs_input:
+        terms.append(ops.channelwise_linear(grad_grad_input, weight, None, False, ctx.impl))
+        grad_of_weight = ops.channelwise_linear_backward(
+            grad, grad_grad_input, weight, None, [False, True, False], ctx.impl
+        )[1]
+    if needs_weight:
+        terms.append(ops.channelwise_linear(input, grad_grad_weight, None, False, ctx.impl))
+        grad_of_input = ops.channelwise_linear_backward(
+            grad, input, grad_grad_weight, None, [True, False, False], ctx.impl
+        )[0]
+    if needs_bias:
+        terms.append(grad_grad_bias.expand_as(grad_output))
+    if terms:
+        total = sum(terms[1:], start=terms[0])
+        grad_of_grad = total if passes is None else torch.where(passes, total, 0)
+    return grad_of_grad, grad_of_input, grad_of_weight, None, None, None
+
+
+define(
+    "channelwise_linear(Tensor input, Tensor weight, Tensor? bias, bool relu, str impl) -> Tensor",
+    _forward,
+    fake=_forward_fake,
+    setup_context=_forward_context,
+    backward=_forward_backward,
+)
+define(
+    "channelwise_linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? output,"
+    " bool[3] needs, str impl) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    fake=_backward_fake,
+    setup_context=_backward_context,
+    backward=_backward_backward,
+)

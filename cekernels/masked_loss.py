@@ -1,0 +1,234 @@
+"""Losses over the masked elements only (Pathak et al. 2016, equation 1, and its L1 form)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cekernels import _checks, _dispatch
+from cekernels._dispatch import Impl
+from cekernels._library import autocast_dtype, define
+from cekernels.reference.masked_loss import accumulation_dtype, weights
+
+Normalize = Literal["mask", "all", "sum", "none"]
+_NORMALIZE = ("mask", "all", "sum", "none")
+
+
+def masked_l2_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    normalize: Normalize = "mask",
+    area: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Squared error of the masked elements: ``sum(mask * (prediction - target)**2)``, normalised.
+
+    Args:
+        prediction: ``(B, C, H, W)``, floating point.
+        target: as ``prediction``.
+        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``. bool or uint8: an element takes part where it
+            is not 0. Floating point: its weight (1 in the hole and 10 in the overlap band, say);
+            where it is 0 the element takes no part, be it NaN or infinite.
+        normalize: what the weighted sum is divided by. "mask": the sum of the weights over all
+            elements, channels included (a weighted mean; 0 for an empty mask). "all": ``B C H W``,
+            as the released code does. "sum": nothing. "none": nothing, and each sample keeps
+            its own sum.
+        area: for "mask", int64 or floating ``(B,)``: the sum of ``mask`` over each sample, as the
+            rasterizer returns it, which saves counting it again; it is trusted. None: counted.
+        impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
+
+    Returns:
+        ``()``, or ``(B,)`` for "none"; float32, or float64 for float64 inputs. Gradients reach
+        prediction and target (the mask has none), and can be differentiated again.
+        Under autocast prediction and target may differ in dtype and are promoted.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask
+            that requires a gradient.
+        ImplementationError: the forced implementation cannot serve the call.
+    """
+    return _masked_loss("masked_l2_loss", prediction, target, mask, 2, normalize, area, impl)
+
+
+def masked_l1_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    normalize: Normalize = "mask",
+    area: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Absolute error of the masked elements: ``sum(mask * |prediction - target|)``, normalised.
+
+    As :func:`masked_l2_loss` in every other respect; the gradient at equality is 0.
+    """
+    return _masked_loss("masked_l1_loss", prediction, target, mask, 1, normalize, area, impl)
+
+
+def _masked_loss(
+    op: str,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    power: int,
+    normalize: str,
+    area: Tensor | None,
+    impl: str,
+) -> Tensor:
+    for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
+        _checks.tensor(op, name, value)
+    if autocast_dtype(prediction.device) is not None:
+        wider = torch.promote_types(prediction.dtype, target.dtype)
+        prediction, target = prediction.to(wider), target.to(wider)
+    _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
+    _checks.dtypes(op, "prediction", prediction, _checks.FLOATING)
+    _checks.shape(op, "target", target, prediction.shape, "that of prediction")
+    _checks.same_dtype(op, "target", target, "prediction", prediction)
+    _checks.same_device(op, "target", target, "prediction", prediction)
+    check_mask(op, mask, "prediction", prediction)
+    _checks.choice(op, "normalize", normalize, _NORMALIZE)
+    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    if area is not None:
+        _checks.tensor(op, "area", area)
+        _checks.shape(op, "area", area, prediction.shape[:1], "one number a sample")
+        _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
+        _checks.same_device(op, "area", area, "prediction", prediction)
+    loss, _ = torch.ops.cekernels.masked_loss(
+        prediction, target, mask, area, power, normalize, impl
+    )
+    result: Tensor = loss
+    return result
+
+
+def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
+    """A mask of ``image``: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point."""
+    _checks.dims(op, "mask", mask, (4,), "(B, 1, H, W) or (B, C, H, W)")
+    _checks.dtypes(op, "mask", mask, (torch.bool, torch.uint8, *_checks.FLOATING))
+    channels = mask.shape[1] if mask.shape[1] == 1 else image.shape[1]
+    expected = (image.shape[0], channels, *image.shape[2:])
+    _checks.shape(op, "mask", mask, expected, f"that of {image_name}, or with 1 channel")
+    _checks.same_device(op, "mask", mask, image_name, image)
+    _checks.no_gradient(op, "mask", mask)
+
+
+# --- registration -----------------------------------------------------------------------------
+
+
+def _forward(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _dispatch.call(
+        "masked_loss", impl, prediction, target, mask, area, power, normalize
+    )
+    return result
+
+
+def _forward_fake(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(prediction.dtype)
+    shape = prediction.shape[:1] if normalize == "none" else ()
+    return prediction.new_empty(shape, dtype=dtype), prediction.new_empty((), dtype=dtype)
+
+
+def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    prediction, target, mask, _, ctx.power, _, ctx.impl = inputs
+    ctx.save_for_backward(output[1], prediction, target, mask)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _forward_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grad = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        grad = torch.ops.cekernels.masked_loss_backward(
+            grad_loss, *ctx.saved_tensors, ctx.power, ctx.impl
+        )
+    return (
+        grad if ctx.needs_input_grad[0] else None,
+        -grad if grad is not None and ctx.needs_input_grad[1] else None,
+        *(None,) * 5,
+    )
+
+
+def _backward(
+    grad_loss: Tensor,
+    scale: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    power: int,
+    impl: str,
+) -> Tensor:
+    grad: Tensor = _dispatch.call(
+        "masked_loss_backward", impl, grad_loss, scale, prediction, target, mask, power
+    )
+    return grad
+
+
+def _backward_fake(
+    grad_loss: Tensor,
+    scale: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    power: int,
+    impl: str,
+) -> Tensor:
+    return prediction.new_empty(prediction.shape)
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.power, _ = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Double backward in plain PyTorch: rare, and differentiable again as it stands."""
+    grad_loss, scale, prediction, target, mask = ctx.saved_tensors
+    weight = weights(mask, scale.dtype)
+    factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
+    difference = prediction.to(scale.dtype) - target.to(scale.dtype)
+    slope = 2 * difference if ctx.power == 2 else difference.sign()
+    along = torch.where(weight != 0, weight * slope * grad_grad.to(scale.dtype), 0)
+    of_grad_loss = (along.sum((1, 2, 3)) * scale).sum_to_size(grad_loss.shape)
+    of_prediction = None
+    if ctx.power == 2:
+        curved = torch.where(weight != 0, 2 * weight * factor * grad_grad.to(scale.dtype), 0)
+        of_prediction = curved.to(prediction.dtype)
+    of_target = None if of_prediction is None else -of_prediction
+    return of_grad_loss, None, of_prediction, of_target, None, None, None
+
+
+define(
+    "masked_loss(Tensor prediction, Tensor target, Tensor mask, Tensor? area, int power,"
+    " str normalize, str impl) -> (Tensor, Tensor)",
+    _forward,
+    fake=_forward_fake,
+    setup_context=_forward_context,
+    backward=_forward_backward,
+)
+define(
+    "masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, Tensor target,"
+    " Tensor mask, int power, str impl) -> Tensor",
+    _backward,
+    fake=_backward_fake,
+    setup_context=_backward_context,
+    backward=_backward_backward,
+)

@@ -1,0 +1,36 @@
+"""Channel-wise fully-connected layer (Pathak et al. 2016, section 3.1) in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """``out[b,c,o] = act(sum_i weight[c,o,i] * input[b,c,i] + bias[c,o])``, contiguous."""
+    output = torch.einsum("bci,coi->bco", input, weight)
+    if bias is not None:
+        output = output + bias
+    if relu:
+        output = output.relu()
+    return output.contiguous()
+
+
+def channelwise_linear_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; an empty tensor for each that ``needs`` does not ask.
+
+    ``output`` is given when a ReLU was applied: its zeros are where the gradient stops.
+    """
+    grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
+    none = grad.new_empty(0)
+    return (
+        torch.einsum("bco,coi->bci", grad, weight).contiguous() if needs[0] else none,
+        torch.einsum("bco,bci->coi", grad, input).contiguous() if needs[1] else none.clone(),
+        grad.sum(0) if needs[2] else none.clone(),
+    )

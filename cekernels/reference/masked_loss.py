@@ -1,0 +1,64 @@
+"""Masked L2 and L1 losses (Pathak et al. 2016, equation 1) in plain PyTorch.
+
+Sums are taken in float32, in float64 for float64 inputs. An element whose weight is 0 takes no
+part, whatever it holds: a NaN or an infinity there reaches neither the loss nor a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as weights: a bool or uint8 mask weighs 1 where it is not 0."""
+    return mask.to(dtype) if mask.is_floating_point() else (mask != 0).to(dtype)
+
+
+def masked_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss, ``()`` or for "none" ``(B,)``, and the factor ``()`` that normalised its sum."""
+    dtype = accumulation_dtype(prediction.dtype)
+    weight = weights(mask, dtype)
+    difference = prediction.to(dtype) - target.to(dtype)
+    error = difference.square() if power == 2 else difference.abs()
+    per_sample = torch.where(weight != 0, weight * error, 0).sum((1, 2, 3))
+
+    scale = torch.ones((), dtype=dtype, device=prediction.device)
+    if normalize == "mask":
+        total = weight.sum() if area is None else area.sum().to(dtype)
+        total = total * (prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0)
+        scale = torch.where(total > 0, 1 / total, 0)
+    elif normalize == "all":
+        scale = scale / max(prediction.numel(), 1)
+    if normalize == "none":
+        return per_sample, scale
+    return per_sample.sum() * scale, scale
+
+
+def masked_loss_backward(
+    grad_loss: Tensor,
+    scale: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    power: int,
+) -> Tensor:
+    """The gradient of the prediction, in its dtype; that of the target is its negative."""
+    dtype = scale.dtype
+    weight = weights(mask, dtype)
+    difference = prediction.to(dtype) - target.to(dtype)
+    slope = 2 * difference if power == 2 else difference.sign()
+    factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
+    grad = torch.where(weight != 0, weight * factor * slope, 0)
+    return grad.to(prediction.dtype).contiguous()
