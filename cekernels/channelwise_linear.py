@@ -168,9 +168,8 @@ def _forward_fake(
 
 
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, relu, ctx.impl = inputs
+    input, weight, _, relu, ctx.impl = inputs
     ctx.save_for_backward(input, weight, output if relu else None)
-    ctx.has_bias = bias is not None
 
 
 def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
