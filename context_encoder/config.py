@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     )
     fill: Literal["imagenet-mean", "released-order"] = Field(
         "imagenet-mean",
-        description="Colour of the hole in the input; released-order permutes it as train.lua does.",
+        description="Colour of the hole; released-order permutes the channels as train.lua does.",
     )
 
     loss: Literal["l2", "l1"] = Field("l2", description="Reconstruction loss.")

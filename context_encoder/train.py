@@ -45,11 +45,11 @@ log = logging.getLogger("context_encoder")
 
 # What may differ from the run that is resumed: nothing that changes the network, or the stream
 # of pictures and masks. Folders may have moved; whether they hold the same files is checked.
-_FREE_ON_RESUME = frozenset(
+_FREE_ON_RESUME = (
     "data val_data mask_folder voc_root steps epochs workers device amp compile channels_last out "
     "log_every val_every sample_rows lr lr_discriminator_ratio lr_schedule warmup_steps "
-    "weight_decay beta1 lambda_rec lambda_adv".split()
-)
+    "weight_decay beta1 lambda_rec lambda_adv"
+).split()
 
 
 class Arguments(TrainConfig):
