@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 
 import torch
@@ -82,6 +83,12 @@ class MaskSampler(nn.Module):
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`forward` behind the checks; each kind of mask defines it."""
         raise NotImplementedError
+
+    def with_seed(self, seed: int) -> MaskSampler:
+        """The same kind of masks, its tables shared, drawn with another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def words(self, epoch: Tensor, index: Tensor, count: int) -> Tensor:
         """``count`` random words for each sample: int64 ``(B, count)``, in [0, 2**32)."""

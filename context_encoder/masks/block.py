@@ -18,8 +18,8 @@ _WORDS = 2 + 3 * MAX_BLOCKS
 class BlockMasks(MaskSampler):
     """Several squares, which may overlap, over at most a quarter of the picture.
 
-    The paper (section 3.3) asks for "a number of smaller possibly overlapping masks, covering
-    up to 1/4 of the image" and gives no numbers. Here 1 to 8 squares are drawn. The sum of their
+    The paper (section 3.3) removes several smaller blocks, which may overlap, up to a quarter of
+    the image, and gives no numbers. Here 1 to 8 squares are drawn. The sum of their
     areas is drawn between 1/10 and 1/4 of the picture, their sides differ by up to a factor of
     two, and each lies anywhere inside the picture, on whole pixels.
 

@@ -53,8 +53,8 @@ class RegionMasks(MaskSampler):
     """One to three deformed silhouettes, over at most a quarter of the picture.
 
     The paper (section 3.3) takes arbitrary shapes from the segmentation masks of PASCAL VOC 2012,
-    deforms them and pastes them "in arbitrary places in the other images", "covering up to 1/4 of
-    the image", so that shape and picture are not correlated. Here an outline is drawn from a
+    deforms them and pastes them anywhere into other images, over up to a quarter of the image,
+    so that shape and picture are not correlated. Here an outline is drawn from a
     table, mirrored or not, rotated, stretched by up to 1.5 along one axis and shrunk along the
     other (with the rotations before and after, any shear too), and warped by a sinusoidal shear
     along each of two perpendicular axes. It may stick out of the picture by a quarter of its
