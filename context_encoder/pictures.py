@@ -78,11 +78,11 @@ class Picture:
 
     @property
     def height(self) -> int:
-        return self.pixels.shape[0]
+        return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
-        return self.pixels.shape[1]
+        return int(self.pixels.shape[1])
 
     def rgb(self) -> NDArray[np.float32]:
         """float32 ``(H, W, 3)`` in [-1, 1]; transparent pixels lie on white, as in training."""
@@ -366,11 +366,11 @@ def _grey_from_image(image: Image.Image) -> NDArray[np.float32]:
     upright = _UPRIGHT.get(_orientation(image))
     if image.has_transparency_data and not image.mode.startswith("I"):
         grey, alpha = (np.asarray(band, np.float32) for band in image.convert("LA").split())
-        values = grey / 255 * (alpha / 255)
+        values = np.asarray(grey / 255 * (alpha / 255), np.float32)
     else:
         values = np.asarray(_to_rgb(image).convert("L"), np.float32) / 255
     if upright is not None:
-        values = np.asarray(Image.fromarray(values).transpose(upright))
+        values = np.asarray(Image.fromarray(values).transpose(upright), np.float32)
     return values
 
 
@@ -395,5 +395,4 @@ def _grey_from_array(array: NDArray[Any]) -> NDArray[np.float32]:
         return values
     alpha = values[..., 3] if values.shape[2] == 4 else np.float32(1)
     color = values[..., :3] @ _LUMA if values.shape[2] > 1 else values[..., 0]
-    grey: NDArray[np.float32] = color * alpha
-    return grey
+    return np.asarray(color * alpha, np.float32)

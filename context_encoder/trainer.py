@@ -148,7 +148,7 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
             f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
             "use --mask central, or --model random"
         )
-    resize = config.resize or round(1.5 * size)
+    resize = config.resize or 2 * size
     if resize < size:
         raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
     steps = config.steps
