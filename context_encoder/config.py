@@ -205,4 +205,4 @@ MODEL_PRESETS: dict[str, str] = {
 
 def preset(name: str) -> TrainConfig:
     """The configuration of a named recipe."""
-    return TrainConfig(preset=name, **PRESETS[name])  # type: ignore[arg-type]
+    return TrainConfig(preset=name, **PRESETS[name])

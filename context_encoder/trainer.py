@@ -173,7 +173,7 @@ def choose_device(name: str, processes: Processes) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")
-        if device.index is None:
+        if ":" not in name:
             device = torch.device("cuda", processes.local_rank)
         if device.index >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
@@ -245,11 +245,11 @@ class Trainer:
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._memory_format = memory_format
-        self.model.to(device, memory_format=memory_format)
+        self.model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         self._optimizer = self._adam(self.model, config.lr)
         self._discriminator_optimizer: Optimizer | None = None
         if self.discriminator is not None:
-            self.discriminator.to(device, memory_format=memory_format)
+            self.discriminator.to(device, memory_format=memory_format)  # type: ignore[call-overload]
             self._discriminator_optimizer = self._adam(
                 self.discriminator, config.lr * config.lr_discriminator_ratio
             )
