@@ -13,10 +13,20 @@ from torch import Tensor
 
 from cekernels.triton._runtime import INTERPRETED
 from cekernels.triton.channelwise_linear import channelwise_linear, channelwise_linear_backward
+from cekernels.triton.masked_loss import (
+    masked_loss,
+    masked_loss_and_gradient,
+    masked_loss_backward,
+    scale_gradient_,
+)
 
 __all__ = [
     "channelwise_linear",
     "channelwise_linear_backward",
+    "masked_loss",
+    "masked_loss_and_gradient",
+    "masked_loss_backward",
+    "scale_gradient_",
 ]
 
 _OLDEST = (8, 0)

@@ -62,20 +62,37 @@ def _last_offset(tensor: Tensor) -> int:
     return sum(abs(s) * n for s, n in zip(tensor.stride(), tensor.shape, strict=True)) + 2**20
 
 
-def alignment(*tensors: Tensor, sizes: tuple[int, ...] = ()) -> int:
-    """The most elements, a power of two of at most 16 bytes, in which all rows can be read.
+def pixel_layout(tensor: Tensor) -> tuple[tuple[int, int, int, int], int]:
+    """Strides of ``(B, C, H, W)``, and the WIDTH that ``pixel_offsets`` takes for them."""
+    b, c, h, w = tensor.stride()
+    height, width = tensor.shape[2:]
+    if height <= 1:
+        return (b, c, 0, w), 0
+    if width <= 1:
+        return (b, c, 0, h), 0
+    return (b, c, h, w), 0 if h == w * width else width
 
-    Rows lie along the last dimension; ``sizes`` are further numbers that it must divide.
+
+def alignment(*tensors: Tensor, pixels: bool = False, sizes: tuple[int, ...] = ()) -> int:
+    """The most elements, a power of two of at most 16 bytes, that every run starts a multiple of.
+
+    A run is what lies together: a row of the last dimension or, with ``pixels``, the pixels of
+    ``(B, C, H, W)`` as ``pixel_layout`` numbers them. Its length is a multiple too, and so are
+    the ``sizes``.
     """
     widest = 16
     for tensor in tensors:
-        elements = 16 // tensor.element_size()
-        lengths = [s for s, n in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if n > 1]
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        if pixels:
+            strides, width = pixel_layout(tensor)
+            length = width or tensor.shape[2] * tensor.shape[3]
+            shape = (*tensor.shape[:2], tensor.shape[2] if width else 1)
+        else:
+            strides, length, shape = tensor.stride(), tensor.shape[-1], tensor.shape[:-1]
+        if (strides[-1] != 1 and length > 1) or tensor.data_ptr() % 16:
             return 1
-        if tensor.data_ptr() % 16:
-            return 1
-        widest = min(widest, elements, *(_power_of_two(n) for n in lengths))
+        steps = [s for s, n in zip(strides, shape, strict=False) if n > 1]
+        most = 16 // tensor.element_size()
+        widest = min(widest, most, *(_power_of_two(n) for n in (length, *steps)))
     return min(widest, *(_power_of_two(n) for n in sizes)) if sizes else widest
 
 
@@ -87,6 +104,14 @@ def _power_of_two(number: int) -> int:
 def bits(tensor: Tensor) -> Tensor:
     """A bool tensor as uint8: Triton has no pointers to bits."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+@triton.jit
+def pixel_offsets(pixel, stride_h, stride_w, WIDTH: tl.constexpr):
+    """Offsets of pixels numbered row by row; WIDTH is 0 where one stride leads through all."""
+    if WIDTH == 0:
+        return pixel * stride_w
+    return (pixel // WIDTH) * stride_h + (pixel % WIDTH) * stride_w
 
 
 @triton.jit

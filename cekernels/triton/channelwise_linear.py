@@ -27,9 +27,10 @@ from cekernels.triton._runtime import (
 # bfloat16 products; three TF32 products are more exact than either, and memory stays the limit.
 PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
-# Larger maps than this are left to torch.bmm: their weights outweigh the batch, and no tile
-# holds a channel's weights. The first is for products without tensor cores.
-LARGEST_IEEE, LARGEST = 64, 128
+# Larger maps than this are left to torch.bmm: their weights outweigh the batch, and a channel's
+# weights with the sums of its gradient no longer fit the registers of a block.
+LARGEST_FORWARD = {"ieee": 64, "tf32x3": 64, "tf32": 128, "16 bit": 128}
+LARGEST_BACKWARD = 64
 
 # Programs that keep a large GPU busy; the batch is split among them. A function of the shape
 # alone, so that results do not depend on the GPU's size.
@@ -51,33 +52,29 @@ def _padded(locations: int) -> int:
     return max(16, triton.next_power_of_2(locations))
 
 
-def forward_tiles(n_in: int, n_out: int, precision: str, dtype: torch.dtype) -> Tiles | None:
+def forward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
     """Tiles of the forward kernel; None where torch.bmm serves."""
+    if max(n_in, n_out) > LARGEST_FORWARD[products]:
+        return None
     inner, outer = _padded(n_in), _padded(n_out)
-    if dtype == torch.float32 and precision == "ieee":
-        if max(n_in, n_out) > LARGEST_IEEE:
-            return None
+    if products == "ieee":
         # Without tensor cores padding costs time: walk over the inputs in steps of 16.
-        return Tiles(64, 16, outer, 4, 1)
-    if max(n_in, n_out) > LARGEST:
-        return None
-    if max(inner, outer) == 128:
-        return Tiles(64, inner, outer, 8, 2)
-    return Tiles(64, inner, outer, 4, 3)
+        return Tiles(64, 16, outer, warps=4, stages=1)
+    if max(inner, outer) > 64:
+        return Tiles(64, inner, outer, warps=8, stages=2 if products == "16 bit" else 1)
+    return Tiles(64, inner, outer, warps=4, stages=3 if products == "16 bit" else 2)
 
 
-def backward_tiles(n_in: int, n_out: int, precision: str, dtype: torch.dtype) -> Tiles | None:
+def backward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
     """Tiles of the backward kernel; None where torch.bmm serves."""
-    inner, outer = _padded(n_in), _padded(n_out)
-    if dtype == torch.float32 and precision == "ieee":
-        if max(n_in, n_out) > LARGEST_IEEE:
-            return None
-        return Tiles(16, inner, outer, 4, 1)
-    if max(n_in, n_out) > LARGEST:
+    if max(n_in, n_out) > LARGEST_BACKWARD:
         return None
-    if max(inner, outer) == 128:
-        return Tiles(32, inner, outer, 8, 1)
-    return Tiles(64, inner, outer, 4, 2)
+    inner, outer = _padded(n_in), _padded(n_out)
+    if products == "ieee":
+        return Tiles(16, inner, outer, warps=4, stages=1)
+    if products == "tf32x3":
+        return Tiles(16, inner, outer, warps=8, stages=2)
+    return Tiles(64, inner, outer, warps=8 if products == "tf32" else 4, stages=2)
 
 
 def rows_per_program(batch: int, channels: int, tile: int) -> int:
@@ -87,10 +84,10 @@ def rows_per_program(batch: int, channels: int, tile: int) -> int:
     return triton.cdiv(tiles, splits) * tile
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies: 16-bit products are exact in float32."""
+def products_of(dtype: torch.dtype) -> str:
+    """How products are taken: "16 bit" (exact in float32), or a ``tl.dot`` input precision."""
     if dtype != torch.float32:
-        return "ieee"
+        return "16 bit"
     return PRECISIONS[torch.get_float32_matmul_precision()]
 
 
@@ -335,8 +332,8 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
     output = input.new_empty(batch, channels, n_out)
     if output.numel() == 0:
         return output
-    precision = precision_of(input.dtype)
-    tiles = forward_tiles(n_in, n_out, precision, input.dtype)
+    products = products_of(input.dtype)
+    tiles = forward_tiles(n_in, n_out, products)
     if tiles is None:
         return _forward_by_bmm(input, weight, bias, relu, output)
     input, weight = _dense(input), _dense(weight)
@@ -363,7 +360,7 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
         N_IN=n_in,
         N_OUT=n_out,
         RELU=relu,
-        PRECISION=precision,
+        PRECISION="ieee" if products == "16 bit" else products,
         ALIGN_IN=alignment(input, weight, sizes=(n_in,)),
         ALIGN_OUT=alignment(output, sizes=(n_out,)),
         WIDE=wide(input, weight, output),
@@ -383,9 +380,8 @@ def channelwise_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, n_in = input.shape
     n_out = weight.shape[1]
-    dtype = grad_output.dtype
-    precision = precision_of(dtype)
-    tiles = backward_tiles(n_in, n_out, precision, dtype)
+    products = products_of(grad_output.dtype)
+    tiles = backward_tiles(n_in, n_out, products)
     if tiles is None:
         return _backward_by_bmm(grad_output, input, weight, output, needs)
     grad_output, input, weight = _dense(grad_output), _dense(input), _dense(weight)
@@ -434,7 +430,7 @@ def channelwise_linear_backward(
         grad_input_stride_b=channels * n_in,
         N_IN=n_in,
         N_OUT=n_out,
-        PRECISION=precision,
+        PRECISION="ieee" if products == "16 bit" else products,
         ALIGN_IN=alignment(*rows_in, sizes=(n_in,)),
         ALIGN_OUT=alignment(grad_output, *([] if output is None else [output]), sizes=(n_out,)),
         WIDE=wide(*used),
