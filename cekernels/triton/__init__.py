@@ -19,17 +19,40 @@ from cekernels.triton.masked_loss import (
     masked_loss_backward,
     scale_gradient_,
 )
+from cekernels.triton.rasterize import (
+    LARGEST_SIDE,
+    fill_boxes,
+    fill_masked,
+    fill_polygons,
+    rasterize_boxes,
+    rasterize_polygons,
+)
 
 __all__ = [
     "channelwise_linear",
     "channelwise_linear_backward",
+    "fill_boxes",
+    "fill_masked",
+    "fill_polygons",
     "masked_loss",
     "masked_loss_and_gradient",
     "masked_loss_backward",
+    "rasterize_boxes",
+    "rasterize_polygons",
     "scale_gradient_",
 ]
 
 _OLDEST = (8, 0)
+
+# The ops that do arithmetic, and the position of the argument that says in which dtype.
+_ARITHMETIC = {
+    "channelwise_linear": 1,
+    "channelwise_linear_backward": 2,
+    "masked_loss": 0,
+    "masked_loss_and_gradient": 0,
+    "masked_loss_backward": 2,
+    "scale_gradient_": 0,
+}
 
 
 def unavailable() -> str | None:
@@ -51,9 +74,14 @@ def unsupported(op: str, *args: Any) -> str | None:
             return f"needs compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
     elif not (device.type == "cpu" and INTERPRETED.value):
         return f"serves CUDA tensors, got one on {device} (TRITON_INTERPRET=1 serves CPU tensors)"
-    if op.startswith("channelwise_linear"):
-        if tensors[0].dtype == torch.float64:
-            return "float64 is served by the reference"
-        if tensors[1].numel() == 0 or tensors[2 if op.endswith("backward") else 1].numel() == 0:
-            return "the weight or the input is empty"
+
+    if op in _ARITHMETIC and args[_ARITHMETIC[op]].dtype == torch.float64:
+        return "float64 is served by the reference"
+    if op.startswith("channelwise_linear") and 0 in args[_ARITHMETIC[op]].shape:
+        return "the weight has no elements"
+    sides = args[3:5] if op == "rasterize_polygons" else args[2:4]
+    if op.startswith("fill"):
+        sides = args[0].shape[2:]
+    if op.startswith(("rasterize", "fill")) and max(sides) > LARGEST_SIDE:
+        return f"images of at most {LARGEST_SIDE} pixels a side, got {tuple(sides)}"
     return None
