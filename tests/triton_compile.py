@@ -41,23 +41,16 @@ class Compiled:
     registers: int
     stack: int
 
-    def loads(self) -> list[str]:
-        return re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global\S* \[[^;]*;", self.ptx)
-
     def widest_load(self) -> int:
-        """Bytes of the widest load from global memory."""
-        widths = [0]
-        for count, bits in re.findall(r"ld\.global(?:\.\w+(?:::\w+)*)*?\.(?:v(\d)\.)?[bf](\d+)", self.ptx):
-            widths.append(int(count or 1) * int(bits) // 8)
-        for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], \[[^;]*?\], (\w+)", self.ptx):
-            widths.append(int(size, 0))
-        return max(widths)
+        """Bytes of the widest load from global memory, asynchronous copies included."""
+        loads = r"ld\.global(?:\.\w+(?:::\w+)*)*?\.(?:v(\d)\.)?[bf](\d+)"
+        copies = r"cp\.async\.c[ag]\.shared\.global[^;]*?\], \[[^;]*?\], (\w+)"
+        widths = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(loads, self.ptx)]
+        return max(widths + [int(size, 0) for size in re.findall(copies, self.ptx)])
 
     def widest_store(self) -> int:
-        widths = [0]
-        for count, bits in re.findall(r"st\.global(?:\.v(\d))?\.[bf](\d+)", self.ptx):
-            widths.append(int(count or 1) * int(bits) // 8)
-        return max(widths)
+        found = re.findall(r"st\.global(?:\.v(\d))?\.[bf](\d+)", self.ptx)
+        return max(int(n or 1) * int(bits) // 8 for n, bits in found)
 
     def uses_tensor_cores(self) -> bool:
         return re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", self.ptx) is not None

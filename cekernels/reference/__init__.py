@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from cekernels.reference.channelwise_linear import channelwise_linear, channelwise_linear_backward
-from cekernels.reference.masked_loss import masked_loss, masked_loss_backward
+from cekernels.reference.masked_loss import (
+    masked_loss,
+    masked_loss_backward,
+    scale_gradient_,
+)
 from cekernels.reference.rasterize import (
     fill_boxes,
     fill_masked,
@@ -28,6 +32,7 @@ __all__ = [
     "masked_loss_backward",
     "rasterize_boxes",
     "rasterize_polygons",
+    "scale_gradient_",
 ]
 
 

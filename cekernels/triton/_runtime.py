@@ -1,5 +1,9 @@
 """What every kernel of this package shares: launching, addressing, and rounding."""
 
+# Kernels are not Python: constants in capitals, types by what a call passes.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -15,6 +19,15 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 # Offsets up to here are computed in int32, beyond it in int64.
 INT32_LIMIT = 2**31 - 1
+
+
+def cdiv(number: int, by: int) -> int:
+    return -(-number // by)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below ``number``."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ def alignment(*tensors: Tensor, pixels: bool = False, sizes: tuple[int, ...] = (
     the ``sizes``.
     """
     widest = 16
+    strides: tuple[int, ...]
     for tensor in tensors:
         if pixels:
             strides, width = pixel_layout(tensor)
@@ -92,11 +106,11 @@ def alignment(*tensors: Tensor, pixels: bool = False, sizes: tuple[int, ...] = (
             return 1
         steps = [s for s, n in zip(strides, shape, strict=False) if n > 1]
         most = 16 // tensor.element_size()
-        widest = min(widest, most, *(_power_of_two(n) for n in (length, *steps)))
-    return min(widest, *(_power_of_two(n) for n in sizes)) if sizes else widest
+        widest = min(widest, most, *(_divisor(n) for n in (length, *steps)))
+    return min(widest, *(_divisor(n) for n in sizes)) if sizes else widest
 
 
-def _power_of_two(number: int) -> int:
+def _divisor(number: int) -> int:
     """The largest power of two up to 16 that divides ``number``."""
     return number & -number if number % 16 else 16
 

@@ -5,6 +5,10 @@ are read and written where they lie in ``(B, C, N)``. Neighbouring programs take
 channels of the same samples, so the memory sectors that two rows share meet in the L2 cache.
 """
 
+# Kernels are not Python: constants in capitals, types by what a call passes.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,7 +21,9 @@ from torch import Tensor
 from cekernels.triton._runtime import (
     INTERPRETED,
     alignment,
+    cdiv,
     launch,
+    power_of_two,
     round_to,
     to_float32,
     wide,
@@ -49,7 +55,7 @@ class Tiles:
 
 
 def _padded(locations: int) -> int:
-    return max(16, triton.next_power_of_2(locations))
+    return max(16, power_of_two(locations))
 
 
 def forward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
@@ -79,9 +85,9 @@ def backward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
 
 def rows_per_program(batch: int, channels: int, tile: int) -> int:
     """Batch rows that one program walks over: a multiple of the tile, the same for all."""
-    tiles = max(triton.cdiv(batch, tile), 1)
+    tiles = max(cdiv(batch, tile), 1)
     splits = min(max(PROGRAMS // channels, 1), tiles)
-    return triton.cdiv(tiles, splits) * tile
+    return cdiv(tiles, splits) * tile
 
 
 def products_of(dtype: torch.dtype) -> str:
@@ -341,7 +347,7 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
     rows = rows_per_program(batch, channels, tiles.batch)
     launch(
         forward_kernel,
-        (channels, triton.cdiv(batch, rows)),
+        (channels, cdiv(batch, rows)),
         input.device,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
@@ -391,7 +397,7 @@ def channelwise_linear_backward(
     grad_bias = grad_output.new_empty(weight.shape[:2] if needs[2] else 0)
 
     rows = rows_per_program(batch, channels, tiles.batch)
-    splits = max(triton.cdiv(batch, rows), 1)
+    splits = max(cdiv(batch, rows), 1)
     part_weight, part_bias = grad_weight, grad_bias
     if splits > 1:
         # Sums over the batch are finished in a second launch, in a fixed order.
@@ -443,7 +449,7 @@ def channelwise_linear_backward(
             if total.numel():
                 launch(
                     sum_splits_kernel,
-                    (triton.cdiv(total.numel(), 256),),
+                    (cdiv(total.numel(), 256),),
                     total.device,
                     num_warps=4,
                     partial=part,
@@ -464,7 +470,7 @@ def _forward_by_bmm(
     if bias is not None or relu:
         launch(
             bias_relu_kernel,
-            (triton.cdiv(output.numel(), 1024),),
+            (cdiv(output.numel(), 1024),),
             output.device,
             num_warps=4,
             values=output,

@@ -6,6 +6,10 @@ stay wide. The same kernel sums the loss, writes the gradient, or does both in o
 program writes one partial sum; a last program adds them up in float64 and in a fixed order.
 """
 
+# Kernels are not Python: constants in capitals, types by what a call passes.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,6 +22,7 @@ from torch import Tensor
 from cekernels.triton._runtime import (
     alignment,
     bits,
+    cdiv,
     launch,
     pixel_layout,
     pixel_offsets,
@@ -117,7 +122,7 @@ def masked_loss_kernel(
             total_weight += weight
         for channel in range(channels):
             if WIDE:
-                channel = channel.to(tl.int64)
+                channel = tl.cast(channel, tl.int64)
             if MASK_HAS_CHANNELS:
                 m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN)
                 weight = _weights(mask, m_channel + m_pixel, exists)
@@ -132,10 +137,7 @@ def masked_loss_kernel(
             t = to_float32(tl.load(target + t_channel + t_pixel, mask=taken, other=0.0))
             difference = p - t
             if partial_loss is not None:
-                if POWER == 2:
-                    error = difference * difference
-                else:
-                    error = tl.abs(difference)
+                error = difference * difference if POWER == 2 else tl.abs(difference)
                 total += tl.where(masked, weight * error, 0.0)
             if grad is not None:
                 if POWER == 2:
@@ -236,7 +238,7 @@ def scale_gradient_kernel(
             weight = _weights(mask, m_pixel, exists)
             for channel in range(channels):
                 if WIDE:
-                    channel = channel.to(tl.int64)
+                    channel = tl.cast(channel, tl.int64)
                 if MASK_HAS_CHANNELS:
                     m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN)
                     weight = _weights(mask, m_channel + m_pixel, exists)
@@ -254,7 +256,7 @@ def scale_gradient_kernel(
 
 def _splits(samples: int, pixels: int) -> int:
     """Programs a sample: as many as there are blocks, within ``PROGRAMS`` in all."""
-    return max(min(triton.cdiv(pixels, BLOCK), PROGRAMS // max(samples, 1)), 1)
+    return max(min(cdiv(pixels, BLOCK), PROGRAMS // max(samples, 1)), 1)
 
 
 def _repeats(prediction: Tensor, mask: Tensor) -> int:
@@ -277,7 +279,7 @@ def _launch_elements(
     samples, channels, height, width = prediction.shape
     pixels = height * width
     mask = bits(mask)
-    tensors = {"prediction": prediction, "target": target, "mask": mask}
+    tensors: dict[str, Any] = {"prediction": prediction, "target": target, "mask": mask}
     layout: dict[str, Any] = {}
     for name, tensor in tensors.items():
         strides, row = pixel_layout(tensor)

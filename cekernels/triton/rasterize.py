@@ -6,6 +6,10 @@ reference divides to find the column in which an edge meets a row of centres, he
 multiplied out: column j is at or to the right of that point when ``256 rise j >= numerator``.
 """
 
+# Kernels are not Python: constants in capitals, types by what a call passes.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,15 +23,19 @@ from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 from cekernels.triton._runtime import (
     alignment,
     bits,
+    cdiv,
     launch,
     pixel_layout,
     pixel_offsets,
+    power_of_two,
     to_float32,
     wide,
 )
 
 # Pixels of a program: all columns of narrow images, and as many rows as that leaves.
-TILE, WIDEST, WARPS = 2048, 256, 4
+TILE, WIDEST, WARPS = 1024, 256, 4
+# Pixels of a program that fills by a given mask.
+BLOCK = 512
 # Wider or higher than this the products could pass 2**63.
 LARGEST_SIDE = 2**22
 
@@ -100,7 +108,7 @@ def _store_tile(
         source = row[:, None] * image_stride_h + column[None, :] * image_stride_w
         for channel in range(channels):
             if WIDE:
-                channel = channel.to(tl.int64)
+                channel = tl.cast(channel, tl.int64)
             kept = image + (sample * image_stride_b + channel * image_stride_c) + source
             pixel = tl.load(kept, mask=exists & (inside == 0), other=0)
             pixel = tl.where(inside, tl.load(value + channel), pixel)
@@ -253,7 +261,7 @@ def fill_masked_kernel(
     filled += tl.multiple_of(sample * channels * pixels, ALIGN)
     for channel in range(channels):
         if WIDE:
-            channel = channel.to(tl.int64)
+            channel = tl.cast(channel, tl.int64)
         m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN) if MASK_HAS_CHANNELS else 0
         weight = tl.load(mask + m_channel + m_pixel, mask=exists, other=0)
         if mask.dtype.element_ty == tl.bfloat16:
@@ -299,11 +307,11 @@ def _rasterize(
             "channels": image.shape[1],
         }
     strides = (0, 0, 0, 0) if image is None else image.stride()
-    columns = min(max(triton.next_power_of_2(width), 16), WIDEST)
+    columns = min(max(power_of_two(width), 16), WIDEST)
     rows = TILE // columns
     launch(
         kernel,
-        (samples * triton.cdiv(height, rows) * triton.cdiv(width, columns),),
+        (samples * cdiv(height, rows) * cdiv(width, columns),),
         device,
         num_warps=WARPS,
         **shapes,
@@ -321,9 +329,7 @@ def _rasterize(
     return mask, area, filled
 
 
-def _polygons(
-    vertices: Tensor, contour_offsets: Tensor, fill_rule: str
-) -> dict[str, Any]:
+def _polygons(vertices: Tensor, contour_offsets: Tensor, fill_rule: str) -> dict[str, Any]:
     return {
         "vertices": vertices.contiguous(),
         "contour_offsets": contour_offsets.contiguous(),
@@ -367,7 +373,7 @@ def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
         for axis, stride in zip("bchw", strides, strict=True):
             layout[f"{name}_stride_{axis}"] = stride
         layout[f"{name.upper()}_WIDTH"] = row
-    blocks = triton.cdiv(height * width, TILE)
+    blocks = cdiv(height * width, BLOCK)
     launch(
         fill_masked_kernel,
         (samples * blocks,),
@@ -384,7 +390,7 @@ def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(image, mask, filled, pixels=True),
         WIDE=wide(image, mask, filled),
-        BLOCK=TILE,
+        BLOCK=BLOCK,
     )
     return filled
 
