@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import cekernels
-from cekernels import _dispatch, reference
+from cekernels import _dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -74,19 +74,19 @@ def error(value: Tensor, truth: Tensor) -> float:
     return (value.double().cpu() - truth.cpu()).abs().max().item() / scale
 
 
-def assert_close(value: Tensor, peer: Tensor, truth: Tensor, factor: float) -> None:
-    """Against float64, at most ``factor`` times the peer's error, or one rounding if it has none.
+def assert_close(
+    value: Tensor, peer: Tensor, truth: Tensor, factor: float, roundings: int = 1
+) -> None:
+    """Against float64, at most ``factor`` times the peer's error, or the roundings of one element.
 
-    The peer is what plain PyTorch computes in the same dtype.
+    The peer is what plain PyTorch computes in the same dtype; it may be exact by luck.
     """
     assert value.shape == truth.shape
     assert value.dtype == peer.dtype
     ours, theirs = error(value, truth), error(peer, truth)
-    rounding = torch.finfo(value.dtype).eps / 2
-    assert ours <= max(factor * theirs, rounding), (
-        f"error {ours:.2e} against float64, {theirs:.2e} in plain PyTorch ({ours / theirs:.1f}x)"
-        if theirs
-        else f"error {ours:.2e} against float64, none in plain PyTorch"
+    unavoidable = roundings * torch.finfo(value.dtype).eps / 2
+    assert ours <= max(factor * theirs, unavoidable), (
+        f"error {ours:.2e} against float64, {theirs:.2e} in plain PyTorch"
     )
 
 
@@ -192,7 +192,3 @@ def boxes(height: int, width: int) -> tuple[Tensor, Tensor]:
             [384, 384, w - 128, h - 128], [700, 700, 700, 900],
             [-limit - 1, -limit - 1, limit, limit]]  # fmt: skip
     return torch.tensor(rows).int(), torch.tensor([0, 3, 3, 5, 6])
-
-
-def reference_of(name: str) -> object:
-    return getattr(reference, name)
