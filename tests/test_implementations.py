@@ -135,12 +135,14 @@ def test_linear_with_int64_offsets(target: Target, monkeypatch: pytest.MonkeyPat
 @every_target
 def test_linear_keeps_nan_and_infinity_in_their_rows(target: Target) -> None:
     cases.needs(target, "channelwise_linear")
-    x, w, b, _ = linear_integers(6, 2, 9, 9, torch.float32, target.device)
+    x, w, b, g = linear_integers(6, 2, 9, 9, torch.float32, target.device)
     w[0] += 0.5  # no zeros, so that infinity times zero does not come into it
     x[1, 0, 3], x[4, 0, 5], x[5, 1, 2] = float("nan"), float("inf"), float("nan")
     for activation in (None, "relu"):
-        ours = cekernels.channelwise_linear(x, w, b, activation=activation, impl=target.impl)
-        truth = cekernels.channelwise_linear(x, w, b, activation=activation, impl="reference")
+        ours = linear_with_gradients(target.impl, x, w, b, g, activation)
+        truth = linear_with_gradients("reference", x, w, b, g, activation)
+        assert ours[0].isnan().any()
+        assert not ours[0][[0, 2, 3]].isnan().any()
         torch.testing.assert_close(ours, truth, rtol=0, atol=0, equal_nan=True)
 
 
@@ -212,6 +214,26 @@ def test_loss_of_integers_is_exact_however_the_mask_lies(target: Target) -> None
             truth = loss_with_gradients("reference", p, t, mask, 2, None, normalize="sum")
         ours = loss_with_gradients(target.impl, p, t, mask, 2, None, normalize="sum")
         assert all(map(torch.equal, ours, truth))
+
+
+@every_target
+@pytest.mark.parametrize("power", [2, 1])
+def test_nan_inside_the_mask_is_seen(target: Target, power: int) -> None:
+    cases.needs(target, "masked_loss")
+    p, t = torch.zeros(2, 3, 4, 8), torch.ones(2, 3, 4, 8)
+    m = torch.zeros(2, 1, 4, 8)
+    m[:, :, 1] = 1
+    p[0, 1, 1, 2] = p[1, 2, 3, 3] = float("nan")
+    p[1, 0, 1, 1] = float("inf")
+    m[0, 0, 2, 5] = float("nan")
+    p, t, m = p.to(target.device), t.to(target.device), m.to(target.device)
+    grad = torch.ones(2, device=p.device)
+    ours = loss_with_gradients(target.impl, p, t, m, power, grad, normalize="none")
+    truth = loss_with_gradients("reference", p, t, m, power, grad, normalize="none")
+    torch.testing.assert_close(ours, truth, rtol=0, atol=0, equal_nan=True)
+    assert ours[0].isnan().tolist() == [True, False]
+    # the three channels of the NaN weight and, in L2, the NaN element: sign(NaN) is 0
+    assert ours[1].isnan().sum() == (4 if power == 2 else 3)
 
 
 @every_target

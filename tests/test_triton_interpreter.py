@@ -1,4 +1,4 @@
-"""The Triton kernels on the CPU: test_implementations.py in a process under the interpreter.
+"""The Triton kernels on the CPU: the shared tests in a process under Triton's interpreter.
 
 Triton decides at import whether it interprets, hence another process.
 """
@@ -17,13 +17,14 @@ pytest.importorskip("triton")
 
 
 def test_kernels_in_the_interpreter() -> None:
-    tests = Path(__file__).parent / "test_implementations.py"
+    folder = Path(__file__).parent
+    files = [str(folder / name) for name in ("test_implementations.py", "test_numerics.py")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        cwd=tests.parent.parent,
+        cwd=folder.parent,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -35,7 +35,7 @@ PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 # Larger maps than this are left to torch.bmm: their weights outweigh the batch, and a channel's
 # weights with the sums of its gradient no longer fit the registers of a block.
-LARGEST_FORWARD = {"ieee": 64, "tf32x3": 64, "tf32": 128, "16 bit": 128}
+LARGEST_FORWARD = {"ieee": 64, "tf32x3": 64, "tf32": 64, "16 bit": 128}
 LARGEST_BACKWARD = 64
 
 # Programs that keep a large GPU busy; the batch is split among them. A function of the shape
@@ -67,7 +67,7 @@ def forward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
         # Without tensor cores padding costs time: walk over the inputs in steps of 16.
         return Tiles(64, 16, outer, warps=4, stages=1)
     if max(inner, outer) > 64:
-        return Tiles(64, inner, outer, warps=8, stages=2 if products == "16 bit" else 1)
+        return Tiles(64, inner, outer, warps=8, stages=2)
     return Tiles(64, inner, outer, warps=4, stages=3 if products == "16 bit" else 2)
 
 
@@ -76,11 +76,13 @@ def backward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
     if max(n_in, n_out) > LARGEST_BACKWARD:
         return None
     inner, outer = _padded(n_in), _padded(n_out)
+    small = max(inner, outer) <= 32
     if products == "ieee":
-        return Tiles(16, inner, outer, warps=4, stages=1)
+        return Tiles(32 if small else 16, inner, outer, warps=4, stages=1)
     if products == "tf32x3":
-        return Tiles(16, inner, outer, warps=8, stages=2)
-    return Tiles(64, inner, outer, warps=8 if products == "tf32" else 4, stages=2)
+        # More rows, or fewer warps, and the sums of products spill.
+        return Tiles(32, inner, outer, 4, 2) if small else Tiles(16, inner, outer, 8, 2)
+    return Tiles(64, inner, outer, warps=8 if products == "tf32" and not small else 4, stages=2)
 
 
 def rows_per_program(batch: int, channels: int, tile: int) -> int:

@@ -143,8 +143,8 @@ def masked_loss_kernel(
                 if POWER == 2:
                     slope = 2 * difference
                 else:
-                    slope = tl.where(difference < 0, -1.0, difference)
-                    slope = tl.where(difference > 0, 1.0, slope)
+                    slope = tl.where(difference < 0, -1.0, 0.0)
+                    slope = tl.where(difference > 0, 1.0, slope)  # 0 for NaN, as torch.sign
                 value = tl.where(masked, weight * factor * slope, 0.0)
                 g_channel = tl.multiple_of(channel * pixels, ALIGN)
                 rounded = round_to(value, grad.dtype.element_ty)
