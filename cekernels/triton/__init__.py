@@ -6,6 +6,7 @@ the same kernels on the CPU: slow, and meant for tests.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ _ARITHMETIC = {
 }
 
 
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 def unavailable() -> str | None:
     if INTERPRETED.value:
         return None
@@ -69,9 +75,9 @@ def unsupported(op: str, *args: Any) -> str | None:
     tensors = [a for a in args if isinstance(a, Tensor)]
     device = tensors[0].device
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < _OLDEST:
-            return f"needs compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
+        major, minor = _capability(device)
+        if (major, minor) < _OLDEST:
+            return f"needs compute capability 8.0 or newer, {device} has {major}.{minor}"
     elif not (device.type == "cpu" and INTERPRETED.value):
         return f"serves CUDA tensors, got one on {device} (TRITON_INTERPRET=1 serves CPU tensors)"
 
