@@ -41,16 +41,16 @@ class TrainConfig(BaseModel):
         None, description="Folder of held-out photographs. Default: a part of --data is held out."
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Part of the photographs that is held out (512 at most)."
+        0.18, description="Part of the photographs that is held out (512 at most)."
     )
     val_samples: Annotated[int, Field(ge=1)] = Field(
         96, description="Fixed crops of held-out photographs to validate on."
     )
     resize: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Short side, in pixels, photographs are scaled to. Default: 1.5 x size."
+        None, description="Short side, in pixels, photographs are scaled to. Default: 2 x size."
     )
     crop_scale: tuple[float, float] = Field(
-        (0.67, 1.0), description="Side of a random crop as a part of the short side, from .. to."
+        (0.4, 1.0), description="Side of a random crop as a part of the short side, from .. to."
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
     workers: Annotated[int, Field(ge=0)] | None = Field(
@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     )
     fill: Literal["imagenet-mean", "released-order"] = Field(
         "imagenet-mean",
-        description="Colour of the hole in the input; released-order permutes it as train.lua does.",
+        description="Colour of the hole; released-order permutes the channels as train.lua does.",
     )
 
     loss: Literal["l2", "l1"] = Field("l2", description="Reconstruction loss.")
@@ -82,10 +82,10 @@ class TrainConfig(BaseModel):
         "mask", description="Divide it by the masked elements (paper) or by all (released code)."
     )
     overlap: Annotated[int, Field(ge=0)] = Field(
-        0, description="Band of context, in pixels, that the network predicts too."
+        7, description="Band of context, in pixels, that the network predicts too."
     )
     overlap_weight: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="Weight of the band in the reconstruction loss."
+        1.0, description="Weight of the band in the reconstruction loss."
     )
     lambda_rec: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Weight of the reconstruction loss."
@@ -94,14 +94,14 @@ class TrainConfig(BaseModel):
         0.0, description="Weight of the adversarial loss; 0 for none."
     )
 
-    steps: Annotated[int, Field(ge=1)] = Field(1600, description="Training steps.")
+    steps: Annotated[int, Field(ge=1)] = Field(1200, description="Training steps.")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the photographs; overrides --steps."
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(
         32, description="Images a step, over all processes together."
     )
-    lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="Adam's rate for the network.")
+    lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="Adam's rate for the network.")
     lr_discriminator_ratio: Annotated[float, Field(gt=0)] = Field(
         0.1, description="The discriminator's rate as a part of --lr."
     )
@@ -129,7 +129,7 @@ class TrainConfig(BaseModel):
         25, description="Steps between training lines; only there the device is waited for."
     )
     val_every: Annotated[int, Field(ge=1)] = Field(
-        400, description="Steps between validations, checkpoints and sample sheets."
+        300, description="Steps between validations, checkpoints and sample sheets."
     )
     sample_rows: Annotated[int, Field(ge=1)] = Field(8, description="Rows of a sample sheet.")
 
@@ -156,6 +156,7 @@ class TrainConfig(BaseModel):
 # what differs from TrainConfig's defaults.
 _RELEASED: dict[str, Any] = {
     "overlap": 4,
+    "overlap_weight": 10.0,
     "lambda_rec": 0.999,
     "lambda_adv": 0.001,
     "batch_size": 64,
@@ -172,6 +173,7 @@ _RELEASED: dict[str, Any] = {
 _FEATURES: dict[str, Any] = {
     "model": "alexnet",
     "dropout": 0.5,
+    "overlap": 0,
     "batch_size": 64,
     "lr_schedule": "constant",
     "resize": 256,
@@ -203,4 +205,4 @@ MODEL_PRESETS: dict[str, str] = {
 
 def preset(name: str) -> TrainConfig:
     """The configuration of a named recipe."""
-    return TrainConfig(preset=name, **PRESETS[name])  # type: ignore[arg-type]
+    return TrainConfig(preset=name, **PRESETS[name])

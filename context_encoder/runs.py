@@ -68,16 +68,17 @@ class Checkpoint:
 
 
 class RunFolder:
-    """Writes a run folder.
+    """Writes a run folder; nothing is written before :meth:`start`.
 
     Args:
-        path: the folder; made if it is not there.
-        config: written to ``config.json``.
-        resume_step: None for a new run, which must not find an earlier one there (RunError);
-            else the step it goes on from: later lines of ``metrics.jsonl`` are dropped.
+        path: the folder.
+        resume_step: None for a new run; else the step that the run there goes on from.
+
+    Raises:
+        RunError: a new run would write over something.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, resume_step: int | None = None) -> None:
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
         if path.exists() and not path.is_dir():
             raise RunError(f"--out {path} is a file; name a folder")
         if resume_step is None and (path / _CONFIG).exists():
@@ -86,12 +87,19 @@ class RunFolder:
                 "folder with --out"
             )
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        _write_text(path / _CONFIG, config.model_dump_json(indent=2) + "\n")
+        self.resume_step = resume_step
         self._metrics = path / "metrics.jsonl"
-        if resume_step is not None and self._metrics.exists():
+
+    def start(self, config: TrainConfig) -> None:
+        """Make the folder and write the configuration.
+
+        A run that goes on loses the lines of ``metrics.jsonl`` behind its step: it makes them anew.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_text(self.path / _CONFIG, config.model_dump_json(indent=2) + "\n")
+        if self.resume_step is not None and self._metrics.exists():
             lines = self._metrics.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
+            kept = [line for line in lines if json.loads(line)["step"] <= self.resume_step]
             _write_text(self._metrics, "".join(line + "\n" for line in kept))
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:

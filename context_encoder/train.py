@@ -45,11 +45,11 @@ log = logging.getLogger("context_encoder")
 
 # What may differ from the run that is resumed: nothing that changes the network, or the stream
 # of pictures and masks. Folders may have moved; whether they hold the same files is checked.
-_FREE_ON_RESUME = frozenset(
+_FREE_ON_RESUME = (
     "data val_data mask_folder voc_root steps epochs workers device amp compile channels_last out "
     "log_every val_every sample_rows lr lr_discriminator_ratio lr_schedule warmup_steps "
-    "weight_decay beta1 lambda_rec lambda_adv".split()
-)
+    "weight_decay beta1 lambda_rec lambda_adv"
+).split()
 
 
 class Arguments(TrainConfig):
@@ -140,6 +140,7 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
     config = resolve(config, photos)
     device = choose_device(config.device, processes)
     checkpoint: Checkpoint | None = None
+    step = 0
     if resume is not None:
         checkpoint = read_checkpoint(find_checkpoint(resume, "last"))
         step = int(checkpoint.state["step"])
@@ -151,19 +152,18 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
     out = config.out or (resume and _run_root(resume)) or _default_out(config)
     config = config.model_copy(update={"out": out})
 
+    into_old = resume is not None and out.resolve() == _run_root(resume).resolve()
+    run = RunFolder(out, step if into_old else None)
+
     with _process_group(processes, device):
-        run = None
+        trainer = Trainer(config, photos, device, processes, checkpoint)
         if processes.first:
-            into_old = resume is not None and out.resolve() == _run_root(resume).resolve()
-            assert checkpoint is not None or not into_old
-            run = RunFolder(out, config, int(checkpoint.state["step"]) if into_old else None)  # type: ignore[union-attr]
+            run.start(config)
             _log_to(out / "log.txt")
-        trainer = Trainer(config, photos, run, device, processes, checkpoint)
-        if run is not None:
             _announce(config, photos, trainer, resume)
         with _stop_on_signal(trainer), logging_redirect_tqdm():
-            outcome = trainer.fit()
-        if run is not None:
+            outcome = trainer.fit(run if processes.first else None)
+        if processes.first:
             _conclude(config, outcome, out)
     return 0
 

@@ -148,7 +148,7 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
             f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
             "use --mask central, or --model random"
         )
-    resize = config.resize or round(1.5 * size)
+    resize = config.resize or 2 * size
     if resize < size:
         raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
     steps = config.steps
@@ -173,7 +173,7 @@ def choose_device(name: str, processes: Processes) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")
-        if device.index is None:
+        if ":" not in name:
             device = torch.device("cuda", processes.local_rank)
         if device.index >= torch.cuda.device_count():
             raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
@@ -181,7 +181,7 @@ def choose_device(name: str, processes: Processes) -> torch.device:
     return device
 
 
-def masks_from_config(config: TrainConfig, seed: int, output_side: int) -> MaskSampler:
+def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
     """The mask sampler of a resolved configuration.
 
     The hole of a network that predicts its central region only leaves room for the overlap band.
@@ -195,7 +195,7 @@ def masks_from_config(config: TrainConfig, seed: int, output_side: int) -> MaskS
     return build_mask_sampler(
         config.mask,
         config.size,
-        seed,
+        config.seed,
         hole=hole,
         folder=config.mask_folder,
         voc_root=config.voc_root,
@@ -208,7 +208,6 @@ class Trainer:
     Args:
         config: resolved (see :func:`resolve`).
         photos: the files.
-        run: where results go; only the first process writes.
         device: this process's.
         processes: those that train together.
         checkpoint: to go on from, or None.
@@ -218,7 +217,6 @@ class Trainer:
         self,
         config: TrainConfig,
         photos: Photos,
-        run: RunFolder | None,
         device: torch.device,
         processes: Processes,
         checkpoint: Checkpoint | None = None,
@@ -227,7 +225,7 @@ class Trainer:
         assert config.resize is not None
         self.config = config
         self.photos = photos
-        self.run = run
+        self.run: RunFolder | None = None
         self.device = device
         self.processes = processes
         self.step = 0
@@ -241,18 +239,17 @@ class Trainer:
         self.model = model_from_config(config)
         top, left, height, width = self.model.output_region
         self._region = (..., slice(top, top + height), slice(left, left + width))
-        self.masks = masks_from_config(config, config.seed, height).to(device)
-        self._validation_masks = masks_from_config(config, _VALIDATION_SEED, height).to(device)
+        self.masks = masks_from_config(config, height).to(device)
         self.discriminator = build_discriminator(height) if config.lambda_adv > 0 else None
         self.fill = torch.tensor(config.fill_color(), device=device)
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._memory_format = memory_format
-        self.model.to(device, memory_format=memory_format)
+        self.model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         self._optimizer = self._adam(self.model, config.lr)
         self._discriminator_optimizer: Optimizer | None = None
         if self.discriminator is not None:
-            self.discriminator.to(device, memory_format=memory_format)
+            self.discriminator.to(device, memory_format=memory_format)  # type: ignore[call-overload]
             self._discriminator_optimizer = self._adam(
                 self.discriminator, config.lr * config.lr_discriminator_ratio
             )
@@ -335,9 +332,9 @@ class Trainer:
             self._note_unreadable(sample["unreadable"])
         images = torch.stack([sample["image"] for sample in samples])
         index = torch.arange(len(images), device=self.device)
-        masks, _ = self._validation_masks(torch.zeros_like(index), index)
+        masks, _ = self.masks.with_seed(_VALIDATION_SEED)(torch.zeros_like(index), index)
         original = to_unit(self._to_float(images.to(self.device)))
-        trivial = {}
+        trivial: dict[str, float] = {}
         for name, color in (
             ("psnr_mean_fill", to_unit(self.fill).view(1, 3, 1, 1)),
             ("psnr_context_mean_fill", context_mean(original, masks)),
@@ -421,13 +418,17 @@ class Trainer:
 
     # --- the loop -----------------------------------------------------------------------------
 
-    def fit(self) -> Outcome:
+    def fit(self, run: RunFolder | None) -> Outcome:
         """Train to the last step, or until ``stop_requested`` is set.
+
+        Args:
+            run: where results go, started; None in all processes but the first.
 
         Raises:
             NonFiniteError: the loss is not finite; the last checkpoint is from before.
         """
         config, first = self.config, self.processes.first
+        self.run = run
         started = time.monotonic()
         validation = self._load_validation() if first else None
         writer = (
@@ -656,10 +657,14 @@ def _optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f"optimizer.{prefix}."):
             index, name = key.split(".")[2:]
+            if value.dim():
+                # The fused kernel walks through memory: moments must lie as their weights do.
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
             state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
