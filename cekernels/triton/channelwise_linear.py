@@ -76,13 +76,14 @@ def backward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
     if max(n_in, n_out) > LARGEST_BACKWARD:
         return None
     inner, outer = _padded(n_in), _padded(n_out)
-    small = max(inner, outer) <= 32
+    largest = max(inner, outer)
     if products == "ieee":
-        return Tiles(32 if small else 16, inner, outer, warps=4, stages=1)
+        return Tiles(32 if largest <= 32 else 16, inner, outer, warps=4, stages=1)
     if products == "tf32x3":
         # More rows, or fewer warps, and the sums of products spill.
-        return Tiles(32, inner, outer, 4, 2) if small else Tiles(16, inner, outer, 8, 2)
-    return Tiles(64, inner, outer, warps=8 if products == "tf32" and not small else 4, stages=2)
+        return Tiles(1024 // largest, inner, outer, warps=8 if largest == 64 else 4, stages=2)
+    warps = 8 if products == "tf32" and largest == 64 else 4
+    return Tiles(64, inner, outer, warps=warps, stages=2)
 
 
 def rows_per_program(batch: int, channels: int, tile: int) -> int:
