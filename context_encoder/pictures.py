@@ -365,13 +365,12 @@ def _grey_from_image(image: Image.Image) -> NDArray[np.float32]:
     _load(image)
     upright = _UPRIGHT.get(_orientation(image))
     if image.has_transparency_data and not image.mode.startswith("I"):
-        grey, alpha = (np.asarray(band, np.float32) for band in image.convert("LA").split())
-        values = np.asarray(grey / 255 * (alpha / 255), np.float32)
+        bands = image.convert("LA").split()
     else:
-        values = np.asarray(_to_rgb(image).convert("L"), np.float32) / 255
-    if upright is not None:
-        values = np.asarray(Image.fromarray(values).transpose(upright), np.float32)
-    return values
+        bands = (_to_rgb(image).convert("L"),)
+    product = np.prod([np.asarray(band, np.float32) / 255 for band in bands], axis=0)
+    values = Image.fromarray(product)
+    return np.asarray(values if upright is None else values.transpose(upright))
 
 
 def _grey_from_array(array: NDArray[Any]) -> NDArray[np.float32]:
