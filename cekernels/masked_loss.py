@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, call_op, define
+from cekernels._library import autocast_dtype, call_op, define, transformed
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
@@ -99,8 +99,33 @@ def _masked_loss(
         _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
         _checks.same_device(op, "area", area, "prediction", prediction)
         _checks.no_gradient(op, "area", area)
-    loss: Tensor = call_op("masked_loss", impl, prediction, target, mask, area, power, normalize)[0]
+    args = (prediction, target, mask, area, power, normalize)
+    if _in_one_pass(prediction, target, area, normalize):
+        loss: Tensor = _OnePass.apply(*args, impl)
+    else:
+        loss, _ = call_op("masked_loss", impl, *args)
     return loss
+
+
+# Where reading prediction and target once less counts.
+_ONE_PASS_DEVICES = ("cuda",)
+
+
+def _in_one_pass(prediction: Tensor, target: Tensor, area: Tensor | None, normalize: str) -> bool:
+    """Whether to make the gradient along with the loss, for ``backward()`` to scale.
+
+    It can be made where the normalisation is known beforehand. Not in float16, in which a
+    gradient that has not yet met its loss scale vanishes, and not where the call is traced.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not transformed()
+        and prediction.device.type in _ONE_PASS_DEVICES
+        and prediction.dtype != torch.float16
+        and (area is not None or normalize != "mask")
+        and torch.is_grad_enabled()
+        and (prediction.requires_grad or target.requires_grad)
+    )
 
 
 def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
@@ -112,6 +137,75 @@ def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
     _checks.shape(op, "mask", mask, expected, f"that of {image_name}, or with 1 channel")
     _checks.same_device(op, "mask", mask, image_name, image)
     _checks.no_gradient(op, "mask", mask)
+
+
+# --- loss and gradient in one pass ------------------------------------------------------------
+
+
+class _OnePass(torch.autograd.Function):
+    """The loss, with the gradient for a ``grad_loss`` of 1 made at the same time.
+
+    Not an op of torch.library: its backward changes a tensor of its forward in place, which a
+    traced graph cannot hold.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        area: Tensor | None,
+        power: int,
+        normalize: str,
+        impl: str,
+    ) -> Tensor:
+        loss, scale, ctx.gradient = _loss_and_gradient(
+            prediction, target, mask, area, power, normalize, impl
+        )
+        ctx.save_for_backward(scale, prediction, target, mask)
+        ctx.power, ctx.impl = power, impl
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = ctx.gradient
+        if gradient is None or torch.is_grad_enabled():
+            # A second backward, or one that is differentiated itself: from the start.
+            gradient = torch.ops.cekernels.masked_loss_backward(
+                grad_loss, *ctx.saved_tensors, ctx.power, ctx.impl
+            )
+        else:
+            ctx.gradient = None  # handed over, so nobody else sees the change in place
+            mask = ctx.saved_tensors[3]
+            _dispatch.call("scale_gradient_", ctx.impl, gradient, grad_loss, mask)
+        return (
+            gradient if ctx.needs_input_grad[0] else None,
+            -gradient if ctx.needs_input_grad[1] else None,
+            *(None,) * 5,
+        )
+
+
+def _loss_and_gradient(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "masked_loss_and_gradient"
+    args = (prediction, target, mask, area, power, normalize)
+    name = _dispatch.select("masked_loss", impl, args)
+    if _dispatch.why_not(op, name, args) is None:
+        result: tuple[Tensor, Tensor, Tensor] = _dispatch.call(op, name, *args)
+        return result
+    # An implementation without it serves it by its other two functions.
+    loss, scale = _dispatch.call("masked_loss", name, *args)
+    one = torch.ones_like(loss)
+    grad = _dispatch.call("masked_loss_backward", impl, one, scale, *args[:3], power)
+    return loss, scale, grad
 
 
 # --- registration -----------------------------------------------------------------------------

@@ -67,3 +67,9 @@ def masked_loss_backward(
     factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
     grad = torch.where(weight != 0, weight * factor * slope, 0)
     return grad.to(prediction.dtype).contiguous()
+
+
+def scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+    """In place: a gradient made for a ``grad_loss`` of 1 becomes that for ``grad_loss``."""
+    scaled = gradient * grad_loss.reshape(-1, 1, 1, 1)
+    gradient.copy_(torch.where(weights(mask, grad_loss.dtype) != 0, scaled, 0))
