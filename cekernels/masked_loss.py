@@ -177,8 +177,7 @@ class _OnePass(torch.autograd.Function):
             )
         else:
             ctx.gradient = None  # handed over, so nobody else sees the change in place
-            mask = ctx.saved_tensors[3]
-            _dispatch.call("scale_gradient_", ctx.impl, gradient, grad_loss, mask)
+            _scale_gradient_(gradient, grad_loss, ctx.saved_tensors[3], ctx.impl)
         return (
             gradient if ctx.needs_input_grad[0] else None,
             -gradient if ctx.needs_input_grad[1] else None,
@@ -206,6 +205,14 @@ def _loss_and_gradient(
     one = torch.ones_like(loss)
     grad = _dispatch.call("masked_loss_backward", impl, one, scale, *args[:3], power)
     return loss, scale, grad
+
+
+def _scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor, impl: str) -> None:
+    op, args = "scale_gradient_", (gradient, grad_loss, mask)
+    name = _dispatch.requested(impl)
+    if name != "auto" and _dispatch.why_not(op, name, args) is not None:
+        name = "reference"  # a forced implementation need not have it
+    _dispatch.call(op, name, *args)
 
 
 # --- registration -----------------------------------------------------------------------------

@@ -261,7 +261,8 @@ def test_info_reports_every_implementation_and_its_reason() -> None:
     lines = python("-m", "cekernels.info", CEKERNELS_IMPL="reference").splitlines()
     assert torch.__version__ in lines[0]
     assert "CEKERNELS_IMPL=reference forces the implementation" in lines
-    states = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line[:2] == "  "}
+    table = lines[lines.index("") + 1 :][:4]
+    states = {line.split()[0]: line.split(maxsplit=1)[1] for line in table}
     assert list(states) == ["reference", "cpp", "triton", "cuda"]
     assert states["reference"] == "available"
     for state in states.values():
