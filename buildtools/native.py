@@ -40,7 +40,7 @@ CSRC = ROOT / "csrc"
 STABLE_SINCE = "0x020b000000000000"  # torch 2.11
 RECORD = "_build.json"
 
-CXX_FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", f"-DTORCH_TARGET_VERSION={STABLE_SINCE}"]
+CXX_FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={STABLE_SINCE}"]
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CPU_KERNELS = ["channelwise_linear", "masked_loss", "fill_masked"]
 CUDA_KERNELS = ["channelwise_linear", "masked_loss", "rasterize", "fill_masked"]

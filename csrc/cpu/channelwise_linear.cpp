@@ -20,32 +20,32 @@ CEK_INLINE int64_t padded(int64_t n) {
   return divide_up(n, Simd<A>::width) * Simd<A>::width;
 }
 
-// M rows by V vectors: out[m, :n] = init + sum_k a[m, k] b[k, :].
+// M rows by V vectors: out[m, :] = init + sum_k a[m, k] b[k, :], or added to out.
 template <class A, int M, int V>
 inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_row,
                  int64_t depth, const A* init, bool accumulate, bool relu, A* out,
-                 int64_t out_row, int64_t n) {
+                 int64_t out_row) {
   using S = Simd<A>;
   typename S::vector sum[M][V];
-  for (int v = 0; v < V; ++v) {
+  CEK_UNROLL for (int v = 0; v < V; ++v) {
     const typename S::vector start = init ? S::load(init + v * S::width) : typename S::vector{};
-    for (int m = 0; m < M; ++m) {
+    CEK_UNROLL for (int m = 0; m < M; ++m) {
       sum[m][v] = accumulate ? S::load(out + m * out_row + v * S::width) : start;
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
     typename S::vector row[V];
-    for (int v = 0; v < V; ++v) row[v] = S::load(b + k * b_row + v * S::width);
-    for (int m = 0; m < M; ++m) {
-      const typename S::vector x = S::all(a[m * a_row + k * a_depth]);
-      for (int v = 0; v < V; ++v) sum[m][v] += x * row[v];
+    CEK_UNROLL for (int v = 0; v < V; ++v) row[v] = S::load(b + k * b_row + v * S::width);
+    CEK_UNROLL for (int m = 0; m < M; ++m) {
+      const A x = a[m * a_row + k * a_depth];
+      CEK_UNROLL for (int v = 0; v < V; ++v) sum[m][v] += x * row[v];
     }
   }
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
+  CEK_UNROLL for (int m = 0; m < M; ++m) {
+    CEK_UNROLL for (int v = 0; v < V; ++v) {
       typename S::vector y = sum[m][v];
       if (relu) y = y < 0 ? typename S::vector{} : y;  // NaN stays
-      store_first<A, S::width>(out + m * out_row + v * S::width, y, n - v * S::width);
+      S::store(out + m * out_row + v * S::width, y);
     }
   }
 }
@@ -53,38 +53,126 @@ inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t
 template <class A, int V>
 inline void columns(int64_t rows, const A* a, int64_t a_row, int64_t a_depth, const A* b,
                     int64_t b_row, int64_t depth, const A* init, bool accumulate, bool relu,
-                    A* out, int64_t out_row, int64_t n) {
+                    A* out, int64_t out_row) {
   int64_t m = 0;
   for (; m + kRows <= rows; m += kRows) {
     tile<A, kRows, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
-                      out + m * out_row, out_row, n);
+                      out + m * out_row, out_row);
   }
   for (; m + 2 <= rows; m += 2) {
     tile<A, 2, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
-                  out + m * out_row, out_row, n);
+                  out + m * out_row, out_row);
   }
   if (m < rows) {
     tile<A, 1, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
-                  out + m * out_row, out_row, n);
+                  out + m * out_row, out_row);
   }
 }
 
-// out (rows, n) = init (n) + a (rows, depth) b (depth, n); b and init are padded to whole vectors,
-// out too where it accumulates.
+// out (rows, n) = init (n) + a (rows, depth) b (depth, n). Whole vectors are read and written: b,
+// init and out must go on for up to a vector beyond n, and what out has there is overwritten.
 template <class A>
 void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, int64_t a_depth,
              const A* b, int64_t b_row, const A* init, bool accumulate, bool relu, A* out,
              int64_t out_row) {
   constexpr int64_t width = Simd<A>::width;
   for (int64_t j = 0; j < n;) {
-    const A* start = init ? init + j : nullptr;
     const int64_t vectors = divide_up(n - j, width);
     // Four vectors are better cut 2 + 2 than 3 + 1.
     const int64_t take = vectors == 4 ? 2 : smaller(vectors, kVectors);
     const auto run = take == 3 ? columns<A, 3> : take == 2 ? columns<A, 2> : columns<A, 1>;
-    run(rows, a, a_row, a_depth, b + j, b_row, depth, start, accumulate, relu, out + j, out_row,
-        accumulate ? take * width : n - j);
+    run(rows, a, a_row, a_depth, b + j, b_row, depth, init ? init + j : nullptr, accumulate, relu,
+        out + j, out_row);
     j += take * width;
+  }
+}
+
+// to (columns, rows padded with zeros to ld) = from (rows, columns) transposed, four by four.
+template <class T, class A>
+inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, A* to,
+                      int64_t ld) {
+  using S = Simd<A, 4>;
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const T* f = from + r * from_row;
+    int64_t c = 0;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      for (; c + 4 <= columns; c += 4) {
+        const auto a = S::load(f + c), b = S::load(f + c + from_row);
+        const auto d = S::load(f + c + 2 * from_row), e = S::load(f + c + 3 * from_row);
+        const auto ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        const auto ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        const auto de0 = __builtin_shufflevector(d, e, 0, 4, 1, 5);
+        const auto de1 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
+        A* t = to + c * ld + r;
+        S::store(t, __builtin_shufflevector(ab0, de0, 0, 1, 4, 5));
+        S::store(t + ld, __builtin_shufflevector(ab0, de0, 2, 3, 6, 7));
+        S::store(t + 2 * ld, __builtin_shufflevector(ab1, de1, 0, 1, 4, 5));
+        S::store(t + 3 * ld, __builtin_shufflevector(ab1, de1, 2, 3, 6, 7));
+      }
+    }
+    for (; c < columns; ++c) {
+      for (int64_t k = 0; k < 4; ++k) to[c * ld + r + k] = widen(f[k * from_row + c]);
+    }
+  }
+  for (; r < ld; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      to[c * ld + r] = r < rows ? A(widen(from[r * from_row + c])) : A(0);
+    }
+  }
+}
+
+// The sums of the lanes of four vectors.
+template <class A, int W>
+CEK_INLINE typename Simd<A, 4>::vector lane_sums(const typename Simd<A, W>::vector (&v)[4]) {
+  if constexpr (W > 4) {
+    typename Simd<A, W / 2>::vector half[4];
+    CEK_UNROLL for (int i = 0; i < 4; ++i) {
+      typename Simd<A, W / 2>::vector parts[2];
+      memcpy(parts, &v[i], sizeof(parts));
+      half[i] = parts[0] + parts[1];
+    }
+    return lane_sums<A, W / 2>(half);
+  } else {
+    const auto a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) +
+                   __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+    const auto b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) +
+                   __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  }
+}
+
+// A few samples: scalar products with the weights as they lie, four outputs at a time.
+template <class A>
+inline void dot_rows(const A* x, const A* weight, int64_t weight_row, const A* bias, int64_t n_out,
+                     int64_t n_in, bool relu, A* y) {
+  constexpr int W = kVectorBytes / sizeof(A) < 4 ? 4 : kVectorBytes / sizeof(A);
+  using S = Simd<A, W>;
+  for (int64_t o = 0; o < n_out; o += 4) {
+    const A* rows[4];
+    for (int k = 0; k < 4; ++k) rows[k] = weight + smaller(o + k, n_out - 1) * weight_row;
+    typename S::vector sums[4] = {};
+    int64_t i = 0;
+    for (; i + W <= n_in; i += W) {
+      const auto v = S::load(x + i);
+      CEK_UNROLL for (int k = 0; k < 4; ++k) sums[k] += v * S::load(rows[k] + i);
+    }
+    typename Simd<A, 4>::vector total = lane_sums<A, W>(sums);
+    if (i + 4 <= n_in) {
+      typename Simd<A, 4>::vector rest[4] = {};
+      for (; i + 4 <= n_in; i += 4) {
+        const auto v = Simd<A, 4>::load(x + i);
+        CEK_UNROLL for (int k = 0; k < 4; ++k) rest[k] += v * Simd<A, 4>::load(rows[k] + i);
+      }
+      total += lane_sums<A, 4>(rest);
+    }
+    for (; i < n_in; ++i) {
+      CEK_UNROLL for (int k = 0; k < 4; ++k) total[k] += x[i] * rows[k][i];
+    }
+    for (int64_t k = 0; k < smaller(4, n_out - o); ++k) {
+      A value = total[k] + (bias ? bias[o + k] : A(0));
+      y[o + k] = relu && value < 0 ? A(0) : value;
+    }
   }
 }
 
@@ -98,19 +186,48 @@ inline void narrow_row(const A* from, int64_t n, T* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<T>(from[i]);
 }
 
+// One sample's rows of neighbouring channels, side by side.
+template <class T, class A>
+inline void gather(const T* from, int64_t channel, int64_t channels, int64_t n, A* to) {
+  if (channel == n) return widen_row(from, channels * n, to);
+  for (int64_t c = 0; c < channels; ++c) widen_row(from + c * channel, n, to + c * n);
+}
+
 inline int64_t group_size(int64_t weight_bytes, int64_t channels, int64_t wanted_tasks) {
   const int64_t by_cache = larger(1, smaller(8, kGroupBytes / larger(weight_bytes, 1)));
   return larger(1, smaller(by_cache, channels / wanted_tasks));
 }
 
+constexpr int64_t kFewSamples = 4;
+
+template <class A>
+void forward_few(const LinearForward& p) {
+  const auto* input = static_cast<const A*>(p.input);
+  const auto* weight = static_cast<const A*>(p.weight);
+  const auto* bias = static_cast<const A*>(p.bias);
+  const int64_t grain = larger(1, (1 << 14) / (p.n_in * p.n_out + 1));
+  parallel(p.channels, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t b = 0; b < p.batch; ++b) {
+        dot_rows(input + b * p.input_batch + c * p.input_channel, weight + c * p.weight_channel,
+                 p.weight_row, bias ? bias + c * p.bias_channel : nullptr, p.n_out, p.n_in, p.relu,
+                 static_cast<A*>(p.output) + (b * p.channels + c) * p.n_out);
+      }
+    }
+  });
+}
+
 template <class T>
 void forward(const LinearForward& p) {
   using A = acc_t<T>;
-  constexpr bool direct = sizeof(T) == sizeof(A);
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (p.batch <= kFewSamples) return forward_few<A>(p);
+  }
   const int64_t ld = padded<A>(p.n_out);
   const int64_t group = group_size(p.n_in * ld * sizeof(A), p.channels, 2 * thread_count());
   const int64_t groups = divide_up(p.channels, group);
   const int64_t slices = divide_up(p.batch, kSlice);
+  const int64_t x_row = group * p.n_in, y_row = group * p.n_out + Simd<A>::width;
   const auto* input = static_cast<const T*>(p.input);
   const auto* weight = static_cast<const T*>(p.weight);
   const auto* bias = static_cast<const T*>(p.bias);
@@ -118,41 +235,32 @@ void forward(const LinearForward& p) {
 
   parallel(groups * slices, 1, [&](int64_t begin, int64_t end) {
     const Scratch<A> packed(group * (p.n_in + 1) * ld);
-    const Scratch<A> rows(direct ? 0 : kChunk * p.n_in), results(direct ? 0 : kChunk * p.n_out);
+    const Scratch<A> x(kChunk * x_row), y(kChunk * y_row);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t c0 = task / slices * group, c1 = smaller(c0 + group, p.channels);
+      const int64_t c0 = task / slices * group, count = smaller(group, p.channels - c0);
       const int64_t b0 = task % slices * kSlice, b1 = smaller(b0 + kSlice, p.batch);
-      for (int64_t c = c0; c < c1; ++c) {  // transposed weights, then one row of bias
-        A* to = packed + (c - c0) * (p.n_in + 1) * ld;
-        const T* from = weight + c * p.weight_channel;
-        for (int64_t i = 0; i < p.n_in; ++i) {
-          for (int64_t o = 0; o < p.n_out; ++o) to[i * ld + o] = widen(from[o * p.weight_row + i]);
-          for (int64_t o = p.n_out; o < ld; ++o) to[i * ld + o] = 0;
-        }
+      for (int64_t c = 0; c < count; ++c) {  // transposed weights, then one row of bias
+        A* to = packed + c * (p.n_in + 1) * ld;
+        transpose(weight + (c0 + c) * p.weight_channel, p.weight_row, p.n_out, p.n_in, to, ld);
         to += p.n_in * ld;
         for (int64_t o = 0; o < ld; ++o) {
-          to[o] = bias && o < p.n_out ? A(widen(bias[c * p.bias_channel + o])) : A(0);
+          to[o] = bias && o < p.n_out ? A(widen(bias[(c0 + c) * p.bias_channel + o])) : A(0);
         }
       }
       for (int64_t b = b0; b < b1; b += kChunk) {
-        const int64_t count = smaller(kChunk, b1 - b);
-        for (int64_t c = c0; c < c1; ++c) {
-          const A* w = packed + (c - c0) * (p.n_in + 1) * ld;
-          const T* x = input + b * p.input_batch + c * p.input_channel;
-          T* y = output + (b * p.channels + c) * p.n_out;
-          if constexpr (direct) {
-            product<A>(count, p.n_out, p.n_in, x, p.input_batch, 1, w, ld, w + p.n_in * ld, false,
-                       p.relu, y, p.channels * p.n_out);
-          } else {
-            for (int64_t r = 0; r < count; ++r) {
-              widen_row(x + r * p.input_batch, p.n_in, rows + r * p.n_in);
-            }
-            product<A>(count, p.n_out, p.n_in, rows, p.n_in, 1, w, ld, w + p.n_in * ld, false,
-                       p.relu, results, p.n_out);
-            for (int64_t r = 0; r < count; ++r) {
-              narrow_row(results + r * p.n_out, p.n_out, y + r * p.channels * p.n_out);
-            }
-          }
+        const int64_t rows = smaller(kChunk, b1 - b);
+        for (int64_t r = 0; r < rows; ++r) {
+          gather(input + (b + r) * p.input_batch + c0 * p.input_channel, p.input_channel, count,
+                 p.n_in, x + r * x_row);
+        }
+        for (int64_t c = 0; c < count; ++c) {  // each channel overwrites what the last wrote beyond
+          const A* w = packed + c * (p.n_in + 1) * ld;
+          product<A>(rows, p.n_out, p.n_in, x + c * p.n_in, x_row, 1, w, ld, w + p.n_in * ld, false,
+                     p.relu, y + c * p.n_out, y_row);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          narrow_row(y + r * y_row, count * p.n_out,
+                     output + ((b + r) * p.channels + c0) * p.n_out);
         }
       }
     }
@@ -164,7 +272,6 @@ void forward(const LinearForward& p) {
 template <class T>
 void backward(const LinearBackward& p) {
   using A = acc_t<T>;
-  constexpr bool direct = sizeof(T) == sizeof(A);
   const int64_t ld = padded<A>(p.n_in);
   const int64_t group = group_size(2 * p.n_out * ld * sizeof(A), p.channels, 2 * thread_count());
   const auto* grad_output = static_cast<const T*>(p.grad_output);
@@ -175,79 +282,64 @@ void backward(const LinearBackward& p) {
   auto* grad_weight = static_cast<T*>(p.grad_weight);
   auto* grad_bias = static_cast<T*>(p.grad_bias);
   const int64_t matrix = p.n_out * ld;
+  const int64_t dy_row = group * p.n_out, x_row = group * p.n_in + Simd<A>::width;
 
   parallel(divide_up(p.channels, group), 1, [&](int64_t begin, int64_t end) {
     const Scratch<A> packed(grad_input ? group * matrix : 0);
-    const Scratch<A> sums(grad_weight ? group * matrix : 0);
-    const Scratch<A> bias_sums(group * p.n_out);
-    const Scratch<A> dy(kChunk * p.n_out), x(grad_weight ? kChunk * ld : 0);
-    const Scratch<A> dx(direct || !grad_input ? 0 : kChunk * p.n_in);
+    const Scratch<A> sums(grad_weight ? group * matrix : 0), bias_sums(dy_row);
+    const Scratch<A> dy(kChunk * dy_row);
+    const Scratch<A> x(grad_weight ? kChunk * x_row : 0), dx(grad_input ? kChunk * x_row : 0);
+    for (int64_t i = 0; grad_weight && i < kChunk * x_row; ++i) x[i] = 0;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t c0 = task * group, c1 = smaller(c0 + group, p.channels);
-      for (int64_t c = c0; grad_input && c < c1; ++c) {
-        A* to = packed + (c - c0) * matrix;
+      const int64_t c0 = task * group, count = smaller(group, p.channels - c0);
+      for (int64_t c = 0; grad_input && c < count; ++c) {
         for (int64_t o = 0; o < p.n_out; ++o) {
-          widen_row(weight + c * p.weight_channel + o * p.weight_row, p.n_in, to + o * ld);
-          for (int64_t i = p.n_in; i < ld; ++i) to[o * ld + i] = 0;
+          A* to = packed + c * matrix + o * ld;
+          widen_row(weight + (c0 + c) * p.weight_channel + o * p.weight_row, p.n_in, to);
+          for (int64_t i = p.n_in; i < ld; ++i) to[i] = 0;
         }
       }
-      for (int64_t i = 0; grad_weight && i < (c1 - c0) * matrix; ++i) sums[i] = 0;
-      for (int64_t i = 0; i < (c1 - c0) * p.n_out; ++i) bias_sums[i] = 0;
+      for (int64_t i = 0; grad_weight && i < count * matrix; ++i) sums[i] = 0;
+      for (int64_t i = 0; i < count * p.n_out; ++i) bias_sums[i] = 0;
 
       for (int64_t b = 0; b < p.batch; b += kChunk) {
-        const int64_t count = smaller(kChunk, p.batch - b);
-        for (int64_t c = c0; c < c1; ++c) {
-          for (int64_t r = 0; r < count; ++r) {
-            A* to = dy + r * p.n_out;
-            const T* from = grad_output + (b + r) * p.grad_batch + c * p.grad_channel;
-            if (relu) {
-              const T* y = relu + (b + r) * p.output_batch + c * p.output_channel;
-              for (int64_t o = 0; o < p.n_out; ++o) to[o] = widen(y[o]) > 0 ? widen(from[o]) : A(0);
-            } else {
-              widen_row(from, p.n_out, to);
-            }
+        const int64_t rows = smaller(kChunk, p.batch - b);
+        for (int64_t r = 0; r < rows; ++r) {
+          A* to = dy + r * dy_row;
+          gather(grad_output + (b + r) * p.grad_batch + c0 * p.grad_channel, p.grad_channel, count,
+                 p.n_out, to);
+          for (int64_t c = 0; relu && c < count; ++c) {
+            const T* y = relu + (b + r) * p.output_batch + (c0 + c) * p.output_channel;
+            A* dy_c = to + c * p.n_out;
+            for (int64_t o = 0; o < p.n_out; ++o) dy_c[o] = widen(y[o]) > 0 ? dy_c[o] : A(0);
           }
-          if (grad_bias) {
-            A* to = bias_sums + (c - c0) * p.n_out;
-            for (int64_t r = 0; r < count; ++r) {
-              for (int64_t o = 0; o < p.n_out; ++o) to[o] += dy[r * p.n_out + o];
-            }
+          for (int64_t i = 0; grad_bias && i < count * p.n_out; ++i) bias_sums[i] += to[i];
+        }
+        if (grad_input) {
+          for (int64_t c = 0; c < count; ++c) {
+            product<A>(rows, p.n_in, p.n_out, dy + c * p.n_out, dy_row, 1, packed + c * matrix, ld,
+                       nullptr, false, false, dx + c * p.n_in, x_row);
           }
-          if (grad_input) {
-            T* to = grad_input + (b * p.channels + c) * p.n_in;
-            const int64_t to_row = p.channels * p.n_in;
-            const A* w = packed + (c - c0) * matrix;
-            if constexpr (direct) {
-              product<A>(count, p.n_in, p.n_out, dy, p.n_out, 1, w, ld, nullptr, false, false, to,
-                         to_row);
-            } else {
-              product<A>(count, p.n_in, p.n_out, dy, p.n_out, 1, w, ld, nullptr, false, false, dx,
-                         p.n_in);
-              for (int64_t r = 0; r < count; ++r) {
-                narrow_row(dx + r * p.n_in, p.n_in, to + r * to_row);
-              }
-            }
+          for (int64_t r = 0; r < rows; ++r) {
+            narrow_row(dx + r * x_row, count * p.n_in,
+                       grad_input + ((b + r) * p.channels + c0) * p.n_in);
           }
-          if (grad_weight) {
-            for (int64_t r = 0; r < count; ++r) {
-              A* to = x + r * ld;
-              widen_row(input + (b + r) * p.input_batch + c * p.input_channel, p.n_in, to);
-              for (int64_t i = p.n_in; i < ld; ++i) to[i] = 0;
-            }
-            product<A>(p.n_out, p.n_in, count, dy, 1, p.n_out, x, ld, nullptr, true, false,
-                       sums + (c - c0) * matrix, ld);
+        }
+        if (grad_weight) {
+          for (int64_t r = 0; r < rows; ++r) {
+            gather(input + (b + r) * p.input_batch + c0 * p.input_channel, p.input_channel, count,
+                   p.n_in, x + r * x_row);
+          }
+          for (int64_t c = 0; c < count; ++c) {
+            product<A>(p.n_out, p.n_in, rows, dy + c * p.n_out, 1, dy_row, x + c * p.n_in, x_row,
+                       nullptr, true, false, sums + c * matrix, ld);
           }
         }
       }
-      for (int64_t c = c0; c < c1; ++c) {
-        for (int64_t o = 0; grad_weight && o < p.n_out; ++o) {
-          narrow_row(sums + (c - c0) * matrix + o * ld, p.n_in,
-                     grad_weight + (c * p.n_out + o) * p.n_in);
-        }
-        if (grad_bias) {
-          narrow_row(bias_sums + (c - c0) * p.n_out, p.n_out, grad_bias + c * p.n_out);
-        }
+      for (int64_t o = 0; grad_weight && o < count * p.n_out; ++o) {
+        narrow_row(sums + o * ld, p.n_in, grad_weight + (c0 * p.n_out + o) * p.n_in);
       }
+      if (grad_bias) narrow_row<T, A>(bias_sums, count * p.n_out, grad_bias + c0 * p.n_out);
     }
   });
 }

@@ -25,11 +25,12 @@ constexpr int64_t kBandCrossings = 1 << 16;
 // Writes runs of a row into the mask and into the filled image, and counts them.
 class RowWriter {
  public:
-  RowWriter(const Shapes& p, int64_t sample) : p_(p), sample_(sample) {}
+  RowWriter(const Shapes& p, int64_t sample) : p_(p), sample_(sample) {
+    memset(p.mask + sample * p.height * p.width, 0, size_t(p.height * p.width));
+  }
 
   void write(int64_t row, const std::vector<Span>& spans) {
     uint8_t* mask = p_.mask + (sample_ * p_.height + row) * p_.width;
-    memset(mask, 0, size_t(p_.width));
     for (const Span& span : spans) {
       memset(mask + span.begin, 1, size_t(span.end - span.begin));
       area += span.end - span.begin;
@@ -70,12 +71,13 @@ class RowWriter {
 void make_spans(Crossing* first, Crossing* last, bool even_odd, int64_t width,
                 std::vector<Span>& spans) {
   const auto before = [](const Crossing& a, const Crossing& b) { return a.column < b.column; };
-  if (last - first == 2) {
-    if (before(first[1], first[0])) std::swap(first[0], first[1]);
-  } else {
-    std::sort(first, last, before);
-  }
   spans.clear();
+  if (last - first == 2 && (even_odd || first[0].direction != first[1].direction)) {
+    const auto [begin, end] = std::minmax(first[0].column, first[1].column);
+    if (begin < end) spans.push_back({begin, end});
+    return;
+  }
+  std::sort(first, last, before);
   int32_t winding = 0;
   for (const Crossing* c = first; c != last; ++c) {
     const bool was_inside = even_odd ? winding % 2 != 0 : winding != 0;

@@ -20,6 +20,9 @@ constexpr int kVectorBytes = 32, kVectorRegisters = 16;
 constexpr int kVectorBytes = 16, kVectorRegisters = 16;
 #endif
 
+// Before a loop whose arrays must stay in registers.
+#define CEK_UNROLL _Pragma("GCC unroll 16")
+
 template <class T, int W = kVectorBytes / sizeof(T)>
 struct Simd {
   static constexpr int width = W;
@@ -30,18 +33,7 @@ struct Simd {
     return *reinterpret_cast<const unaligned*>(from);
   }
   static CEK_INLINE void store(T* to, vector v) { *reinterpret_cast<unaligned*>(to) = v; }
-  static CEK_INLINE vector all(T x) { return vector{} + x; }
 };
-
-// The first n elements of a vector, n <= width.
-template <class T, int W>
-CEK_INLINE void store_first(T* to, typename Simd<T, W>::vector v, int64_t n) {
-  if (n >= W) {
-    Simd<T, W>::store(to, v);
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = v[i];
-  }
-}
 
 // Memory of one thread for the length of a piece of work.
 template <class T>
