@@ -40,7 +40,24 @@ def _mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return _dense(mask.to(accumulation_dtype(dtype)) if mask.is_floating_point() else mask)
 
 
+def _torch_is_faster(input: Tensor, weight: Tensor) -> bool:
+    """Where torch's batched product beats the kernel (measured on 2 cores of an AMD EPYC).
+
+    In float32 and bfloat16 it wins for small batches, for which the kernel would rearrange the
+    weights in vain, and in every dtype for large maps. In float16 and float64 the kernel wins.
+    """
+    large = weight.shape[1] * weight.shape[2] > 256 * 256
+    return large or (input.shape[0] < 48 and input.dtype in (torch.float32, torch.bfloat16))
+
+
 def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    if _torch_is_faster(input, weight):
+        by_channel, weight = input.transpose(0, 1), weight.transpose(1, 2)
+        if bias is None:
+            product = torch.bmm(by_channel, weight)
+        else:
+            product = torch.baddbmm(bias.unsqueeze(1), by_channel, weight)
+        return (product.relu_() if relu else product).transpose(0, 1).contiguous()
     bias = None if bias is None else _dense(bias)
     output: Tensor = torch.ops.cekernels_cpp.channelwise_linear.default(
         _dense(input), _dense(weight), bias, relu, 0
@@ -55,6 +72,14 @@ def channelwise_linear_backward(
     output: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if _torch_is_faster(input, weight):
+        grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
+        by_channel, none = grad.transpose(0, 1), grad.new_empty
+        return (
+            torch.bmm(by_channel, weight).transpose(0, 1).contiguous() if needs[0] else none(0),
+            torch.bmm(by_channel.mT, input.transpose(0, 1)) if needs[1] else none(0),
+            grad.sum(0) if needs[2] else none(0),
+        )
     output = None if output is None else _dense(output)
     grads: tuple[Tensor, Tensor, Tensor] = (
         torch.ops.cekernels_cpp.channelwise_linear_backward.default(

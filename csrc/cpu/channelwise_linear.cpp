@@ -122,60 +122,6 @@ inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t col
   }
 }
 
-// The sums of the lanes of four vectors.
-template <class A, int W>
-CEK_INLINE typename Simd<A, 4>::vector lane_sums(const typename Simd<A, W>::vector (&v)[4]) {
-  if constexpr (W > 4) {
-    typename Simd<A, W / 2>::vector half[4];
-    CEK_UNROLL for (int i = 0; i < 4; ++i) {
-      typename Simd<A, W / 2>::vector parts[2];
-      memcpy(parts, &v[i], sizeof(parts));
-      half[i] = parts[0] + parts[1];
-    }
-    return lane_sums<A, W / 2>(half);
-  } else {
-    const auto a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) +
-                   __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
-    const auto b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) +
-                   __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
-    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
-  }
-}
-
-// A few samples: scalar products with the weights as they lie, four outputs at a time.
-template <class A>
-inline void dot_rows(const A* x, const A* weight, int64_t weight_row, const A* bias, int64_t n_out,
-                     int64_t n_in, bool relu, A* y) {
-  constexpr int W = kVectorBytes / sizeof(A) < 4 ? 4 : kVectorBytes / sizeof(A);
-  using S = Simd<A, W>;
-  for (int64_t o = 0; o < n_out; o += 4) {
-    const A* rows[4];
-    for (int k = 0; k < 4; ++k) rows[k] = weight + smaller(o + k, n_out - 1) * weight_row;
-    typename S::vector sums[4] = {};
-    int64_t i = 0;
-    for (; i + W <= n_in; i += W) {
-      const auto v = S::load(x + i);
-      CEK_UNROLL for (int k = 0; k < 4; ++k) sums[k] += v * S::load(rows[k] + i);
-    }
-    typename Simd<A, 4>::vector total = lane_sums<A, W>(sums);
-    if (i + 4 <= n_in) {
-      typename Simd<A, 4>::vector rest[4] = {};
-      for (; i + 4 <= n_in; i += 4) {
-        const auto v = Simd<A, 4>::load(x + i);
-        CEK_UNROLL for (int k = 0; k < 4; ++k) rest[k] += v * Simd<A, 4>::load(rows[k] + i);
-      }
-      total += lane_sums<A, 4>(rest);
-    }
-    for (; i < n_in; ++i) {
-      CEK_UNROLL for (int k = 0; k < 4; ++k) total[k] += x[i] * rows[k][i];
-    }
-    for (int64_t k = 0; k < smaller(4, n_out - o); ++k) {
-      A value = total[k] + (bias ? bias[o + k] : A(0));
-      y[o + k] = relu && value < 0 ? A(0) : value;
-    }
-  }
-}
-
 template <class T, class A>
 inline void widen_row(const T* from, int64_t n, A* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
@@ -198,31 +144,9 @@ inline int64_t group_size(int64_t weight_bytes, int64_t channels, int64_t wanted
   return larger(1, smaller(by_cache, channels / wanted_tasks));
 }
 
-constexpr int64_t kFewSamples = 4;
-
-template <class A>
-void forward_few(const LinearForward& p) {
-  const auto* input = static_cast<const A*>(p.input);
-  const auto* weight = static_cast<const A*>(p.weight);
-  const auto* bias = static_cast<const A*>(p.bias);
-  const int64_t grain = larger(1, (1 << 14) / (p.n_in * p.n_out + 1));
-  parallel(p.channels, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      for (int64_t b = 0; b < p.batch; ++b) {
-        dot_rows(input + b * p.input_batch + c * p.input_channel, weight + c * p.weight_channel,
-                 p.weight_row, bias ? bias + c * p.bias_channel : nullptr, p.n_out, p.n_in, p.relu,
-                 static_cast<A*>(p.output) + (b * p.channels + c) * p.n_out);
-      }
-    }
-  });
-}
-
 template <class T>
 void forward(const LinearForward& p) {
   using A = acc_t<T>;
-  if constexpr (sizeof(T) == sizeof(A)) {
-    if (p.batch <= kFewSamples) return forward_few<A>(p);
-  }
   const int64_t ld = padded<A>(p.n_out);
   const int64_t group = group_size(p.n_in * ld * sizeof(A), p.channels, 2 * thread_count());
   const int64_t groups = divide_up(p.channels, group);
