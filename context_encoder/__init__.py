@@ -1,0 +1,27 @@
+"""Context encoders: learn features by filling holes in photographs, and fill holes with them.
+
+``python -m context_encoder.train`` trains, ``python -m context_encoder.inpaint`` fills. The names
+below are imported on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from context_encoder.inpaint import Inpainted, Inpainter
+
+__all__ = ["Inpainted", "Inpainter"]
+
+_WHERE = {"Inpainted": "context_encoder.inpaint", "Inpainter": "context_encoder.inpaint"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

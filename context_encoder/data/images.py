@@ -1,0 +1,272 @@
+"""Reading photographs of every size and mode as 8-bit RGB, and finding them in a folder."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import stat
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+__all__ = ["SUFFIXES", "Scan", "UnreadableImage", "list_images", "read_image", "scan_images"]
+
+log = logging.getLogger(__name__)
+
+# Formats by their Pillow name. A file is read by what it holds, whatever its suffix says; formats
+# that start other programs (EPS) or that have no signature (TGA) are left out on purpose.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+#: Suffixes (lower case) by which :func:`list_images` knows an image file.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".avif"),
+)
+
+# White, the page that cut-outs and drawings are made for. Mid-grey would look to the network
+# like a hole, which is filled with a mean colour close to it.
+_BEHIND_ALPHA = (255, 255, 255)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Without a handler of its own, Pillow's log of odd files goes to the terminal.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wrong
+    """A file that cannot be read as an image: ``path`` says which, ``reason`` why."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(path, reason)  # both, so that the exception can be pickled
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        # File names need not be valid UTF-8; printing one must not raise a second error.
+        return f"{self.path}: {self.reason}".encode("utf-8", "backslashreplace").decode()
+
+
+def read_image(path: str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
+    """Read one image file as 8-bit RGB, upright.
+
+    * Grey, palette, CMYK (Adobe's inverted form too), YCbCr and Lab become RGB; colour profiles
+      are not applied.
+    * Transparent pixels are blended with white.
+    * Integer grey (16 bits, or stored in 32) is scaled so that 65535 becomes 255; other 32-bit
+      values are refused, because what white would be is unknown.
+    * Float grey: 1.0 is white (brighter is cut off) while no pixel exceeds 2; otherwise 255 is
+      white. Anything above 255, and NaN or infinity, is refused.
+    * The EXIF orientation is applied. Of several frames, the first one is read.
+
+    Args:
+        path: the file; its contents decide the format, not its suffix.
+        min_side: if the caller will shrink the image to this short side (pixels), a JPEG is
+            decoded at 1/2, 1/4 or 1/8 of its size where that leaves at least as much.
+
+    Raises:
+        UnreadableImage: missing, empty, forbidden, truncated or corrupt, not an image, of a
+            format that is not supported, or larger than Pillow's decompression-bomb limit.
+        ValueError: ``min_side`` below 1.
+    """
+    if min_side is not None and min_side < 1:
+        raise ValueError(f"min_side must be at least 1 pixel, got {min_side}")
+    with _open(path) as image:
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))  # does nothing unless it is a JPEG
+        with _libtiff_silenced() if image.format == "TIFF" else nullcontext():
+            try:
+                image.load()
+            except Exception as error:  # some decoders say no more than "-2"
+                raise ValueError(f"the pixels cannot be decoded ({error})") from error
+        upright = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(image)
+        return rgb if upright is None else rgb.transpose(upright)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What :func:`scan_images` found."""
+
+    #: Width and height, as stored, of every file whose header can be read.
+    sizes: dict[Path, tuple[int, int]]
+    #: The other files.
+    unreadable: list[UnreadableImage]
+
+    def smaller_than(self, side: int) -> int:
+        """How many images have a short side below ``side`` pixels."""
+        return sum(min(size) < side for size in self.sizes.values())
+
+
+def scan_images(paths: Iterable[str | os.PathLike[str]]) -> Scan:
+    """Open the header of every file, decoding nothing: cheap enough for thousands of files.
+
+    Finds empty, forbidden and foreign files; damage beyond the header shows only on reading.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    unreadable: list[UnreadableImage] = []
+    for path in paths:
+        try:
+            with _open(path) as image:
+                sizes[Path(path)] = image.size
+        except UnreadableImage as error:
+            unreadable.append(error)
+    return Scan(sizes, unreadable)
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """All image files in a folder and its subfolders, by suffix, in a fixed order.
+
+    Names that begin with a dot and ``__MACOSX`` folders are skipped. Links are followed, each
+    folder once. The order is that of the paths relative to ``folder`` and the same on every
+    system. Subfolders that cannot be listed are named in the log.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        NotADirectoryError: ``folder`` is a file.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"image folder {root} does not exist")
+    if not root.is_dir():
+        raise NotADirectoryError(f"image folder {root} is a file; give the folder that holds it")
+
+    def report(error: OSError) -> None:
+        log.warning("images in %s are left out: %s", error.filename, error.strerror)
+
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()  # folders by device and inode: links may form loops
+    for where, folders, files in os.walk(root, followlinks=True, onerror=report):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+        found.extend(
+            Path(where, name)
+            for name in files
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES)
+        )
+    if not found:
+        raise FileNotFoundError(
+            f"no image in {root} or its subfolders: no file name ends in {', '.join(SUFFIXES)}"
+        )
+    return sorted(found, key=lambda path: relative_name(path, root))
+
+
+def relative_name(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
+    """``path`` relative to ``root`` with forward slashes, composed (NFC): equal on all systems."""
+    return unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()  # which of the formats this build of Pillow has is known only afterwards
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The opened, not yet decoded image; whatever goes wrong inside is an UnreadableImage."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise ValueError("a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")  # opening a pipe would wait for ever
+        if status.st_size == 0:
+            raise ValueError("the file is empty")
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")
+            try:
+                opened = Image.open(file, formats=_formats())
+            except UnidentifiedImageError:
+                file.seek(0)
+                raise ValueError(
+                    f"not an image in a format that can be read ({', '.join(_formats())}); "
+                    f"it begins with {file.read(16)!r}"
+                ) from None
+            with opened:
+                yield opened
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UnreadableImage(path, reason or type(error).__name__) from error
+
+
+@contextmanager
+def _libtiff_silenced() -> Iterator[None]:
+    """Keep libtiff, which writes to the process's standard error by itself, off the terminal."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # no standard error, nothing to keep clean
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data is no reason to lose the picture
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _grey_from_integers(image)
+    elif image.mode == "F":
+        image = _grey_from_floats(image)
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGB", rgba.size, _BEHIND_ALPHA)
+        canvas.paste(rgba, mask=rgba)
+        return canvas
+    return image.convert("RGB")
+
+
+def _grey_from_integers(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"32-bit grey with values from {low} to {high}: white is unknown; "
+            "save it with 8 or 16 bits"
+        )
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # PNG: one grey value stands for "nothing here"
+        values[values == transparent] = 65535
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _grey_from_floats(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and high <= 255):  # a NaN anywhere makes both NaN
+        raise ValueError(
+            f"float grey with values from {low:g} to {high:g}: white is expected at 1 or 255"
+        )
+    white = 1.0 if high <= 2 else 255.0
+    return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))

@@ -1,0 +1,580 @@
+"""``python -m context_encoder.inpaint``: fill holes in pictures with a trained network.
+
+From Python::
+
+    from context_encoder import Inpainter
+    inpainter = Inpainter.from_run("runs/first")
+    inpainter("photo.jpg", "mask.png").save("filled.png")
+
+Which windows of the picture the network looks at is decided in :mod:`context_encoder.windows`,
+how pictures are read and saved in :mod:`context_encoder.pictures`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from tyro.conf import arg
+
+from cekernels import fill_masked
+from context_encoder.data.images import UnreadableImage, list_images, relative_name
+from context_encoder.pictures import (
+    ImageLike,
+    InpaintError,
+    check_output,
+    mask_from_boxes,
+    read_mask,
+    read_picture,
+    save_picture,
+)
+from context_encoder.runs import Which, load_model
+from context_encoder.seam import remove_seam
+from context_encoder.windows import Geometry, Hole, Window, plan_windows, reflect_indices
+
+__all__ = ["Inpainted", "Inpainter", "Report", "main"]
+
+# Below this the fill is visibly softer than the picture around it.
+_COARSE = 0.5
+_SHOWN_HOLES = 10
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a picture. ``str()`` gives it as text."""
+
+    #: Side S of the network's input in pixels.
+    size: int
+    #: The most that may be missing in a window before a line says so.
+    max_missing: float
+    holes: tuple[Hole, ...]
+    #: Width and height of the picture.
+    picture_size: tuple[int, int]
+    #: What happened on reading the picture and the mask, as sentences.
+    notes: tuple[str, ...]
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """All windows that the network looked at."""
+        return tuple(window for hole in self.holes for window in hole.windows)
+
+    def lines(self, most: int | None = None) -> list[str]:
+        """The notes, and one line for each hole (or the first ``most`` of them)."""
+        lines = list(self.notes)
+        shown = self.holes if most is None else self.holes[:most]
+        lines += [
+            f"hole {i} of {len(self.holes)}: {self._tell(hole)}" for i, hole in enumerate(shown, 1)
+        ]
+        rest = self.holes[len(shown) :]
+        if rest:
+            scaled = sum(hole.windows[0].side > self.size for hole in rest)
+            lines.append(
+                f"and {len(rest)} more, {sum(len(hole.windows) for hole in rest)} windows; "
+                + (f"{scaled} of these holes scaled down" if scaled else "all native resolution")
+            )
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _tell(self, hole: Hole) -> str:
+        top, left, bottom, right = hole.box
+        side, count = hole.windows[0].side, len(hole.windows)
+        text = f"{right - left}x{bottom - top} px at ({left}, {top})"
+        if hole.parts > 1:
+            text = f"{hole.parts} spots in {text}"
+        text += f": window {side}x{side}" if count == 1 else f": {count} windows of {side}x{side}"
+        scale = self.size / side
+        if side == self.size:
+            text += ", native resolution"
+        else:
+            text += f" scaled by {scale:.2g} to {self.size}x{self.size}"
+            if scale < _COARSE:
+                text += ", so the fill is coarse"
+        width, height = self.picture_size
+        if any(
+            min(w.top, w.left) < 0 or w.top + side > height or w.left + side > width
+            for w in hole.windows
+        ):
+            text += "; the picture is continued by reflection"
+        missing = max(window.missing for window in hole.windows)
+        if missing > self.max_missing:
+            text += (
+                f"; {missing:.0%} of {'the' if count == 1 else 'a'} window's context is missing, "
+                f"more than the {self.max_missing:.0%} trained for: do not expect much"
+            )
+        return text
+
+
+@dataclass(frozen=True, eq=False)
+class Inpainted:
+    """A filled picture."""
+
+    #: In the picture's own mode (see :class:`context_encoder.pictures.Picture`).
+    image: Image.Image
+    #: bool ``(H, W)``: what was filled.
+    mask: NDArray[np.bool_]
+    report: Report
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save without loss, with the picture's ICC profile and resolution.
+
+        Other metadata is left out: thumbnails and the like may show what was removed.
+
+        Args:
+            path: ends in .png, .tif, .tiff or .webp. An existing file is replaced.
+
+        Raises:
+            InpaintError: another suffix (JPEG would change every pixel), or the format cannot
+                hold the picture.
+            OSError: the file cannot be written.
+        """
+        save_picture(self.image, path)
+
+
+class Inpainter:
+    """Fills the holes of pictures of any size with a network for squares.
+
+    Args:
+        model: takes float32 ``(B, 3, S, S)``, RGB in [-1, 1], the hole filled with
+            ``fill_color``, and returns ``(B, 3, h, w)``; has ``image_size``, S, and
+            ``output_region``, the (top, left, h, w) that it returns. Moved to ``device``, float32
+            and eval mode, in place.
+        fill_color: RGB in [-1, 1], as in training.
+        hole: the one region (top, left, height, width) of its input that was missing in
+            training, and is therefore the only one to fill; None: holes were anywhere in what
+            the network returns.
+        blend: remove the seam, see :func:`context_encoder.seam.remove_seam`; False: the
+            prediction as it is.
+        batch_size: windows at a time.
+        device: where to run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        fill_color: tuple[float, float, float],
+        hole: tuple[int, int, int, int] | None = None,
+        blend: bool = True,
+        batch_size: int = 16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise InpaintError(f"batch_size must be at least 1, got {batch_size}")
+        self.device = torch.device(device)
+        self.model = model.to(self.device, torch.float32).eval()
+        self.blend = blend
+        self.batch_size = batch_size
+        self.region: tuple[int, int, int, int] = tuple(model.output_region)  # type: ignore[arg-type]
+        self.geometry = Geometry(int(model.image_size), hole or self.region)  # type: ignore[arg-type]
+        self._fill_color = torch.tensor(fill_color, device=self.device)
+
+    @classmethod
+    def from_run(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        which: Which = "best",
+        device: str = "auto",
+        blend: bool = True,
+        batch_size: int = 16,
+    ) -> Inpainter:
+        """Load the network of a run.
+
+        Args:
+            path: a run folder, as training makes it, or one of its checkpoint folders.
+            which: "best" or "last" checkpoint of a run folder.
+            device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+            blend, batch_size: see the class.
+
+        Raises:
+            RunError: there is no checkpoint, or it cannot be used.
+            ValueError: no such device.
+        """
+        # Not needed to fill with a network of one's own, and slow to import.
+        from context_encoder.trainer import Processes, choose_device, masks_from_config
+
+        loaded = load_model(Path(path), which=which, device=choose_device(device, Processes()))
+        config, model = loaded.config, loaded.model
+        hole = None
+        if config.mask == "central":
+            index = torch.zeros(1, dtype=torch.int64)
+            mask, _ = masks_from_config(config, model.output_region[2])(index, index)
+            hole = _bounding_region(mask[0, 0].numpy())
+        return cls(
+            model,
+            fill_color=config.fill_color(),
+            hole=hole,
+            blend=blend,
+            batch_size=batch_size,
+            device=next(model.parameters()).device,
+        )
+
+    def __call__(
+        self,
+        image: ImageLike,
+        mask: ImageLike | None = None,
+        *,
+        boxes: Sequence[Sequence[int]] | None = None,
+    ) -> Inpainted:
+        """Fill the holes of one picture.
+
+        Args:
+            image: a file, a Pillow image or an array (see
+                :func:`context_encoder.pictures.read_picture`), of any size.
+            mask: of the same size, white where to fill: a file, a Pillow image or an array (see
+                :func:`context_encoder.pictures.read_mask`).
+            boxes: instead of a mask, rectangles ``(x0, y0, x1, y1)`` in pixels, x1 and y1
+                exclusive.
+
+        Returns:
+            The filled picture. Outside the mask its pixels are those of ``image``, bit by bit;
+            inside, they are opaque. A mask in which nothing is set leaves all pixels as they are.
+
+        Raises:
+            UnreadableImage: a file cannot be read as an image.
+            InpaintError: a picture that cannot be kept, a mask that does not fit it, a box
+                outside of it, or nothing left outside the mask.
+        """
+        if (mask is None) == (boxes is None):
+            raise InpaintError("give either a mask or boxes")
+        picture = read_picture(image)
+        notes = list(picture.notes)
+        if mask is not None:
+            missing, empty = read_mask(mask, picture.width, picture.height)
+            notes += [empty] if empty else []
+        else:
+            missing = mask_from_boxes(boxes or (), picture.width, picture.height)
+            notes += [] if boxes else ["nothing to fill: no box was given"]
+        if missing.all():
+            raise InpaintError(
+                "the mask covers the whole picture, so there is nothing to fill it from; "
+                "leave some of it black"
+            )
+        holes = plan_windows(missing, self.geometry)
+        filled = picture.rgb()
+        self._fill(filled, missing, [window for hole in holes for window in hole.windows])
+        report = Report(
+            self.geometry.size,
+            self.geometry.max_missing,
+            tuple(holes),
+            (picture.width, picture.height),
+            tuple(notes),
+        )
+        return Inpainted(picture.filled(missing, filled), missing, report)
+
+    @torch.inference_mode()
+    def _fill(
+        self, picture: NDArray[np.float32], missing: NDArray[np.bool_], windows: Sequence[Window]
+    ) -> None:
+        """Write the predictions for all windows into the missing pixels of ``picture``.
+
+        Missing pixels are never read, so the order of the windows does not matter.
+        """
+        for start in range(0, len(windows), self.batch_size):
+            batch = windows[start : start + self.batch_size]
+            seen = [self._look(picture, missing, window) for window in batch]
+            image, holes = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            filled = self._complete(image, holes)
+            for window, result in zip(batch, filled, strict=True):
+                if window.side != self.geometry.size:
+                    result = F.interpolate(
+                        result[None], (window.side, window.side), mode="bicubic"
+                    )[0]
+                top, left, bottom, right = window.box
+                part = result[
+                    :,
+                    top - window.top : bottom - window.top,
+                    left - window.left : right - window.left,
+                ]
+                values = part.permute(1, 2, 0).cpu().numpy()
+                picture[top:bottom, left:right][window.pixels] = values[window.pixels]
+
+    def _look(
+        self, picture: NDArray[np.float32], missing: NDArray[np.bool_], window: Window
+    ) -> tuple[Tensor, Tensor]:
+        """What is known in a window, ``(1, 3, S, S)``, and what is not, bool ``(1, 1, S, S)``."""
+        height, width = missing.shape
+        grid = np.ix_(
+            reflect_indices(window.top, window.side, height),
+            reflect_indices(window.left, window.side, width),
+        )
+        image = torch.from_numpy(picture[grid]).to(self.device).permute(2, 0, 1)[None]
+        hole = torch.from_numpy(missing[grid]).to(self.device)[None, None]
+        size = self.geometry.size
+        if window.side == size:
+            return image, hole
+        # Scaled down, a pixel is the mean of what is known around it. It is missing as soon as
+        # any part of it is: the network is to predict all that is taken from it.
+        known = (~hole).float()
+        small = F.interpolate(
+            torch.cat((image * known, known), 1), (size, size), mode="bilinear", antialias=True
+        )
+        image = small[:, :3] / small[:, 3:].clamp(min=1e-6)
+        return image, F.adaptive_max_pool2d(hole.float(), size) > 0
+
+    def _complete(self, image: Tensor, hole: Tensor) -> Tensor:
+        """The windows with their missing pixels predicted, ``(B, 3, S, S)``."""
+        masked = fill_masked(image, hole, self._fill_color)
+        given = masked
+        if not self.geometry.anywhere:
+            # In training this region was always missing, and whole.
+            trained = torch.zeros_like(hole)
+            trained[_slices(self.geometry.region)] = True
+            given = fill_masked(masked, trained, self._fill_color)
+        region = _slices(self.region)
+        masked[region] = torch.where(hole[region], self.model(given).float(), masked[region])
+        if self.blend:
+            predicted = torch.zeros_like(hole)
+            predicted[region] = hole[region]
+            for i in range(len(masked)):
+                blended = remove_seam(
+                    masked[i].permute(1, 2, 0).cpu().numpy(),
+                    predicted[i, 0].cpu().numpy(),
+                    ~hole[i, 0].cpu().numpy(),
+                )
+                masked[i] = torch.from_numpy(blended).permute(2, 0, 1)
+        return masked
+
+
+def _bounding_region(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the box around the set pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+
+
+def _slices(region: tuple[int, int, int, int]) -> tuple[slice, slice, slice, slice]:
+    top, left, height, width = region
+    return slice(None), slice(None), slice(top, top + height), slice(left, left + width)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Fill the masked part of a picture, or of every picture in a folder, with a trained network.
+
+    Pixels outside the mask come back bit by bit as they were. A line tells for each hole what was
+    done. Exit status: 0 done (of a folder: at least one picture), 1 no picture of the folder could
+    be filled, 2 misused.
+    """
+
+    image: tyro.conf.Positional[
+        Annotated[
+            Path,
+            arg(
+                metavar="IMAGE",
+                help="Picture of any size and format, or folder of pictures (with subfolders).",
+            ),
+        ]
+    ]
+    checkpoint: Annotated[
+        Path,
+        arg(metavar="RUN", help="Run folder that training made, or a checkpoint folder in it."),
+    ]
+    out: Annotated[
+        Path,
+        arg(
+            metavar="OUT",
+            help="File to write: .png, .tif or .webp (lossless). For a folder of pictures: a "
+            "folder, for PNG files of the same names.",
+        ),
+    ]
+    mask: Annotated[
+        Path | None,
+        arg(
+            metavar="MASK",
+            help="Picture of the same size, white = fill. For a folder of pictures: one mask for "
+            "all, or a folder with a mask of the same name (any suffix) for each.",
+        ),
+    ] = None
+    box: tyro.conf.UseAppendAction[
+        Annotated[
+            tuple[tuple[int, int, int, int], ...],
+            arg(
+                metavar="X0 Y0 X1 Y1",
+                help="Rectangle to fill instead of a mask, in pixels from the upper left corner, "
+                "X1 and Y1 exclusive. May be given several times.",
+            ),
+        ]
+    ] = ()
+    which: Annotated[
+        Which, arg(help="Checkpoint of the run: best on held-out photographs, or last.")
+    ] = "best"
+    device: Annotated[str, arg(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto"
+    blend: Annotated[
+        bool,
+        arg(
+            help="Adapt brightness and colour of the fill so that no seam is left; --no-blend for "
+            "the bare prediction."
+        ),
+    ] = True
+    batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16
+    overwrite: Annotated[bool, arg(help="Replace files that are already there.")] = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status, see :class:`Arguments`."""
+    args = tyro.cli(Arguments, prog="python -m context_encoder.inpaint", args=arguments)
+    try:
+        if args.image.is_dir():
+            return _fill_folder(args)
+        _fill_file(args)
+        return 0
+    except (InpaintError, UnreadableImage, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _check_hole_arguments(args: Arguments) -> None:
+    if (args.mask is None) == (not args.box):
+        raise InpaintError(
+            "say what to fill: either --mask FILE (white = fill) or --box X0 Y0 X1 Y1"
+            + ("" if args.mask is None else ", not both")
+        )
+    if args.mask is not None and not args.mask.exists():
+        raise InpaintError(f"mask {args.mask} does not exist")
+
+
+def _load(args: Arguments) -> Inpainter:
+    try:
+        return Inpainter.from_run(
+            args.checkpoint,
+            which=args.which,
+            device=args.device,
+            blend=args.blend,
+            batch_size=args.batch_size,
+        )
+    except ValueError as error:
+        raise InpaintError(str(error)) from error
+
+
+def _fill_file(args: Arguments) -> None:
+    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    _check_hole_arguments(args)
+    if not args.image.exists():
+        raise InpaintError(f"picture {args.image} does not exist")
+    if args.mask is not None and args.mask.is_dir():
+        raise InpaintError(f"--mask {args.mask} is a folder, {args.image} a file; name the mask")
+    if args.out.is_dir():
+        raise InpaintError(
+            f"--out {args.out} is a folder; name a file, such as "
+            f"{args.out / args.image.with_suffix('.png').name}"
+        )
+    check_output(args.out)
+    if args.out.exists() and not args.overwrite:
+        raise InpaintError(f"{args.out} is already there; replace it with --overwrite")
+    result = _load(args)(args.image, args.mask, boxes=args.box or None)
+    for line in result.report.lines(_SHOWN_HOLES):
+        print(line)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    result.save(args.out)
+    print(f"saved {args.out}")
+
+
+class _Job(NamedTuple):
+    """One picture of a folder."""
+
+    image: Path
+    #: Relative to the folder.
+    name: str
+    #: Or why there is none.
+    mask: Path | InpaintError | None
+    out: Path
+
+
+def _fill_folder(args: Arguments) -> int:
+    _check_hole_arguments(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise InpaintError(f"--out {args.out} is a file, {args.image} a folder; name a folder")
+    if args.out.resolve() == args.image.resolve():
+        raise InpaintError("--out is the folder of the pictures itself; name another one")
+    jobs = _jobs(args)
+    inpainter = _load(args)
+
+    filled, skipped = 0, []
+    for image, name, mask, out in tqdm(jobs, unit="picture", dynamic_ncols=True):
+        try:
+            if out.exists() and not args.overwrite:
+                raise InpaintError(f"{out} is already there; --overwrite replaces it")
+            if isinstance(mask, InpaintError):
+                raise mask
+            result = inpainter(image, mask, boxes=args.box or None)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            result.save(out)
+        except (InpaintError, UnreadableImage, OSError) as error:
+            if isinstance(error, UnreadableImage) and error.path == image:
+                reason = error.reason
+            else:
+                reason = str(error)
+            skipped.append(f"{name}: {reason}")
+            continue
+        filled += 1
+        for line in result.report.lines(_SHOWN_HOLES):
+            tqdm.write(f"{name}: {line}")
+    print(f"filled {filled} of {len(jobs)} pictures, saved in {args.out}")
+    if skipped:
+        print("\n  ".join([f"skipped {len(skipped)}:", *skipped]), file=sys.stderr)
+    return 0 if filled else 1
+
+
+def _jobs(args: Arguments) -> list[_Job]:
+    """What is to be done to a folder of pictures."""
+    masks: dict[str, list[Path]] | None = None
+    aside = [args.out.resolve()]
+    if args.mask is not None and args.mask.is_dir():
+        aside.append(args.mask.resolve())
+        masks = {}
+        for path in list_images(args.mask):
+            masks.setdefault(_stem(relative_name(path, args.mask)), []).append(path)
+    # Results of an earlier run, and masks, are no pictures to fill.
+    images = [
+        path
+        for path in list_images(args.image)
+        if not any(folder in path.resolve().parents for folder in aside)
+    ]
+    if not images:
+        raise InpaintError(f"no picture in {args.image} besides the masks and results")
+    names = [relative_name(path, args.image) for path in images]
+    count = Counter(map(_stem, names))
+    jobs = []
+    for image, name in zip(images, names, strict=True):
+        mask: Path | InpaintError | None = args.mask
+        stem = _stem(name)
+        if masks is not None:
+            found = masks.get(stem, [])
+            if len(found) == 1:
+                mask = found[0]
+            else:
+                which = " and ".join(path.name for path in found)
+                mask = InpaintError(
+                    f"more than one mask: {which}" if found else f"no mask {stem}.* in {args.mask}"
+                )
+        # Pictures that differ in their suffix only keep it.
+        out = args.out / f"{stem if count[stem] == 1 else name}.png"
+        jobs.append(_Job(image, name, mask, out))
+    return jobs
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

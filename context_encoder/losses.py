@@ -1,0 +1,48 @@
+"""The joint loss: reconstruction of the hole and its overlap band, and the adversarial loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cekernels import masked_l1_loss, masked_l2_loss
+
+
+def overlap_weights(mask: Tensor, overlap: int, band_weight: float) -> Tensor:
+    """Weights of the reconstruction loss: 1 in the hole, ``band_weight`` in the band around it.
+
+    Section 4 of the paper: the network also predicts a band of context next to the hole, 7 pixels
+    wide (4 in the released commands), with ten times the weight, so that the two agree there.
+
+    Args:
+        mask: bool ``(B, 1, H, W)``, True where the picture is missing.
+        overlap: width of the band in pixels (8-neighbourhood); 0 for none.
+        band_weight: its weight.
+
+    Returns:
+        float32 ``(B, 1, H, W)``; the bool mask itself where there is no band.
+    """
+    if overlap == 0:
+        return mask
+    hole = mask.float()
+    grown = F.max_pool2d(hole, 2 * overlap + 1, stride=1, padding=overlap)
+    return hole + band_weight * (grown - hole)
+
+
+def reconstruction_loss(
+    prediction: Tensor, target: Tensor, weights: Tensor, *, kind: str, normalize: str
+) -> Tensor:
+    """Masked L2 (the paper's equation 1) or L1 of the weighted elements, ``()`` float32."""
+    loss = masked_l2_loss if kind == "l2" else masked_l1_loss
+    return loss(prediction, target, weights, normalize=normalize)  # type: ignore[arg-type]
+
+
+def discriminator_loss(logits: Tensor, real: bool) -> Tensor:
+    """Its half of the paper's equation 2 for one batch: ``-log D(x)`` or ``-log(1 - D(x))``."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+
+def generator_loss(logits: Tensor) -> Tensor:
+    """``-log D(F(x))``, the non-saturating form that the released code trains with."""
+    return discriminator_loss(logits, real=True)

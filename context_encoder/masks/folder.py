@@ -1,0 +1,104 @@
+"""Masks from a folder of images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageOps
+from torch import Tensor
+
+from cekernels.random import random_below
+from context_encoder.data.images import UnreadableImage, list_images, read_image
+
+from .base import MaskSampler
+
+log = logging.getLogger(__name__)
+
+
+def _read_mask(path: Path) -> Image.Image:
+    """A mask drawn in any editor, mode "L" at the file's size: 255 where it is white, else 0.
+
+    White is a luminance, times alpha, of at least half: what is transparent is kept, like black.
+
+    Raises:
+        UnreadableImage: the file cannot be read as an image.
+    """
+    grey = read_image(path).convert("L")
+    with Image.open(path) as image:
+        if image.has_transparency_data:
+            alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+            # read_image blends with white; without its share, luminance times alpha is left.
+            grey = ImageChops.subtract(grey, ImageChops.invert(alpha))
+    return grey.point(lambda value: 255 * (value >= 128))
+
+
+class FolderMasks(MaskSampler):
+    """Masks drawn by the user: one image of the folder for each sample, flipped at random.
+
+    White means missing, black and transparent kept, at half of the luminance. Every image is
+    stretched to S x S; a pixel is missing where at least half of it was white. Images that leave
+    everything or nothing missing at that size, and files that cannot be read, are left out and
+    named in the log and in ``skipped``.
+    """
+
+    kind = "folder"
+    masks: Tensor
+    areas: Tensor
+
+    def __init__(self, size: int, seed: int, folder: str | os.PathLike[str]) -> None:
+        """
+        Args:
+            size, seed: see :class:`MaskSampler`.
+            folder: searched with its subfolders; formats as for photographs.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: no such folder, or no image in it.
+            ValueError: no image in it can be used as a mask, or a number is out of its range.
+        """
+        super().__init__(size, seed)
+        masks: list[Tensor] = []
+        #: Files left out, and why.
+        self.skipped: list[tuple[Path, str]] = []
+        paths = list_images(folder)
+        for path in paths:
+            try:
+                mask = _resized(_read_mask(path), size)
+            except UnreadableImage as error:
+                self.skipped.append((path, error.reason))
+                continue
+            if mask.any() and not mask.all():
+                masks.append(torch.from_numpy(mask))
+            else:
+                missing = "everything" if mask.any() else "nothing"
+                self.skipped.append((path, f"{missing} is white at {size} x {size} pixels"))
+        for path, reason in self.skipped:
+            log.warning("mask %s is left out: %s", path, reason)
+        if not masks:
+            path, reason = self.skipped[0]
+            raise ValueError(
+                f"none of the {len(paths)} images in {folder} can be used as a mask "
+                f"(white = missing, black = kept); the first, {path}: {reason}"
+            )
+        stack = torch.stack(masks)[:, None]
+        self.register_buffer("masks", stack, persistent=False)
+        self.register_buffer("areas", stack.sum((1, 2, 3)), persistent=False)
+
+    def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        choice, horizontal, vertical = self.words(epoch, index, 3).unbind(1)
+        chosen = random_below(choice, self.masks.shape[0])
+        mask = self.masks[chosen]
+        for word, axis in ((horizontal, 3), (vertical, 2)):
+            flipped = (random_below(word, 2) == 1)[:, None, None, None]
+            mask = torch.where(flipped, mask.flip(axis), mask)
+        return mask, self.areas[chosen]
+
+
+def _resized(mask: Image.Image, size: int) -> NDArray[np.bool_]:
+    small = np.asarray(mask.resize((size, size), Image.Resampling.BOX))
+    result: NDArray[np.bool_] = small >= 128
+    return result

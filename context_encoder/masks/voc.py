@@ -1,0 +1,90 @@
+"""Outlines of the objects in PASCAL VOC's segmentation masks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .outlines import trace_outline
+
+log = logging.getLogger(__name__)
+
+_VOID = 255
+#: Smallest object, in pixels; below, an outline is mostly the stairs of the pixels.
+MIN_AREA = 400
+
+
+def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
+    """Trace every object of the segmentation masks for :class:`RegionMasks`.
+
+    Used are the pictures of ``ImageSets/Segmentation/train.txt``, so that no validation picture
+    shapes the training, or all pictures where that file is missing. Objects below 400 pixels,
+    and objects so thin that no smoothing of their outline survives deformation, are left out.
+    It takes some 10 ms an object.
+
+    Args:
+        root: the VOCdevkit folder, which holds ``VOC2012/SegmentationObject/*.png``; or the
+            VOC2012 folder itself.
+        year: which of the devkit's data sets.
+
+    Returns:
+        int16 ``(K, 96, 2)``, see :func:`trace_outline`.
+
+    Raises:
+        FileNotFoundError: no such folder, or not the layout above.
+        ValueError: a file is not a palette image, or no object can be used.
+        ImportError: contourpy is not installed.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise FileNotFoundError(f"VOCdevkit folder {base} does not exist")
+    if (base / year).is_dir():
+        base = base / year
+    folder = base / "SegmentationObject"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{root} does not look like a VOCdevkit: expected {year}/SegmentationObject/*.png in "
+            f"it, found {', '.join(sorted(p.name for p in Path(root).iterdir())[:8]) or 'nothing'}"
+        )
+    names = base / "ImageSets/Segmentation/train.txt"
+    if names.is_file():
+        paths = [folder / f"{name}.png" for name in names.read_text().split()]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(paths)} pictures listed in {names} are not in {folder}, "
+                f"the first: {missing[0].name}"
+            )
+    else:
+        paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"no picture to take objects from in {folder}")
+
+    outlines, objects = [], 0
+    for path in paths:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(
+                    f"{path} has mode {image.mode}, not a palette: VOC's object masks number the "
+                    "objects of a picture; was it converted to colours?"
+                )
+            labels = np.asarray(image)
+        areas = np.bincount(labels.ravel(), minlength=256)
+        for number in np.flatnonzero(areas[1:_VOID] >= MIN_AREA) + 1:
+            objects += 1
+            outline = trace_outline(labels == number)
+            if outline is not None:
+                outlines.append(outline)
+    if not outlines:
+        raise ValueError(
+            f"no object to use in the {len(paths)} pictures of {folder}: "
+            f"{objects} of at least {MIN_AREA} pixels, none with a simple outline"
+        )
+    log.info("%d outlines of %d objects in %d pictures", len(outlines), objects, len(paths))
+    return torch.from_numpy(np.stack(outlines))

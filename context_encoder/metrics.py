@@ -1,0 +1,59 @@
+"""How well a hole was filled. Pixels on [0, 1]; every figure is per image, then averaged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+# A perfect fill has no error and infinite PSNR, which no average survives: 100 dB stands for it.
+_MIN_SQUARED_ERROR = 1e-10
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """From [-1, 1] to [0, 1], clamped, float32."""
+    return image.float().add(1).div(2).clamp(0, 1)
+
+
+def psnr_from_squared_error(squared_error: Tensor) -> Tensor:
+    """PSNR in dB of a mean squared error on [0, 1]; 100 dB at the most."""
+    return -10 * torch.log10(squared_error.clamp(min=_MIN_SQUARED_ERROR))
+
+
+def hole_mean(value: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``(B, C, H, W)`` over the masked pixels of each image, ``(B,)``; NaN if none."""
+    masked = torch.where(mask, value, 0).sum((1, 2, 3))
+    return masked / (mask.sum((1, 2, 3)) * value.shape[1])
+
+
+def hole_metrics(output: Tensor, original: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """L1, L2, PSNR and SSIM within the hole of each image.
+
+    Args:
+        output: ``(B, 3, H, W)`` on [0, 1], the filled picture; outside the hole it is not looked
+            at, save by SSIM's window, which sees the original there.
+        original: ``(B, 3, H, W)`` on [0, 1].
+        mask: bool ``(B, 1, H, W)``, True in the hole.
+
+    Returns:
+        ``l1``, ``l2``, ``psnr`` (dB) and ``ssim`` (Gaussian window of 11 pixels, sigma 1.5, its
+        map averaged over the hole), each ``(B,)``; NaN for an image with an empty mask.
+    """
+    difference = output - original
+    squared = hole_mean(difference.square(), mask)
+    pasted = torch.where(mask, output, original)
+    _, similarity = structural_similarity_index_measure(
+        pasted, original, data_range=1.0, reduction="none", return_full_image=True
+    )
+    return {
+        "l1": hole_mean(difference.abs(), mask),
+        "l2": squared,
+        "psnr": psnr_from_squared_error(squared),
+        "ssim": hole_mean(similarity, mask),
+    }
+
+
+def context_mean(image: Tensor, mask: Tensor) -> Tensor:
+    """The mean colour of the pixels that are not missing, ``(B, 3, 1, 1)``; 0 if none is left."""
+    kept = (~mask).sum((1, 2, 3), keepdim=True).clamp(min=1)
+    return torch.where(mask, 0, image).sum((2, 3), keepdim=True) / kept

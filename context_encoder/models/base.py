@@ -1,0 +1,155 @@
+"""What all context encoders share: encoder, bottleneck that connects all locations, decoder."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cekernels import ChannelwiseLinear
+
+OutputActivation = Literal["linear", "relu", "tanh"]
+
+
+class ContextEncoder(nn.Module):
+    """Predicts what is missing of a picture from what is left (Pathak et al. 2016, section 3).
+
+    The three parts are made of named stages, so that weights are found under
+    ``encoder.conv1.conv.weight``, ``bottleneck.channelwise_fc.weight``, ``decoder.up1.conv.weight``
+    and so on. No stage of the encoder reaches the decoder but through the bottleneck.
+
+    ``model.encoder`` alone is fully convolutional and takes any size that its strides leave
+    something of; everything else takes ``image_size`` only.
+
+    Args:
+        image_size: S, the side of the square input in pixels.
+        encoder: ``(B, 3, S, S)`` to a feature map.
+        bottleneck: connects every location of that map with every other.
+        decoder: to the prediction, ``(B, 3, height, width)``.
+        output_region: (top, left, height, width) of the prediction in pixels of the input; None
+            for the whole picture.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        encoder: nn.Sequential,
+        bottleneck: nn.Sequential,
+        decoder: nn.Sequential,
+        output_region: tuple[int, int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.output_region = output_region or (0, 0, image_size, image_size)
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict ``output_region``.
+
+        Args:
+            x: ``(B, 3, S, S)``, floating point, RGB in [-1, 1], the missing part filled with a
+                constant colour.
+
+        Returns:
+            ``(B, 3, height, width)``, on the same scale.
+
+        Raises:
+            TypeError, ValueError: ``x`` is of another type or shape.
+        """
+        prediction: Tensor = self.decoder(self.bottleneck(self.encode(x)))
+        return prediction
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's feature map of ``x``, ``(B, C, n, n)``; arguments as in :meth:`forward`."""
+        self._check_input(x)
+        features: Tensor = self.encoder(x)
+        return features
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The output of every stage of encoder and bottleneck, by the stage's name, in order.
+
+        A stage includes its activation: ``conv1`` is what follows the ReLU, as in Caffe, where
+        the ReLU overwrites its input. ``channelwise_fc`` is taken before dropout. Gradients flow;
+        call it in eval mode and under ``torch.no_grad()`` to extract features.
+        Arguments and errors as in :meth:`forward`.
+        """
+        self._check_input(x)
+        outputs: dict[str, Tensor] = {}
+        for part in (self.encoder, self.bottleneck):
+            for name, layer in part.named_children():
+                x = outputs[name] = layer(x)
+        return outputs
+
+    def _check_input(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} takes floating point in [-1, 1], got {x.dtype}; "
+                "uint8 pictures become that with x / 127.5 - 1"
+            )
+        expected = (3, self.image_size, self.image_size)
+        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"{type(self).__name__} takes (B, {', '.join(map(str, expected))}), "
+                f"got {tuple(x.shape)}; resize or crop the pictures, or build the model with "
+                "another image_size"
+            )
+
+
+def stage(
+    conv: nn.Module, norm: nn.Module | None = None, activation: nn.Module | None = None
+) -> nn.Sequential:
+    """A convolution and what belongs to it, named ``conv``, ``norm`` and ``activation``."""
+    layers = {"conv": conv, "norm": norm, "activation": activation}
+    return nn.Sequential(
+        OrderedDict((name, layer) for name, layer in layers.items() if layer is not None)
+    )
+
+
+def output_activation(name: OutputActivation) -> nn.Module | None:
+    """The layer that ends a decoder; ValueError for another name."""
+    if name == "linear":
+        return None
+    if name == "relu":
+        return nn.ReLU()
+    if name == "tanh":
+        return nn.Tanh()
+    raise ValueError(f"output must be 'linear', 'relu' or 'tanh', got {name!r}")
+
+
+def check_integer(name: str, value: object, minimum: int) -> None:
+    """ValueError unless ``value`` is an int of at least ``minimum``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+@torch.no_grad()
+def init_he(model: ContextEncoder) -> None:
+    """Weights N(0, 2 / fan-in) (He et al. 2015), biases 0, in place.
+
+    The variance that ReLU layers need to train without batch normalisation. Fan-in is the number
+    of inputs that one output sums: an up-convolution of stride s spreads k^2 weights a channel
+    over s^2 outputs. The last up-convolution starts ten times smaller, so that the first
+    predictions are near mid-grey.
+    """
+    last: nn.ConvTranspose2d | None = None
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in: float = module.weight[0].numel()
+        elif isinstance(module, nn.ConvTranspose2d):
+            area = math.prod(module.kernel_size) / math.prod(module.stride)
+            fan_in = module.in_channels // module.groups * area
+            last = module
+        elif isinstance(module, ChannelwiseLinear):
+            fan_in = module.weight.shape[2]
+        else:
+            continue
+        module.weight.normal_(0, math.sqrt(2 / fan_in))
+        if module.bias is not None:
+            module.bias.zero_()
+    if last is not None:
+        last.weight.mul_(0.1)

@@ -1,0 +1,170 @@
+"""The inpainting networks of the released Torch code and their discriminators.
+
+Pathak et al. 2016, figure 9a; train.lua (centre) and train_random.lua (random region).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from context_encoder.models.base import ContextEncoder, check_integer, stage
+
+Region = Literal["center", "whole"]
+
+_IMAGE_SIZE = 128
+_ENCODER_CHANNELS = (64, 64, 128, 256, 512)
+_DECODER_CHANNELS = (512, 256, 128, 64)
+_DISCRIMINATOR_CHANNELS = (64, 128, 256, 512)
+
+
+class DCGANContextEncoder(ContextEncoder):
+    """128 pixels to a vector of 4000 units and back, as trained with an adversarial loss.
+
+    All convolutions are 4 x 4 and have no bias (the released code sets theirs to 0 at each step).
+    Five of stride 2 encode to 4 x 4 x 512, one more makes the vector, and up-convolutions decode
+    it to 64 or 128 pixels. Leaky ReLU (0.2) up to the vector, ReLU after it, tanh at the end;
+    batch normalisation everywhere but in the first and the last layer.
+
+    Convolutions start as N(0, 0.02^2), batch normalisation as N(1, 0.02^2) with bias 0.
+
+    Args:
+        image_size: 128, the only size.
+        region: "center": predict the central 64 x 64; "whole": predict all 128 x 128, with one
+            more up-convolution of 64 channels.
+        bottleneck_units: length of the vector, 4000 in the paper.
+
+    Raises:
+        ValueError: an argument that is none of these; on a call, a batch of one in training, for
+            which the batch statistics of the vector do not exist.
+    """
+
+    def __init__(
+        self,
+        image_size: int = _IMAGE_SIZE,
+        *,
+        region: Region = "center",
+        bottleneck_units: int = 4000,
+    ) -> None:
+        self.check_image_size(image_size)
+        check_integer("bottleneck_units", bottleneck_units, 1)
+        if region not in ("center", "whole"):
+            raise ValueError(f"region must be 'center' or 'whole', got {region!r}")
+
+        decoder: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = bottleneck_units
+        widths = _DECODER_CHANNELS if region == "center" else (*_DECODER_CHANNELS, 64)
+        for number, width in enumerate(widths, start=1):
+            stride, padding = (1, 0) if number == 1 else (2, 1)
+            decoder[f"up{number}"] = stage(
+                nn.ConvTranspose2d(channels, width, 4, stride, padding, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            )
+            channels = width
+        decoder[f"up{len(widths) + 1}"] = stage(
+            nn.ConvTranspose2d(channels, 3, 4, 2, 1, bias=False), activation=nn.Tanh()
+        )
+
+        super().__init__(
+            image_size,
+            _downward(_ENCODER_CHANNELS),
+            nn.Sequential(
+                OrderedDict(
+                    code=stage(
+                        nn.Conv2d(_ENCODER_CHANNELS[-1], bottleneck_units, 4, bias=False),
+                        nn.BatchNorm2d(bottleneck_units),
+                        nn.LeakyReLU(0.2, inplace=True),
+                    )
+                )
+            ),
+            nn.Sequential(decoder),
+            (32, 32, 64, 64) if region == "center" else None,
+        )
+        _init_normal(self)
+
+    @staticmethod
+    def check_image_size(image_size: int) -> None:
+        """ValueError unless it is 128."""
+        check_integer("image_size", image_size, 1)
+        if image_size != _IMAGE_SIZE:
+            raise ValueError(
+                f"the released networks take image_size {_IMAGE_SIZE} only, got {image_size}"
+            )
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        if self.training and x.shape[0] == 1:
+            raise ValueError(
+                f"{type(self).__name__} cannot train on a batch of 1: batch normalisation of the "
+                "bottleneck needs two pictures or more; for prediction call model.eval() first"
+            )
+
+
+class Discriminator(nn.Module):
+    """Tells real pictures from predicted ones; judges the whole ``output_region``.
+
+    Convolutions 4 x 4 of stride 2 without bias until the map is 4 to 7 pixels wide, batch
+    normalisation in all but the first, leaky ReLU (0.2), and one convolution of that map's size.
+    The released ones are those of 64 and 128 pixels; larger sizes add layers of 64 channels, as
+    theirs do. Weights start as in :class:`DCGANContextEncoder`.
+
+    It returns logits: the released sigmoid is left to
+    ``torch.nn.functional.binary_cross_entropy_with_logits``, which is exact where a sigmoid
+    saturates.
+
+    Args:
+        size: side of its input in pixels, at least 32.
+
+    Shape:
+        ``(B, 3, size, size)``, floating point in [-1, 1], to ``(B,)``; large for real.
+
+    Raises:
+        ValueError: another size, or an input of another shape.
+    """
+
+    def __init__(self, size: int) -> None:
+        check_integer("size of the discriminator's input", size, 32)
+        super().__init__()
+        self.size = size
+        halvings = (size // 4).bit_length() - 1
+        extra = (_DISCRIMINATOR_CHANNELS[0],) * (halvings - len(_DISCRIMINATOR_CHANNELS))
+        channels = extra + _DISCRIMINATOR_CHANNELS[:halvings]
+        self.layers = _downward(channels)
+        self.layers.add_module("logit", nn.Conv2d(channels[-1], 1, size >> halvings, bias=False))
+        _init_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or tuple(x.shape[1:]) != (3, self.size, self.size):
+            raise ValueError(
+                f"Discriminator takes (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}"
+            )
+        logits: Tensor = self.layers(x).flatten()
+        return logits
+
+
+def _downward(channels: tuple[int, ...]) -> nn.Sequential:
+    """conv1, conv2, ...: each halves the side; the first has no batch normalisation."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    previous = 3
+    for number, width in enumerate(channels, start=1):
+        layers[f"conv{number}"] = stage(
+            nn.Conv2d(previous, width, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(width) if number > 1 else None,
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+        previous = width
+    return nn.Sequential(layers)
+
+
+@torch.no_grad()
+def _init_normal(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.weight.normal_(0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.weight.normal_(1, 0.02)
+            module.bias.zero_()

@@ -1,0 +1,270 @@
+"""``python -m context_encoder.train``: train a context encoder.
+
+Without arguments: a small network on the photographs that ship, in about two minutes on a CPU.
+Several GPUs: ``torchrun --nproc-per-node N -m context_encoder.train ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+import tyro
+from pydantic import Field, ValidationError
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from context_encoder.config import MODEL_PRESETS, PRESETS, TrainConfig, preset
+from context_encoder.runs import (
+    Checkpoint,
+    RunError,
+    RunFolder,
+    find_checkpoint,
+    read_checkpoint,
+    read_config,
+)
+from context_encoder.trainer import (
+    NonFiniteError,
+    Outcome,
+    Photos,
+    Processes,
+    Trainer,
+    choose_device,
+    resolve,
+)
+
+log = logging.getLogger("context_encoder")
+
+# What may differ from the run that is resumed: nothing that changes the network, or the stream
+# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
+_FREE_ON_RESUME = (
+    "data val_data mask_folder voc_root steps epochs workers device amp compile channels_last out "
+    "log_every val_every sample_rows lr lr_discriminator_ratio lr_schedule warmup_steps "
+    "weight_decay beta1 lambda_rec lambda_adv"
+).split()
+
+
+class Arguments(TrainConfig):
+    """Train a context encoder to fill holes in photographs.
+
+    Without arguments: the preset "laptop", a small network on the photographs that ship, in about
+    two minutes on a CPU. --model picks the recipe made for that network and --preset a named one;
+    every other option changes one value of it.
+    """
+
+    resume: Path | None = Field(
+        None, description="Run folder to continue; its configuration becomes the default."
+    )
+    config: Path | None = Field(
+        None, description="JSON file with the defaults, such as the config.json of a run."
+    )
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | None]:
+    """The configuration that the command line asks for, and the run to resume, if any.
+
+    Raises:
+        ValueError: values that do not go together.
+        RunError: what --resume or --config names cannot be used.
+    """
+    # What sets the defaults must be known before tyro can show and change them.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("preset", "model", "config", "resume"):
+        first.add_argument(f"--{name}", nargs="?")
+    known, _ = first.parse_known_args(arguments)
+    if known.resume is not None:
+        defaults = read_config(find_checkpoint(Path(known.resume), "last"))
+    elif known.config is not None:
+        defaults = read_config(Path(known.config))
+    else:
+        name = known.preset or MODEL_PRESETS.get(known.model, "laptop")
+        defaults = preset(name) if name in PRESETS else TrainConfig()
+
+    parsed = tyro.cli(
+        Arguments,
+        prog="python -m context_encoder.train",
+        args=arguments,
+        default=Arguments(**defaults.model_dump()),
+    )
+    config = TrainConfig(**parsed.model_dump(exclude={"resume", "config"}))
+    if parsed.resume is not None:
+        changed = [
+            "--" + name.replace("_", "-")
+            for name in TrainConfig.model_fields
+            if name not in _FREE_ON_RESUME and getattr(config, name) != getattr(defaults, name)
+        ]
+        if changed or (config.lambda_adv > 0) != (defaults.lambda_adv > 0):
+            raise ValueError(
+                f"--resume continues {parsed.resume} as it began, but "
+                f"{', '.join(changed) or '--lambda-adv'} would change it; leave that out, or start "
+                "a new run"
+            )
+    return config, parsed.resume
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0 done or stopped by a signal, 1 failed, 2 misused."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        config, resume = parse(arguments)
+        return _run(config, resume)
+    except ValidationError as error:
+        for problem in error.errors():
+            where = ".".join(map(str, problem["loc"]))
+            print(f"error: {where + ': ' if where else ''}{problem['msg']}", file=sys.stderr)
+        return 2
+    except (RunError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(config: TrainConfig, resume: Path | None) -> int:
+    processes = Processes.from_environment()
+    if config.batch_size % processes.world_size:
+        raise ValueError(
+            f"--batch-size {config.batch_size} cannot be shared by {processes.world_size} "
+            "processes; make it a multiple"
+        )
+    photos = Photos.from_config(config)
+    config = resolve(config, photos)
+    device = choose_device(config.device, processes)
+    checkpoint: Checkpoint | None = None
+    step = 0
+    if resume is not None:
+        checkpoint = read_checkpoint(find_checkpoint(resume, "last"))
+        step = int(checkpoint.state["step"])
+        if step >= config.steps:
+            raise ValueError(
+                f"{resume} is done: it has made {step} of {config.steps} steps; "
+                f"add some with --steps {2 * step}"
+            )
+    out = config.out or (resume and _run_root(resume)) or _default_out(config)
+    config = config.model_copy(update={"out": out})
+
+    into_old = resume is not None and out.resolve() == _run_root(resume).resolve()
+    run = RunFolder(out, step if into_old else None)
+
+    with _process_group(processes, device):
+        trainer = Trainer(config, photos, device, processes, checkpoint)
+        if processes.first:
+            run.start(config)
+            _log_to(out / "log.txt")
+            _announce(config, photos, trainer, resume)
+        with _stop_on_signal(trainer), logging_redirect_tqdm():
+            outcome = trainer.fit(run if processes.first else None)
+        if processes.first:
+            _conclude(config, outcome, out)
+    return 0
+
+
+def _run_root(path: Path) -> Path:
+    """The run folder of a run or checkpoint folder."""
+    return path if (path / "checkpoints").is_dir() else path.parent.parent
+
+
+def _default_out(config: TrainConfig) -> Path:
+    return Path("runs") / f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextlib.contextmanager
+def _process_group(processes: Processes, device: torch.device) -> Iterator[None]:
+    if processes.world_size == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run after the current step; a second SIGINT ends it at once."""
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+        log.info("%s: finishing the step, then saving", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+
+
+def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Path | None) -> None:
+    device = trainer.device
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else (f"CPU, {torch.get_num_threads()} threads")
+    )
+    source = "photographs that ship" if config.data is None else f"photographs in {config.data}"
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    log.info("%s: %s", "continuing" if resume else "training", config.out)
+    log.info("  data    %d %s, %d held out", len(photos.train), source, len(photos.val))
+    log.info(
+        "  model   %s, %.2f M parameters, %d x %d pixels, %s masks",
+        config.model, parameters / 1e6, config.size, config.size, config.mask,
+    )  # fmt: skip
+    log.info(
+        "  run     %d steps of %d images from step %d on %s%s",
+        config.steps, config.batch_size, trainer.step, name,
+        "" if config.amp == "off" else f", {config.amp}",
+    )  # fmt: skip
+
+
+def _conclude(config: TrainConfig, outcome: Outcome, out: Path) -> None:
+    log.info("")
+    if outcome.interrupted:
+        log.info("stopped at step %d of %d, saved; go on with", outcome.step, outcome.steps)
+        log.info("  python -m context_encoder.train --resume %s", out)
+        return
+    m = outcome.metrics
+    log.info("done: %d steps in %.0f s, in %s", outcome.step, outcome.seconds, out)
+    log.info("  hole of held-out photographs, PSNR averaged per image:")
+    log.info("    %-28s %6.2f dB", "this network", m["psnr"])
+    for key, label in (
+        ("psnr_context_mean_fill", "mean of the surroundings"),
+        ("psnr_mean_fill", "one mean colour"),
+    ):
+        log.info("    %-28s %6.2f dB   (%+.2f dB)", label, m[key], m["psnr"] - m[key])
+    log.info("    L1 %.2f %%, L2 %.2f %%, SSIM %.3f", 100 * m["l1"], 100 * m["l2"], m["ssim"])
+    if outcome.best and outcome.best["step"] != outcome.step:
+        log.info("    best at step %d: %.2f dB", outcome.best["step"], outcome.best["psnr"])
+    if outcome.unreadable:
+        log.info("  %d files could not be read: %s", outcome.unreadable, out / "unreadable.jsonl")
+    if outcome.sheet is not None:
+        log.info("  look at %s", outcome.sheet)
+    log.info("next, fill a hole in a picture of your own (x0 y0 x1 y1 in pixels, or --mask FILE):")
+    log.info(
+        "  python -m context_encoder.inpaint PICTURE.jpg --box 100 100 180 180 "
+        "--checkpoint %s --out filled.png", out,
+    )  # fmt: skip
+    log.info("or train the paper's network on your own photographs:")
+    log.info("  python -m context_encoder.train --preset inpaint-center --data FOLDER")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

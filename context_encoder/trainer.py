@@ -1,0 +1,670 @@
+"""The training loop: masks, joint loss, alternating Adam, validation, checkpoints.
+
+Nothing in a step waits for the device: losses are summed there and read every ``log_every``
+steps. What a step sees depends on (seed, step) alone, so a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam, Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from cekernels import fill_masked
+from context_encoder.config import TrainConfig
+from context_encoder.data import (
+    PhotoFolder,
+    embedded_photos,
+    list_images,
+    make_loader,
+    split_photos,
+)
+from context_encoder.losses import (
+    discriminator_loss,
+    generator_loss,
+    overlap_weights,
+    reconstruction_loss,
+)
+from context_encoder.masks import MaskSampler, build_mask_sampler
+from context_encoder.metrics import context_mean, hole_metrics, to_unit
+from context_encoder.models import (
+    build_discriminator,
+    check_image_size,
+    default_image_size,
+)
+from context_encoder.runs import (
+    Checkpoint,
+    RunFolder,
+    load_weights,
+    model_from_config,
+)
+from context_encoder.sheets import save_sheet
+
+log = logging.getLogger(__name__)
+
+# Held-out pictures get the same holes in every run, whatever its seed.
+_VALIDATION_SEED = 20160427
+_VALIDATION_BATCH = 32
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a weight is no longer a finite number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """This process among those that train together (torchrun sets the environment)."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        return cls(
+            int(os.environ.get("RANK", 0)),
+            int(os.environ.get("LOCAL_RANK", 0)),
+            int(os.environ.get("WORLD_SIZE", 1)),
+        )
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """The files to train on and those held out."""
+
+    train: list[Path]
+    train_root: Path
+    val: list[Path]
+    val_root: Path
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Photos:
+        """List and split; FileNotFoundError, NotADirectoryError or ValueError say what is wrong."""
+        root = embedded_photos() if config.data is None else config.data
+        files = list_images(root)
+        if config.val_data is not None:
+            return cls(files, root, list_images(config.val_data), config.val_data)
+        train, val = split_photos(files, root, config.val_fraction)
+        return cls(train, root, val, root)
+
+    def digest(self) -> str:
+        """Changes when the names of the training files do: the stream of samples hangs on them."""
+        names = [file.relative_to(self.train_root).as_posix() for file in self.train]
+        return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclasses.dataclass
+class Validation:
+    """Held-out pictures with their holes, and how good trivial fills of these are."""
+
+    images: Tensor  # uint8 (N, 3, S, S)
+    masks: Tensor  # bool (N, 1, S, S)
+    trivial: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    steps: int
+    interrupted: bool
+    seconds: float
+    metrics: dict[str, float]
+    best: dict[str, float]
+    sheet: Path | None
+    unreadable: int
+
+
+def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
+    """Fill in what the configuration leaves to be chosen, and check that its parts fit.
+
+    Raises:
+        ValueError: a size the model cannot take, a mask the model cannot fill, and the like.
+    """
+    size = config.size or default_image_size(config.model)
+    check_image_size(config.model, size)
+    if config.model == "center" and config.mask != "central":
+        raise ValueError(
+            f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
+            "use --mask central, or --model random"
+        )
+    resize = config.resize or 2 * size
+    if resize < size:
+        raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
+    steps = config.steps
+    if config.epochs is not None:
+        steps = max(1, math.ceil(config.epochs * len(photos.train) / config.batch_size))
+    workers = config.workers
+    if workers is None:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = 0 if config.model == "small" else min(8, (os.cpu_count() or 1) // local)
+    update = {"size": size, "resize": resize, "steps": steps, "epochs": None, "workers": workers}
+    return config.model_copy(update=update)
+
+
+def choose_device(name: str, processes: Processes) -> torch.device:
+    """The device of this process; ValueError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")
+        if ":" not in name:
+            device = torch.device("cuda", processes.local_rank)
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
+        torch.cuda.set_device(device)
+    return device
+
+
+def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
+    """The mask sampler of a resolved configuration.
+
+    The hole of a network that predicts its central region only leaves room for the overlap band.
+    """
+    assert config.size is not None
+    hole = None
+    if output_side < config.size:
+        hole = output_side - 2 * config.overlap
+        if hole < 1:
+            raise ValueError(f"--overlap {config.overlap} leaves no hole in {output_side} pixels")
+    return build_mask_sampler(
+        config.mask,
+        config.size,
+        config.seed,
+        hole=hole,
+        folder=config.mask_folder,
+        voc_root=config.voc_root,
+    )
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: resolved (see :func:`resolve`).
+        photos: the files.
+        device: this process's.
+        processes: those that train together.
+        checkpoint: to go on from, or None.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        photos: Photos,
+        device: torch.device,
+        processes: Processes,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        assert config.size is not None
+        assert config.resize is not None
+        self.config = config
+        self.photos = photos
+        self.run: RunFolder | None = None
+        self.device = device
+        self.processes = processes
+        self.step = 0
+        self.stop_requested = False
+        self.unreadable: set[str] = set()
+        self.best: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        self.sheet: Path | None = None
+
+        torch.manual_seed(config.seed)
+        self.model = model_from_config(config)
+        top, left, height, width = self.model.output_region
+        self._region = (..., slice(top, top + height), slice(left, left + width))
+        self.masks = masks_from_config(config, height).to(device)
+        self.discriminator = build_discriminator(height) if config.lambda_adv > 0 else None
+        self.fill = torch.tensor(config.fill_color(), device=device)
+
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self._memory_format = memory_format
+        self.model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        self._optimizer = self._adam(self.model, config.lr)
+        self._discriminator_optimizer: Optimizer | None = None
+        if self.discriminator is not None:
+            self.discriminator.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+            self._discriminator_optimizer = self._adam(
+                self.discriminator, config.lr * config.lr_discriminator_ratio
+            )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        # Dropout must differ between processes; weights must not, and are drawn by now.
+        torch.manual_seed(config.seed + processes.rank)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self._model = self._wrap(self.model)
+        self._discriminator = None if self.discriminator is None else self._wrap(self.discriminator)
+        self._sums: Tensor | None = None
+        self._summed = 0
+
+    # --- set-up -------------------------------------------------------------------------------
+
+    def _adam(self, module: nn.Module, lr: float) -> Optimizer:
+        return Adam(
+            module.parameters(),
+            lr=lr,
+            betas=(self.config.beta1, 0.999),
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        wrapped: nn.Module = torch.compile(module) if self.config.compile else module  # type: ignore[assignment]
+        if self.processes.world_size > 1:
+            index = None if self.device.index is None else [self.device.index]
+            wrapped = DistributedDataParallel(wrapped, device_ids=index)
+        return wrapped
+
+    def _loader(self) -> Iterator[Any]:
+        config = self.config
+        assert config.size is not None
+        assert config.resize is not None
+        assert config.workers is not None
+        data = PhotoFolder(
+            self.photos.train,
+            root=self.photos.train_root,
+            size=config.size,
+            resize=config.resize,
+            crop_scale=config.crop_scale,
+            flip=config.flip,
+            seed=config.seed,
+            train=True,
+        )
+        return iter(
+            make_loader(
+                data,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                start_step=self.step,
+                num_steps=config.steps - self.step,
+                rank=self.processes.rank,
+                world_size=self.processes.world_size,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def _load_validation(self) -> Validation:
+        config = self.config
+        assert config.size is not None
+        assert config.resize is not None
+        crops = max(1, -(-config.val_samples // len(self.photos.val)))
+        data = PhotoFolder(
+            self.photos.val,
+            root=self.photos.val_root,
+            size=config.size,
+            resize=config.resize,
+            crop_scale=config.crop_scale,
+            flip=False,
+            seed=0,
+            train=False,
+            crops_per_image=crops,
+        )
+        # Crop 0 of every photograph first, then crop 1, so that the first rows differ.
+        order = [i * crops + c for c in range(crops) for i in range(len(self.photos.val))]
+        samples = [data[0, index] for index in order[: config.val_samples]]
+        for sample in samples:
+            self._note_unreadable(sample["unreadable"])
+        images = torch.stack([sample["image"] for sample in samples])
+        index = torch.arange(len(images), device=self.device)
+        masks, _ = self.masks.with_seed(_VALIDATION_SEED)(torch.zeros_like(index), index)
+        original = to_unit(self._to_float(images.to(self.device)))
+        trivial: dict[str, float] = {}
+        for name, color in (
+            ("psnr_mean_fill", to_unit(self.fill).view(1, 3, 1, 1)),
+            ("psnr_context_mean_fill", context_mean(original, masks)),
+        ):
+            psnr = hole_metrics(color.expand_as(original), original, masks)["psnr"]
+            trivial[name] = float(psnr.nanmean())
+        return Validation(images, masks, trivial)
+
+    # --- one step -----------------------------------------------------------------------------
+
+    def _to_float(self, image: Tensor) -> Tensor:
+        floating = image.to(self.device, non_blocking=True).float().div_(127.5).sub_(1)
+        return floating.contiguous(memory_format=self._memory_format)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = _AMP_DTYPES.get(self.config.amp)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def _lr_factor(self) -> float:
+        config = self.config
+        warm = min(1.0, (self.step + 1) / (config.warmup_steps + 1))
+        if config.lr_schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """One step on a batch of the loader: the losses, 0-dimensional, still on the device."""
+        config = self.config
+        image = self._to_float(batch["image"])
+        epoch = batch["epoch"].to(self.device, non_blocking=True)
+        index = batch["index"].to(self.device, non_blocking=True)
+        mask, _ = self.masks(epoch, index)
+        weights = overlap_weights(mask, config.overlap, config.overlap_weight)
+        target = image[self._region]
+
+        with self._autocast():
+            prediction = self._model(fill_masked(image, mask, self.fill))
+            loss_rec = reconstruction_loss(
+                prediction,
+                target,
+                weights[self._region],
+                kind=config.loss,
+                normalize=config.normalize,
+            )
+        losses = {"loss_rec": loss_rec.detach()}
+        loss = config.lambda_rec * loss_rec
+        if self.discriminator is not None:
+            losses["loss_d"] = self._discriminator_step(target, prediction.detach())
+            with self._autocast():
+                loss_adv = generator_loss(self.discriminator(prediction))
+            losses["loss_adv"] = loss_adv.detach()
+            loss = loss + config.lambda_adv * loss_adv
+        self._scaler.scale(loss).backward()
+        self._apply(self._optimizer, config.lr)
+        self._scaler.update()
+        return {"loss": loss.detach(), **losses}
+
+    def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        assert self._discriminator is not None
+        assert self._discriminator_optimizer is not None
+        self.discriminator.requires_grad_(True)
+        total = torch.zeros((), device=self.device)
+        # Real and predicted pictures apart: batch norm must not see them mixed.
+        for images, is_real in ((real, True), (fake, False)):
+            with self._autocast():
+                loss = discriminator_loss(self._discriminator(images), is_real)
+            self._scaler.scale(loss).backward()
+            total += loss.detach()
+        lr = self.config.lr * self.config.lr_discriminator_ratio
+        self._apply(self._discriminator_optimizer, lr)
+        # The generator's loss needs gradients through the discriminator, not of its weights.
+        self.discriminator.requires_grad_(False)
+        return total
+
+    def _apply(self, optimizer: Optimizer, lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * self._lr_factor()
+        self._scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def fit(self, run: RunFolder | None) -> Outcome:
+        """Train to the last step, or until ``stop_requested`` is set.
+
+        Args:
+            run: where results go, started; None in all processes but the first.
+
+        Raises:
+            NonFiniteError: the loss is not finite; the last checkpoint is from before.
+        """
+        config, first = self.config, self.processes.first
+        self.run = run
+        started = time.monotonic()
+        validation = self._load_validation() if first else None
+        writer = (
+            SummaryWriter(self.run.path / "tensorboard", purge_step=self.step) if self.run else None
+        )
+        self._model.train()
+        if self._discriminator is not None:
+            self._discriminator.train()
+        loader = self._loader() if self.step < config.steps else iter(())
+        bar = tqdm(
+            total=config.steps,
+            initial=self.step,
+            unit="step",
+            disable=not first,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+        saved, mark = self.step, time.monotonic()
+        try:
+            with bar:
+                while self.step < config.steps and not self._stopping():
+                    batch = next(loader)
+                    self._note_unreadable(batch["unreadable"])
+                    losses = self.train_step(batch)
+                    self.step += 1
+                    self._accumulate(losses)
+                    bar.update()
+                    last = self.step == config.steps
+                    if self.step % config.log_every == 0 or last:
+                        means = self._read_losses(losses.keys())
+                        now = time.monotonic()
+                        speed = self._summed * config.batch_size / (now - mark)
+                        self._summed, mark = 0, now
+                        bar.set_postfix(loss=f"{means['loss']:.4f}", img_s=f"{speed:.0f}")
+                        values = {
+                            **means,
+                            "images_per_s": round(speed, 1),
+                            "lr": self._optimizer.param_groups[0]["lr"],
+                        }
+                        self._log("train", values, writer)
+                    if self.step % config.val_every == 0 or last:
+                        if validation is not None:
+                            self._validate(validation, writer)
+                        self._save()
+                        saved, mark = self.step, time.monotonic()
+            interrupted = self.step < config.steps
+            if interrupted and self.step > saved:
+                if self._summed:
+                    self._read_losses(losses.keys())
+                self._save()
+        finally:
+            if writer is not None:
+                writer.close()
+        return Outcome(
+            self.step,
+            config.steps,
+            interrupted,
+            time.monotonic() - started,
+            self.latest,
+            self.best,
+            self.sheet,
+            len(self.unreadable),
+        )
+
+    def _stopping(self) -> bool:
+        if self.processes.world_size == 1:
+            return self.stop_requested
+        # All processes must leave the loop at the same step; asking costs a wait, so seldom.
+        if self.step % self.config.log_every:
+            return False
+        flag = torch.tensor(float(self.stop_requested), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _accumulate(self, losses: dict[str, Tensor]) -> None:
+        values = torch.stack([value.float() for value in losses.values()])
+        self._sums = values if self._sums is None else self._sums + values
+        self._summed += 1
+
+    def _read_losses(self, names: Any) -> dict[str, float]:
+        """Mean losses since the last call; the one place where a step waits for the device."""
+        assert self._sums is not None
+        means = self._sums / self._summed
+        if self.processes.world_size > 1:
+            dist.all_reduce(
+                means, dist.ReduceOp.AVG if self.device.type == "cuda" else dist.ReduceOp.SUM
+            )
+            if self.device.type != "cuda":
+                means /= self.processes.world_size
+        self._sums = None
+        values = dict(zip(names, means.tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} within the {self.config.log_every} steps up to step "
+                    f"{self.step}; the checkpoints of earlier steps are kept. Lower --lr, or use "
+                    "--amp bf16 or off in place of fp16."
+                )
+        return values
+
+    def _log(self, split: str, values: dict[str, float], writer: SummaryWriter | None) -> None:
+        if self.run is not None:
+            self.run.log(split, self.step, values)
+        if writer is not None:
+            for name, value in values.items():
+                writer.add_scalar(f"{split}/{name}", value, self.step)
+
+    def _note_unreadable(self, failures: list[tuple[str, str]]) -> None:
+        for name, reason in failures:
+            if name not in self.unreadable:
+                self.unreadable.add(name)
+                log.warning("skipped %s: %s", name, reason)
+                if self.run is not None:
+                    self.run.log_unreadable(Path(name), reason)
+
+    # --- validation and checkpoints -----------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self, validation: Validation, writer: SummaryWriter | None) -> None:
+        self.model.eval()
+        per_image: dict[str, list[Tensor]] = {}
+        shown: list[Tensor] = []
+        for part in torch.arange(len(validation.images)).split(_VALIDATION_BATCH):
+            image, mask = self._to_float(validation.images[part]), validation.masks[part]
+            masked = fill_masked(image, mask, self.fill)
+            filled = complete(image, mask, self.model(masked), self._region)
+            original, output = to_unit(image), to_unit(filled)
+            for name, values in hole_metrics(output, original, mask).items():
+                per_image.setdefault(name, []).append(values)
+            shown.append(torch.stack([original, to_unit(masked), output]).cpu())
+        self.model.train()
+        self.latest = {
+            name: float(torch.cat(values).nanmean()) for name, values in per_image.items()
+        } | validation.trivial
+        self._log("val", self.latest, writer)
+        pictures = torch.cat(shown, dim=1)[:, : self.config.sample_rows]
+        if self.run is not None:
+            self.sheet = self.run.sample_path(self.step)
+            save_sheet(
+                self.sheet,
+                list(zip(("original", "input", "filled"), pictures, strict=True)),
+                panels=2 if pictures.shape[1] % 2 == 0 else 1,
+            )
+
+    def _save(self) -> None:
+        if self.run is None:
+            return
+        checkpoint = self._checkpoint()
+        for name, tensor in checkpoint.model.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"weights {name} are not finite at step {self.step}; the checkpoints of "
+                    "earlier steps are kept. Lower --lr."
+                )
+        is_best = "psnr" in self.latest and self.latest["psnr"] > self.best.get("psnr", -math.inf)
+        if is_best:
+            self.best = {"step": self.step, **self.latest}
+            checkpoint.state["best"] = self.best
+            self.run.save("best", checkpoint, self.config)
+        self.run.save("last", checkpoint, self.config)
+
+    def _checkpoint(self) -> Checkpoint:
+        training = {"random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            training["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        training |= _optimizer_tensors("model", self._optimizer)
+        if self._discriminator_optimizer is not None:
+            training |= _optimizer_tensors("discriminator", self._discriminator_optimizer)
+        state = {
+            "step": self.step,
+            "metrics": self.latest,
+            "best": self.best,
+            "scaler": self._scaler.state_dict(),
+            "unreadable": sorted(self.unreadable),
+            "photos": {"count": len(self.photos.train), "digest": self.photos.digest()},
+            "torch": torch.__version__,
+        }
+        return Checkpoint(
+            model=self.model.state_dict(),
+            discriminator=None if self.discriminator is None else self.discriminator.state_dict(),
+            training=training,
+            state=state,
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        then = checkpoint.state["photos"]
+        if then["digest"] != self.photos.digest():
+            raise ValueError(
+                f"the training photographs have changed: {then['count']} files then, "
+                f"{len(self.photos.train)} now (or other names); a run continues with the same ones"
+            )
+        source = Path("the checkpoint")
+        load_weights(self.model, checkpoint.model, source)
+        _load_optimizer("model", self._optimizer, checkpoint.training)
+        if self.discriminator is not None and self._discriminator_optimizer is not None:
+            load_weights(self.discriminator, checkpoint.discriminator or {}, source)
+            _load_optimizer("discriminator", self._discriminator_optimizer, checkpoint.training)
+        self.step = int(checkpoint.state["step"])
+        self.best = dict(checkpoint.state["best"])
+        self.latest = dict(checkpoint.state["metrics"])
+        self.unreadable = set(checkpoint.state["unreadable"])
+        if checkpoint.state["scaler"]:
+            self._scaler.load_state_dict(checkpoint.state["scaler"])
+        if self.processes.first:
+            torch.set_rng_state(checkpoint.training["random.cpu"])
+            if self.device.type == "cuda" and "random.cuda" in checkpoint.training:
+                torch.cuda.set_rng_state(checkpoint.training["random.cuda"], self.device)
+        else:
+            # Only the first process's generators are saved; the others start afresh.
+            torch.manual_seed(self.config.seed + self.processes.rank + (self.step << 16))
+
+
+def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:
+    """The picture with its hole filled from the prediction for ``region``, elsewhere as it was."""
+    whole = image.clone()
+    whole[region] = prediction.to(image.dtype)
+    return torch.where(mask, whole, image)
+
+
+def _optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{prefix}.{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"optimizer.{prefix}."):
+            index, name = key.split(".")[2:]
+            if value.dim():
+                # The fused kernel walks through memory: moments must lie as their weights do.
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
+            state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

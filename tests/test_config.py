@@ -1,0 +1,90 @@
+"""One configuration for command line, file and checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from context_encoder.config import MODEL_PRESETS, PRESETS, TrainConfig, preset
+from context_encoder.models import MODELS
+from context_encoder.train import parse
+
+
+def test_every_preset_is_valid_and_survives_json() -> None:
+    for name in PRESETS:
+        config = preset(name)
+        assert config.preset == name
+        assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_every_model_has_a_recipe() -> None:
+    assert set(MODEL_PRESETS) == set(MODELS)
+    assert set(MODEL_PRESETS.values()) <= set(PRESETS)
+
+
+def test_presets_carry_the_published_numbers() -> None:
+    center = preset("inpaint-center")
+    assert (center.lambda_rec, center.lambda_adv) == (0.999, 0.001)
+    assert (center.lr, center.lr_discriminator_ratio, center.beta1) == (2e-3, 0.1, 0.5)
+    assert (center.batch_size, center.overlap, center.overlap_weight) == (64, 4, 10)
+    features = preset("features-region")
+    assert (features.lambda_adv, features.lr, features.dropout) == (0, 1e-4, 0.5)
+    assert features.steps == 100_000
+    assert preset("features-central").lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "rgb"),
+    [("imagenet-mean", (123, 117, 104)), ("released-order", (117, 104, 123))],
+)
+def test_fill_color(name: str, rgb: tuple[int, ...]) -> None:
+    color = TrainConfig(fill=name).fill_color()  # type: ignore[arg-type]
+    assert color == pytest.approx([2 * c / 255 - 1 for c in rgb])
+
+
+def test_model_alone_picks_its_recipe_and_options_change_one_value() -> None:
+    config, resume = parse(["--model", "alexnet", "--lr", "3e-4"])
+    assert resume is None
+    assert config == preset("features-region").model_copy(update={"lr": 3e-4})
+
+
+def test_a_named_preset_beats_the_model_s() -> None:
+    config, _ = parse(["--preset", "features-block", "--model", "alexnet-poolfree"])
+    assert config == preset("features-block").model_copy(update={"model": "alexnet-poolfree"})
+
+
+def test_a_file_gives_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"model": "center", "mask": "central", "lr": 0.5}))
+    config, _ = parse(["--config", str(file), "--steps", "7"])
+    assert (config.model, config.lr, config.steps) == ("center", 0.5, 7)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"crop_scale": (0.5, 1.5)},
+        {"crop_scale": (0.9, 0.5)},
+        {"mask": "folder"},
+        {"mask": "voc"},
+        {"lambda_rec": 0, "lambda_adv": 0},
+        {"steps": 0},
+        {"lr": float("nan")},
+        {"dropout": 1},
+        {"unknown": 1},
+        {"model": "resnet"},
+    ],
+)
+def test_wrong_values_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TrainConfig(**values)  # type: ignore[arg-type]
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for name in (*TrainConfig.model_fields, "resume"):
+        assert "--" + name.replace("_", "-") in shown, name
