@@ -40,7 +40,14 @@ CSRC = ROOT / "csrc"
 STABLE_SINCE = "0x020b000000000000"  # torch 2.11
 RECORD = "_build.json"
 
-CXX_FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={STABLE_SINCE}"]
+CXX_FLAGS = [
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+    f"-DTORCH_TARGET_VERSION={STABLE_SINCE}",
+]
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CPU_KERNELS = ["channelwise_linear", "masked_loss", "fill_masked"]
 CUDA_KERNELS = ["channelwise_linear", "masked_loss", "rasterize", "fill_masked"]
@@ -98,7 +105,9 @@ def find_torch() -> Torch | None:
 
 def find_cxx() -> str | None:
     named = os.environ.get("CXX")
-    return named if named else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    return (
+        named if named else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    )
 
 
 def find_nvcc() -> str | None:
@@ -184,7 +193,9 @@ def _plan_cuda(torch: Torch | None) -> Library:
         return Library(name, skipped=f"{variable}=0 when it was installed; install again without")
     nvcc, cxx = find_nvcc(), find_cxx()
     if nvcc is None:
-        return _skip(name, variable, "there is no nvcc", "install the CUDA toolkit or set CUDA_HOME")
+        return _skip(
+            name, variable, "there is no nvcc", "install the CUDA toolkit or set CUDA_HOME"
+        )
     if cxx is None:
         return _skip(name, variable, "there is no C++ compiler", "install g++")
     if torch is None:
