@@ -138,8 +138,7 @@ Planes planes(const Tensor& t) {
 
 // --- channel-wise linear ------------------------------------------------------------------------
 
-Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool relu,
-                          int64_t precision) {
+Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool relu) {
   const char* op = "channelwise_linear";
   expect(op, "input", input, input, {-1, -1, -1});
   expect(op, "weight", weight, input, {input.size(1), -1, input.size(2)});
@@ -157,7 +156,7 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
     expect_type(op, "bias", *bias, input.scalar_type());
     p.bias = bias->const_data_ptr(), p.bias_channel = bias->stride(0);
   }
-  p.relu = relu, p.tensor_cores = precision != 0;
+  p.relu = relu;
   Tensor output = empty(input, input.scalar_type(), {p.batch, p.channels, p.n_out});
   p.output = output.mutable_data_ptr();
   if (output.numel() > 0) execute(input, p);
@@ -166,7 +165,7 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
 
 std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
     Tensor grad_output, Tensor input, Tensor weight, OptionalTensor output, bool needs_input,
-    bool needs_weight, bool needs_bias, int64_t precision) {
+    bool needs_weight, bool needs_bias) {
   const char* op = "channelwise_linear_backward";
   expect(op, "grad_output", grad_output, grad_output, {-1, -1, -1});
   LinearBackward p{};
@@ -190,7 +189,6 @@ std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
     p.output = output->const_data_ptr();
     p.output_batch = output->stride(0), p.output_channel = output->stride(1);
   }
-  p.tensor_cores = precision != 0;
   Tensor grad_input = needs_input ? empty(input, type, {p.batch, p.channels, p.n_in})
                                   : empty(input, type, {0});
   Tensor grad_weight = needs_weight ? empty(input, type, {p.channels, p.n_out, p.n_in})
@@ -408,11 +406,11 @@ extern "C" __attribute__((visibility("default"))) const char* cekernels_instruct
 
 CEK_LIBRARY(CEK_NAMESPACE, m) {
   m.def(
-      "channelwise_linear(Tensor input, Tensor weight, Tensor? bias, bool relu, int precision)"
+      "channelwise_linear(Tensor input, Tensor weight, Tensor? bias, bool relu)"
       " -> Tensor");
   m.def(
       "channelwise_linear_backward(Tensor grad_output, Tensor input, Tensor weight,"
-      " Tensor? output, bool needs_input, bool needs_weight, bool needs_bias, int precision)"
+      " Tensor? output, bool needs_input, bool needs_weight, bool needs_bias)"
       " -> (Tensor, Tensor, Tensor)");
   m.def(
       "masked_loss(Tensor prediction, Tensor target, Tensor mask, Tensor? area, int power,"

@@ -20,8 +20,7 @@ struct LinearForward {
   const void* bias;  // (C, N_out), or null
   int64_t bias_channel;
   bool relu;
-  bool tensor_cores;  // GPU: float32 may be rounded to tf32
-  void* output;       // (B, C, N_out), contiguous
+  void* output;  // (B, C, N_out), contiguous
 };
 
 // Each gradient that is null is not asked for. `output`, where not null, is that of a ReLU.
@@ -36,7 +35,6 @@ struct LinearBackward {
   int64_t input_batch, input_channel;
   const void* weight;  // (C, N_out, N_in)
   int64_t weight_channel, weight_row;
-  bool tensor_cores;
   void* grad_input;   // (B, C, N_in), contiguous
   void* grad_weight;  // (C, N_out, N_in), contiguous
   void* grad_bias;    // (C, N_out), contiguous

@@ -35,13 +35,13 @@ def kernel(name: str) -> torch._ops.OpOverload:
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
-    return kernel("channelwise_linear")(x, w, b, relu, 0)
+    return kernel("channelwise_linear")(x, w, b, relu)
 
 
 def backward(
     g: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: tuple[bool, bool, bool] = ALL
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return kernel("channelwise_linear_backward")(g, x, w, y, *needs, 0)
+    return kernel("channelwise_linear_backward")(g, x, w, y, *needs)
 
 
 def assert_as_exact(found: Tensor, same_dtype: Tensor, exact: Tensor, factor: float) -> None:
@@ -60,7 +60,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-# --- channel-wise linear ------------------------------------------------------------------------
+# --- channel-wise linear ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -186,7 +186,7 @@ def test_every_16_bit_number_goes_through_unchanged(dtype: torch.dtype) -> None:
     assert torch.equal(y[~x.isnan()], x[~x.isnan()])
 
 
-# --- masked losses --------------------------------------------------------------------------------
+# --- masked losses ------------------------------------------------------------------------------
 
 
 def operands(
@@ -280,7 +280,7 @@ def test_gradients_round_to_the_nearest_16_bit_number(dtype: torch.dtype) -> Non
     assert torch.equal(grad[~nan], g.to(dtype)[~nan])
 
 
-# --- rasterization and filling --------------------------------------------------------------------
+# --- rasterization and filling ------------------------------------------------------------------
 
 
 @st.composite
@@ -364,7 +364,7 @@ def test_fill_masked_copies_bits(dtype: torch.dtype, mask_dtype: torch.dtype) ->
         assert torch.equal(found, reference.fill_masked(image, mask, value))
 
 
-# --- threads, instruction sets, wrong arguments ----------------------------------------------------
+# --- threads, instruction sets, wrong arguments --------------------------------------------------
 
 
 def everything() -> list[Tensor]:
@@ -421,13 +421,13 @@ POINTS, OFFSETS = torch.zeros(4, 2, dtype=torch.int32), torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
     [
-        ("channelwise_linear", (X, W[:, :, :3], None, False, 0), "size 4 in dimension 2"),
-        ("channelwise_linear", (X, W[:1], None, False, 0), "size 2 in dimension 0"),
-        ("channelwise_linear", (X[0], W, None, False, 0), "3 dimensions"),
-        ("channelwise_linear", (X.double(), W, None, False, 0), "weight has the wrong dtype"),
-        ("channelwise_linear", (X.int(), W.int(), None, False, 0), "must be float16"),
-        ("channelwise_linear", (X.mT, W.mT, None, False, 0), "dense in its last dimension"),
-        ("channelwise_linear", (X, W, torch.zeros(2, 4), False, 0), "bias must have size 3"),
+        ("channelwise_linear", (X, W[:, :, :3], None, False), "size 4 in dimension 2"),
+        ("channelwise_linear", (X, W[:1], None, False), "size 2 in dimension 0"),
+        ("channelwise_linear", (X[0], W, None, False), "3 dimensions"),
+        ("channelwise_linear", (X.double(), W, None, False), "weight has the wrong dtype"),
+        ("channelwise_linear", (X.int(), W.int(), None, False), "must be float16"),
+        ("channelwise_linear", (X.mT, W.mT, None, False), "dense in its last dimension"),
+        ("channelwise_linear", (X, W, torch.zeros(2, 4), False), "bias must have size 3"),
         ("masked_loss", (IMAGE, IMAGE[:, :2], MASK, None, 2, 0), "target must have size 3"),
         ("masked_loss", (IMAGE, IMAGE, MASK.expand(2, 2, 4, 5), None, 2, 0), "1 channel"),
         ("masked_loss", (IMAGE, IMAGE, MASK.double(), None, 2, 0), "mask must be bool"),
@@ -461,7 +461,7 @@ def test_other_devices_are_refused_with_a_reason() -> None:
     assert "meta" in reason
 
 
-# --- what a user is told ---------------------------------------------------------------------------
+# --- what a user is told -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

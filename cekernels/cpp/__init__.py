@@ -60,7 +60,7 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
         return (product.relu_() if relu else product).transpose(0, 1).contiguous()
     bias = None if bias is None else _dense(bias)
     output: Tensor = torch.ops.cekernels_cpp.channelwise_linear.default(
-        _dense(input), _dense(weight), bias, relu, 0
+        _dense(input), _dense(weight), bias, relu
     )
     return output
 
@@ -83,7 +83,7 @@ def channelwise_linear_backward(
     output = None if output is None else _dense(output)
     grads: tuple[Tensor, Tensor, Tensor] = (
         torch.ops.cekernels_cpp.channelwise_linear_backward.default(
-            _dense(grad_output), _dense(input), _dense(weight), output, *needs, 0
+            _dense(grad_output), _dense(input), _dense(weight), output, *needs
         )
     )
     return grads
