@@ -50,7 +50,7 @@ class KernelDistribution(Distribution):
 
 
 class Wheel(bdist_wheel):
-    """Any Python, this platform: the libraries use the stable ABI of LibTorch and none of Python."""
+    """Any Python, this platform: the libraries use LibTorch's stable ABI and none of Python's."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()

@@ -1,7 +1,7 @@
 """Builds the kernel libraries ``cekernels/_C.so`` (CPU) and ``cekernels/_C_cuda.so``.
 
 They are plain shared libraries on LibTorch's stable ABI, loaded by ``torch.ops.load_library``: one
-build serves every Python and torch 2.11 or newer, so they carry no tag in their names. The compilers
+build serves every Python and torch 2.11 or newer, so that their names carry no tag. The compilers
 are called directly; torch lends its headers and is never imported.
 
 Environment variables:

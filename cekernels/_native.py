@@ -37,7 +37,8 @@ def load(name: str) -> str | None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return f"built with torch {built['torch']} but cannot load: {error}; {_remedy(str(error))}"
+        cause = str(error.__cause__ or error)  # torch wraps what the loader said
+        return f"built with torch {built['torch']} but cannot load: {cause}; {_remedy(cause)}"
     return None
 
 

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cekernels import _native
-from cekernels.reference.masked_loss import accumulation_dtype
+from cekernels._compiled import CompiledOps, torch_linear, torch_linear_backward
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_NORMALIZE = {"mask": 0, "all": 1, "sum": 2, "none": 3}
+_OPS = CompiledOps("cekernels_cpp", "cpu")
+unsupported = _OPS.unsupported
+masked_loss = _OPS.masked_loss
+masked_loss_backward = _OPS.masked_loss_backward
+rasterize_polygons = _OPS.rasterize_polygons
+rasterize_boxes = _OPS.rasterize_boxes
+fill_masked = _OPS.fill_masked
+fill_polygons = _OPS.fill_polygons
+fill_boxes = _OPS.fill_boxes
 
 
 def unavailable() -> str | None:
     return _native.load("_C")
-
-
-def unsupported(op: str, *args: Any) -> str | None:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            if arg.device.type != "cpu":
-                return f"runs on the CPU only, not on {arg.device}"
-            if arg.layout != torch.strided:
-                return f"takes strided tensors only, not {arg.layout}"
-    if op.startswith("fill") and args[0].element_size() > 8:
-        return f"has no {args[0].dtype}"
-    return None
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last dimension is dense, else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
-
-
-def _mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool or uint8 mask as it is; a floating one in the dtype of the sums."""
-    return _dense(mask.to(accumulation_dtype(dtype)) if mask.is_floating_point() else mask)
 
 
 def _torch_is_faster(input: Tensor, weight: Tensor) -> bool:
@@ -51,18 +34,9 @@ def _torch_is_faster(input: Tensor, weight: Tensor) -> bool:
 
 
 def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    if _torch_is_faster(input, weight):
-        by_channel, weight = input.transpose(0, 1), weight.transpose(1, 2)
-        if bias is None:
-            product = torch.bmm(by_channel, weight)
-        else:
-            product = torch.baddbmm(bias.unsqueeze(1), by_channel, weight)
-        return (product.relu_() if relu else product).transpose(0, 1).contiguous()
-    bias = None if bias is None else _dense(bias)
-    output: Tensor = torch.ops.cekernels_cpp.channelwise_linear.default(
-        _dense(input), _dense(weight), bias, relu
-    )
-    return output
+    by_torch = _torch_is_faster(input, weight)
+    function = torch_linear if by_torch else _OPS.channelwise_linear
+    return function(input, weight, bias, relu)
 
 
 def channelwise_linear_backward(
@@ -72,119 +46,6 @@ def channelwise_linear_backward(
     output: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _torch_is_faster(input, weight):
-        grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
-        by_channel, none = grad.transpose(0, 1), grad.new_empty
-        return (
-            torch.bmm(by_channel, weight).transpose(0, 1).contiguous() if needs[0] else none(0),
-            torch.bmm(by_channel.mT, input.transpose(0, 1)) if needs[1] else none(0),
-            grad.sum(0) if needs[2] else none(0),
-        )
-    output = None if output is None else _dense(output)
-    grads: tuple[Tensor, Tensor, Tensor] = (
-        torch.ops.cekernels_cpp.channelwise_linear_backward.default(
-            _dense(grad_output), _dense(input), _dense(weight), output, *needs
-        )
-    )
-    return grads
-
-
-def masked_loss(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    area: Tensor | None,
-    power: int,
-    normalize: str,
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = torch.ops.cekernels_cpp.masked_loss.default(
-        _dense(prediction),
-        _dense(target),
-        _mask(mask, prediction.dtype),
-        area,
-        power,
-        _NORMALIZE[normalize],
-    )
-    return result
-
-
-def masked_loss_backward(
-    grad_loss: Tensor,
-    scale: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    power: int,
-) -> Tensor:
-    grad: Tensor = torch.ops.cekernels_cpp.masked_loss_backward.default(
-        grad_loss, scale, _dense(prediction), _dense(target), _mask(mask, prediction.dtype), power
-    )
-    return grad
-
-
-def rasterize_polygons(
-    vertices: Tensor,
-    contour_offsets: Tensor,
-    sample_offsets: Tensor,
-    height: int,
-    width: int,
-    fill_rule: str,
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = torch.ops.cekernels_cpp.rasterize.default(
-        vertices.contiguous(),
-        contour_offsets.contiguous(),
-        sample_offsets.contiguous(),
-        height,
-        width,
-        fill_rule == "evenodd",
-    )
-    return result
-
-
-def rasterize_boxes(
-    boxes: Tensor, sample_offsets: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = torch.ops.cekernels_cpp.rasterize.default(
-        boxes.contiguous(), None, sample_offsets.contiguous(), height, width, False
-    )
-    return result
-
-
-def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    filled: Tensor = torch.ops.cekernels_cpp.fill_masked.default(
-        _dense(image), _dense(mask), _dense(value)
-    )
-    return filled
-
-
-def fill_polygons(
-    image: Tensor,
-    value: Tensor,
-    vertices: Tensor,
-    contour_offsets: Tensor,
-    sample_offsets: Tensor,
-    fill_rule: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.cekernels_cpp.fill.default(
-        _dense(image),
-        _dense(value),
-        vertices.contiguous(),
-        contour_offsets.contiguous(),
-        sample_offsets.contiguous(),
-        fill_rule == "evenodd",
-    )
-    return result
-
-
-def fill_boxes(
-    image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.cekernels_cpp.fill.default(
-        _dense(image),
-        _dense(value),
-        boxes.contiguous(),
-        None,
-        sample_offsets.contiguous(),
-        False,
-    )
-    return result
+    by_torch = _torch_is_faster(input, weight)
+    function = torch_linear_backward if by_torch else _OPS.channelwise_linear_backward
+    return function(grad_output, input, weight, output, needs)

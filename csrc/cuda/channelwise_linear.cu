@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kRows / kEach * kColumns / kEach) multiply(Pro
         b_tile[k][n] = exists ? A(widen(*p.b.at(c, k0 + k, column0 + n))) : A(0);
       }
       __syncthreads();
-#pragma unroll
+#pragma unroll 4
       for (int k = 0; k < kDepth; ++k) {
 #pragma unroll
         for (int m = 0; m < kEach; ++m) {
