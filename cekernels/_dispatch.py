@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cekernels import reference
+
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
@@ -40,7 +42,7 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
     """The module of an implementation and None, or None and why it is not to be had."""
     try:
         module = importlib.import_module(f"cekernels.{_MODULES[name]}")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a compiled library that does not load
         return None, f"cannot be imported: {error}"
     reason = module.unavailable()
     return (None, reason) if reason else (module, None)
@@ -89,6 +91,16 @@ def select(op: str, impl: str, args: tuple[Any, ...]) -> str:
         if why_not(op, name, args) is None:
             return name
     raise ImplementationError(f"{op}: no implementation serves a call on {device_of(args)}")
+
+
+def call_transformed(op: str, impl: str, *args: Any) -> Any:
+    """Run ``op`` where torch.func or forward-mode AD look through it: by the reference."""
+    if requested(impl) not in ("auto", "reference"):
+        raise ImplementationError(
+            f"{op}: impl={requested(impl)!r} cannot serve this call: torch.func transforms and "
+            "forward-mode AD are served by the reference alone"
+        )
+    return getattr(reference, op)(*args)
 
 
 def call(op: str, impl: str, *args: Any) -> Any:

@@ -25,7 +25,8 @@ def report() -> str:
         lines.append(f"no CUDA device (this torch is {built})")
     forced = os.environ.get(_dispatch.ENVIRONMENT_VARIABLE)
     if forced:
-        lines.append(f"{_dispatch.ENVIRONMENT_VARIABLE}={forced} forces the implementation")
+        effect = "forces the implementation" if forced in _dispatch.IMPLS else "names none"
+        lines.append(f"{_dispatch.ENVIRONMENT_VARIABLE}={forced} {effect}")
     lines.append("")
     for name in _dispatch.IMPLS[1:]:
         _, reason = _dispatch.load(name)

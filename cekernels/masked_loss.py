@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, define
-from cekernels.reference.masked_loss import accumulation_dtype, weights
+from cekernels._library import autocast_dtype, call_op, define
+from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
 _NORMALIZE = ("mask", "all", "sum", "none")
@@ -48,7 +48,7 @@ def masked_l2_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask
-            that requires a gradient.
+            or area that requires a gradient.
         ImplementationError: the forced implementation cannot serve the call.
     """
     return _masked_loss("masked_l2_loss", prediction, target, mask, 2, normalize, area, impl)
@@ -82,11 +82,11 @@ def _masked_loss(
 ) -> Tensor:
     for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
         _checks.tensor(op, name, value)
-    if autocast_dtype(prediction.device) is not None:
-        wider = torch.promote_types(prediction.dtype, target.dtype)
-        prediction, target = prediction.to(wider), target.to(wider)
     _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
     _checks.dtypes(op, "prediction", prediction, _checks.FLOATING)
+    if target.is_floating_point() and autocast_dtype(prediction.device) is not None:
+        wider = torch.promote_types(prediction.dtype, target.dtype)
+        prediction, target = prediction.to(wider), target.to(wider)
     _checks.shape(op, "target", target, prediction.shape, "that of prediction")
     _checks.same_dtype(op, "target", target, "prediction", prediction)
     _checks.same_device(op, "target", target, "prediction", prediction)
@@ -98,11 +98,9 @@ def _masked_loss(
         _checks.shape(op, "area", area, prediction.shape[:1], "one number a sample")
         _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
         _checks.same_device(op, "area", area, "prediction", prediction)
-    loss, _ = torch.ops.cekernels.masked_loss(
-        prediction, target, mask, area, power, normalize, impl
-    )
-    result: Tensor = loss
-    return result
+        _checks.no_gradient(op, "area", area)
+    loss: Tensor = call_op("masked_loss", impl, prediction, target, mask, area, power, normalize)[0]
+    return loss
 
 
 def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
@@ -203,16 +201,18 @@ def _backward_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]
     """Double backward in plain PyTorch: rare, and differentiable again as it stands."""
     grad_loss, scale, prediction, target, mask = ctx.saved_tensors
     weight = weights(mask, scale.dtype)
-    factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
-    difference = prediction.to(scale.dtype) - target.to(scale.dtype)
-    slope = 2 * difference if ctx.power == 2 else difference.sign()
-    along = torch.where(weight != 0, weight * slope * grad_grad.to(scale.dtype), 0)
-    of_grad_loss = (along.sum((1, 2, 3)) * scale).sum_to_size(grad_loss.shape)
-    of_prediction = None
-    if ctx.power == 2:
-        curved = torch.where(weight != 0, 2 * weight * factor * grad_grad.to(scale.dtype), 0)
-        of_prediction = curved.to(prediction.dtype)
-    of_target = None if of_prediction is None else -of_prediction
+    # where comes first, so that what lies under a weight of 0 stays out of every derivative
+    grad_grad = weight * torch.where(weight != 0, grad_grad.to(scale.dtype), 0)
+    of_grad_loss = of_prediction = of_target = None
+    if ctx.needs_input_grad[0]:
+        difference = masked_difference(prediction, target, weight)
+        slope = 2 * difference if ctx.power == 2 else difference.sign()
+        along = (grad_grad * slope).sum((1, 2, 3)) * scale
+        of_grad_loss = along.sum_to_size(grad_loss.shape)
+    if ctx.power == 2 and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]):
+        factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
+        of_prediction = (2 * factor * grad_grad).to(prediction.dtype)
+        of_target = -of_prediction
     return of_grad_loss, None, of_prediction, of_target, None, None, None
 
 
