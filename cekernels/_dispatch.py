@@ -25,12 +25,10 @@ Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
 
-# Where each looks first; the reference serves everything and ends each list.
-_AUTO_ORDER: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpp", "reference"),
-    "cuda": ("cuda", "triton", "reference"),
-}
-_MODULES = {"reference": "reference", "cpp": "cpp", "triton": "triton", "cuda": "cuda"}
+# Where "auto" looks, the first that can serve; the reference serves everything. On CUDA it stays
+# with the reference until the kernels' tests have passed on a GPU: impl= and the environment
+# variable choose "triton" or "cuda".
+_AUTO_ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "reference"), "cuda": ("reference",)}
 
 
 class ImplementationError(RuntimeError):
@@ -41,7 +39,7 @@ class ImplementationError(RuntimeError):
 def load(name: str) -> tuple[ModuleType | None, str | None]:
     """The module of an implementation and None, or None and why it is not to be had."""
     try:
-        module = importlib.import_module(f"cekernels.{_MODULES[name]}")
+        module = importlib.import_module(f"cekernels.{name}")
     except (ImportError, OSError) as error:  # OSError: a compiled library that does not load
         return None, f"cannot be imported: {error}"
     reason = module.unavailable()

@@ -162,9 +162,14 @@ def test_order_on_each_device(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         chosen[device] = [_dispatch.select(op, "auto", args) for op in ops]
     assert chosen == {
         "cpu": ["cpp", "cpp"],
-        "cuda": ["triton", "cuda"],
+        "cuda": ["reference", "reference"],
         "mps": ["reference", "reference"],
     }
+    order = {"cuda": ("cuda", "triton", "reference")}
+    monkeypatch.setattr(_dispatch, "_AUTO_ORDER", order)
+    monkeypatch.setattr(_dispatch, "device_of", lambda _: torch.device("cuda"))
+    assert _dispatch.select("channelwise_linear", "auto", args) == "triton"
+    assert _dispatch.select("masked_loss", "auto", args) == "cuda"
 
 
 def test_a_forced_implementation_serves_every_derivative(machine: Machine) -> None:
