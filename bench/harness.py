@@ -8,6 +8,7 @@ does it for all of them, and speed-ups are medians of the quotients within a rou
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import gc
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ Call = Callable[[], Any]
 #: One timed sample calls a provider as often as it takes to fill this many seconds.
 _SAMPLE_SECONDS = 1e-4
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 100
+_MIN_SLOW_ROUNDS = 3  # where a single round takes longer than all of them should
 # Errors up to this multiple of the plain version's count as rounding of another order of sums.
 _ERROR_FACTOR = 3.0
 _GRAPH_CALLS = 20
@@ -56,6 +58,7 @@ class Row:
         axes: the sizes as numbers, for plots.
         seconds: time to spend on its samples, for each kind of timing.
         compiled: whether providers that torch.compile are measured here.
+        wall_only: on a GPU too, measure nothing but what the caller waits for.
     """
 
     op: str
@@ -67,6 +70,7 @@ class Row:
     axes: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     seconds: float = 1.0
     compiled: bool = True
+    wall_only: bool = False
 
     @property
     def name(self) -> str:
@@ -74,7 +78,8 @@ class Row:
 
     @property
     def timings(self) -> tuple[str, ...]:
-        return ("cold", "graph", "wall") if self.device == "cuda" else ("wall",)
+        kernels = self.device == "cuda" and not self.wall_only
+        return ("cold", "graph", "wall") if kernels else ("wall",)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -83,23 +88,37 @@ class Row:
         return dtype
 
 
-class Problem(Protocol):
-    """A row with its inputs."""
+class Problem(abc.ABC):
+    """A row with its inputs.
 
-    #: The least memory traffic that the row needs, and its floating-point operations.
-    bytes: int
-    flops: int
-    #: Items (images, masks) that one call handles, where a rate is of interest.
+    Attributes:
+        bytes: the least memory traffic that the row needs; 0 where that says nothing.
+        flops: its floating-point operations.
+        items: images or masks that one call handles.
+    """
+
+    bytes: int = 0
+    flops: int = 0
     items: int
 
+    @abc.abstractmethod
     def build(self, provider: str) -> tuple[Call, dict[str, Any]]:
         """The call to time, and what else to record; UnavailableError says why not."""
 
-    def error(self, outputs: Any) -> float:
-        """The largest error of a call's outputs, by the measure that the op's module states."""
+    @abc.abstractmethod
+    def error(self, outputs: Any) -> float | None:
+        """The largest error of the first call's outputs, as the op's module defines it.
+
+        None where there is nothing to compare with; it then raises for outputs of a wrong form.
+        """
 
     def limit(self) -> float:
         """The largest error that passes."""
+        return 0.0
+
+    def details(self, profiler: profile) -> dict[str, Any]:
+        """What else to record of one call's profile, taken apart from the timing."""
+        return {}
 
 
 @dataclasses.dataclass
@@ -140,6 +159,7 @@ class Race:
             "p80": p80,
             **own.info,
             "gb_per_s": own.info["bytes"] / p50 / 1e9,
+            "items_per_s": own.info["items"] / p50,
             "speedup": {
                 name: speedup(own.samples[timing], other.samples[timing])
                 for name, other in self.measured.items()
@@ -156,7 +176,7 @@ def run_race(row: Row, problem: Problem, providers: Sequence[str], timed: bool) 
             try:
                 call, extra = problem.build(name)
                 error, limit = problem.error(call()), problem.limit()
-                if not error <= limit:
+                if error is not None and not error <= limit:
                     raise AssertionError(
                         f"{name} is wrong for {row.name}: largest error {error:.3g}, "
                         f"allowed {limit:.3g}"
@@ -164,7 +184,8 @@ def run_race(row: Row, problem: Problem, providers: Sequence[str], timed: bool) 
                 info = {"bytes": problem.bytes, "flops": problem.flops, "items": problem.items}
                 info |= {"error": error, **extra}
                 if timed:
-                    info["peak_memory"] = peak_memory(call, row.device)
+                    info["peak_memory"], profiler = observe(call, row.device)
+                    info |= problem.details(profiler)
                 race.measured[name] = Measurement(call, info)
             except (UnavailableError, ImplementationError) as reason:
                 race.unavailable[name] = str(reason)
@@ -288,7 +309,7 @@ def _time(race: Race, timing: str) -> None:
     if not samplers:
         return
     rounds = math.ceil(race.row.seconds / sum(cost.values()))
-    rounds = min(max(rounds, _MIN_ROUNDS), _MAX_ROUNDS)
+    rounds = min(max(rounds, _MIN_ROUNDS if rounds > 1 else _MIN_SLOW_ROUNDS), _MAX_ROUNDS)
     order, shuffle = list(samplers), random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in order}
     collecting = gc.isenabled()
@@ -381,28 +402,32 @@ _SAMPLERS: dict[str, Callable[[Call, str], tuple[Callable[[], float], float]]] =
 }
 
 
-def peak_memory(call: Call, device: str) -> int:
-    """Bytes that one call takes from PyTorch's allocator at most, above what was held before.
+def observe(call: Call, device: str) -> tuple[int, profile]:
+    """The peak memory of one call, and its profile.
 
-    Includes what the call returns. What a library takes from the system by itself is not seen.
+    The memory is what PyTorch's allocator hands out at most, in bytes above what was held before,
+    with what the call returns. What a library takes from the system by itself is not seen.
     """
-    if device == "cuda":
+    gpu = device == "cuda"
+    before = 0
+    if gpu:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities, profile_memory=not gpu) as profiler:
         kept = call()
+        if gpu:
+            torch.cuda.synchronize()
     del kept
+    if gpu:
+        return torch.cuda.max_memory_allocated() - before, profiler
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    changes = [e["args"]["Bytes"] for e in events if e.get("name") == "[memory]"]
     held = peak = 0
-    for change in changes:
+    for change in (e["args"]["Bytes"] for e in events if e.get("name") == "[memory]"):
         held += change
         peak = max(peak, held)
-    return peak
+    return peak, profiler

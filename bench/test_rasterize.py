@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from bench.harness import Call, Row, UnavailableError, compiled
+from bench.harness import Call, Problem, Row, UnavailableError, compiled
 from bench.providers import chosen, implementations, is_implementation
 from cekernels import fill_masked, rasterize_boxes, rasterize_polygons
 from context_encoder.masks import block, build_mask_sampler, region
@@ -102,7 +103,7 @@ def exact_masks(contours: list[list[np.ndarray]], size: int) -> np.ndarray:
     return masks
 
 
-class RasterProblem:
+class RasterProblem(Problem):
     def __init__(self, row: Row) -> None:
         self.row = row
         self.flops = 0
@@ -112,7 +113,7 @@ class RasterProblem:
             boxes, offsets = _sampled(block, "rasterize_boxes", "block", batch, self.size)
             self.args: tuple[Tensor, ...] = (boxes, offsets)
             self.bytes = box_bytes(batch, self.size, len(boxes))
-            grouped = [boxes[a:b].numpy() for a, b in zip(offsets, offsets[1:], strict=True)]
+            grouped = [boxes[a:b].numpy() for a, b in pairwise(offsets.tolist())]
             #: Boxes of each sample in whole pixels, empty ones left out; as contours too.
             self.boxes = [[b // _SUBPIXELS for b in sample if b[2] > b[0]] for sample in grouped]
             self.contours = [
@@ -127,13 +128,8 @@ class RasterProblem:
             vertices, contour_offsets, sample_offsets = self.args
             self.bytes = polygon_bytes(batch, self.size, len(vertices), len(contour_offsets) - 1)
             points = vertices.double().numpy() / _SUBPIXELS
-            self.contours = [
-                [
-                    points[contour_offsets[k] : contour_offsets[k + 1]]
-                    for k in range(int(first), int(last))
-                ]
-                for first, last in zip(sample_offsets, sample_offsets[1:], strict=True)
-            ]
+            contours = [points[a:b] for a, b in pairwise(contour_offsets.tolist())]
+            self.contours = [contours[a:b] for a, b in pairwise(sample_offsets.tolist())]
         self.args = tuple(argument.to(row.device) for argument in self.args)
         self.truth = torch.from_numpy(exact_masks(self.contours, self.size)).unsqueeze(1)
         self._exact = False
@@ -151,7 +147,7 @@ class RasterProblem:
 
         def call() -> Tensor:
             masks = np.stack([draw(sample) for sample in range(self.items)])
-            return torch.from_numpy(masks).unsqueeze(1).to(device) != 0
+            return torch.from_numpy(masks).view(torch.bool).unsqueeze(1).to(device)
 
         return call, {}
 
@@ -297,7 +293,7 @@ def _where(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     return torch.where(mask, value, image)
 
 
-class FillProblem:
+class FillProblem(Problem):
     def __init__(self, row: Row) -> None:
         self.row = row
         self.flops = 0
