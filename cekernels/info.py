@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from cekernels import _dispatch
+from cekernels import _dispatch, _native
 
 
 def report() -> str:
@@ -30,6 +30,16 @@ def report() -> str:
     for name in _dispatch.IMPLS[1:]:
         _, reason = _dispatch.load(name)
         lines.append(f"  {name:<10} {'available' if reason is None else f'no: {reason}'}")
+    for name, library in _native.record().items():
+        if library["built"]:
+            lines += ["", f"  {name}.so"]
+            lines += [
+                f"    {key:<18} {' '.join(value) if isinstance(value, list) else value}"
+                for key, value in library.items()
+                if key != "built"
+            ]
+            if name == "_C" and _native.load(name) is None:
+                lines.append(f"    {'runs with':<18} {_native.instruction_set()}")
     return "\n".join(lines)
 
 

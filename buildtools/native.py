@@ -1,0 +1,314 @@
+"""Builds the kernel libraries ``cekernels/_C.so`` (CPU) and ``cekernels/_C_cuda.so``.
+
+They are plain shared libraries on LibTorch's stable ABI, loaded by ``torch.ops.load_library``: one
+build serves every Python and torch 2.11 or newer, so that their names carry no tag. The compilers
+are called directly; torch lends its headers and is never imported.
+
+Environment variables:
+
+- ``CEKERNELS_BUILD_CPP``, ``CEKERNELS_BUILD_CUDA``: ``1`` the library must be built or the build
+  fails, ``0`` it is not built; unset: the first is built where there is a C++ compiler, the second
+  where there is nvcc and torch is a CUDA build. A compilation that is tried and fails is an error.
+- ``CXX``, ``NVCC`` (or ``CUDA_HOME``): the compilers, else the first found.
+- ``TORCH_CUDA_ARCH_LIST``: GPU architectures as torch writes them ("8.0;9.0+PTX"), else those of
+  A100, H100 and B200, as far as this nvcc knows them, and PTX of the last.
+- ``CEKERNELS_NVCC_FLAGS``: more flags for nvcc ("--use_fast_math"); they are recorded.
+
+What was built, how, and why not the rest goes to ``cekernels/_build.json``, which
+``python -m cekernels.info`` shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+STABLE_SINCE = "0x020b000000000000"  # torch 2.11
+RECORD = "_build.json"
+
+CXX_FLAGS = [
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-psabi",
+    f"-DTORCH_TARGET_VERSION={STABLE_SINCE}",
+]
+NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+CPU_KERNELS = ["channelwise_linear", "masked_loss", "fill_masked"]
+CUDA_KERNELS = ["channelwise_linear", "masked_loss", "rasterize", "fill_masked"]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # each with the first nvcc
+
+
+class BuildError(RuntimeError):
+    """A library that was asked for, or tried, cannot be built; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """An installed torch, found without importing it."""
+
+    folder: Path
+    version: str
+    cuda: str | None
+
+    @property
+    def includes(self) -> list[str]:
+        return [f"-I{self.folder / 'include'}"]
+
+
+@dataclass
+class Library:
+    """One library: its sources (each with its own flags), or why it is not built."""
+
+    name: str
+    compiler: str = ""
+    objects: list[tuple[Path, str, list[str]]] = field(default_factory=list)
+    link: list[str] = field(default_factory=list)
+    record: dict[str, object] = field(default_factory=dict)
+    skipped: str = ""
+    stub_cuda: bool = False
+
+
+def find_torch() -> Torch | None:
+    """The torch of the running environment, or in an isolated build that of the target's."""
+    paths = [*sys.path, sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
+    spec = PathFinder.find_spec("torch", paths)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    if not (folder / "include/torch/csrc/stable/library.h").is_file():
+        return None
+    values: dict[str, str | None] = {"__version__": "unknown", "cuda": None}
+    for line in (folder / "version.py").read_text().splitlines():
+        match = re.match(r"(__version__|cuda)\b[^=]*= *(?:'([^']*)'|None)", line)
+        if match:
+            values[match[1]] = match[2]
+    return Torch(folder, values["__version__"] or "unknown", values["cuda"])
+
+
+def find_cxx() -> str | None:
+    named = os.environ.get("CXX")
+    return (
+        named if named else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    )
+
+
+def find_nvcc() -> str | None:
+    if os.environ.get("NVCC"):
+        return os.environ["NVCC"]
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
+        if home and (Path(home) / "bin/nvcc").is_file():
+            return str(Path(home) / "bin/nvcc")
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def requested(variable: str) -> bool | None:
+    """True must be built, False must not, None as the machine allows."""
+    value = os.environ.get(variable, "")
+    if value not in ("", "0", "1"):
+        raise BuildError(f"{variable} must be 0, 1 or unset, got {value!r}")
+    return None if value == "" else value == "1"
+
+
+def requirements() -> list[str]:
+    """What an isolated build needs beside setuptools: a torch, if kernels are to be built."""
+    wanted = requested("CEKERNELS_BUILD_CPP"), requested("CEKERNELS_BUILD_CUDA")
+    if find_torch() or wanted == (False, False) or (find_cxx() is None and True not in wanted):
+        return []
+    pins = (ROOT / "constraints.txt").read_text().split()
+    return [next(pin for pin in pins if pin.startswith("torch=="))]
+
+
+def plan() -> list[Library]:
+    """The two libraries, with their commands or with why they are not built."""
+    torch = find_torch()
+    return [_plan_cpp(torch), _plan_cuda(torch)]
+
+
+def _skip(name: str, variable: str, missing: str, remedy: str) -> Library:
+    if requested(variable):
+        raise BuildError(f"{variable}=1, but {missing}; {remedy}")
+    return Library(name, skipped=f"{missing}; {remedy}, then install again")
+
+
+_NO_TORCH = "no torch with stable-ABI headers (2.11 or newer) is installed", "install torch first"
+
+
+def _plan_cpp(torch: Torch | None) -> Library:
+    name, variable = "_C", "CEKERNELS_BUILD_CPP"
+    if requested(variable) is False:
+        return Library(name, skipped=f"{variable}=0 when it was installed; install again without")
+    cxx = find_cxx()
+    if cxx is None:
+        return _skip(name, variable, "there is no C++ compiler", "install g++")
+    if torch is None:
+        return _skip(name, variable, *_NO_TORCH)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    sets = {"baseline": list[str]()}
+    if x86:
+        sets |= {"avx2": AVX2, "avx512": AVX512}
+    common = [*CXX_FLAGS, *(["-DCEK_X86"] if x86 else [])]
+    library = Library(name, cxx)
+    library.objects = [
+        (CSRC / "cpu" / f"{kernel}.cpp", f"{kernel}-{isa}", [*common, f"-DCEK_ISA={isa}", *flags])
+        for isa, flags in reversed(sets.items())
+        for kernel in CPU_KERNELS
+    ]
+    library.objects += [
+        (CSRC / "cpu/rasterize.cpp", "rasterize", common),
+        (CSRC / "cpu/dispatch.cpp", "dispatch", common),
+        (CSRC / "bindings.cpp", "bindings", [*common, *torch.includes]),
+    ]
+    library.link = [f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-Wl,--no-undefined"]
+    library.record = {
+        "compiler": _version(cxx),
+        "flags": CXX_FLAGS,
+        "instruction sets": list(sets),
+        "torch": torch.version,
+    }
+    return library
+
+
+def _plan_cuda(torch: Torch | None) -> Library:
+    name, variable = "_C_cuda", "CEKERNELS_BUILD_CUDA"
+    wanted = requested(variable)
+    if wanted is False:
+        return Library(name, skipped=f"{variable}=0 when it was installed; install again without")
+    nvcc, cxx = find_nvcc(), find_cxx()
+    if nvcc is None:
+        return _skip(
+            name, variable, "there is no nvcc", "install the CUDA toolkit or set CUDA_HOME"
+        )
+    if cxx is None:
+        return _skip(name, variable, "there is no C++ compiler", "install g++")
+    if torch is None:
+        return _skip(name, variable, *_NO_TORCH)
+    if torch.cuda is None and not wanted:
+        return Library(
+            name,
+            skipped=f"the torch that it was built with ({torch.version}) has no CUDA; install a "
+            f"CUDA build of torch, or set {variable}=1 to compile all the same, then install again",
+        )
+    cuda_home = Path(shutil.which(nvcc) or nvcc).resolve().parent.parent
+    version = _version(nvcc)
+    architectures = cuda_architectures(version)
+    more = shlex.split(os.environ.get("CEKERNELS_NVCC_FLAGS", ""))
+    flags = [*NVCC_FLAGS, *architectures, f"-ccbin={cxx}", *more]
+    library = Library(name, nvcc)
+    library.objects = [
+        (CSRC / "cuda" / f"{kernel}.cu", f"{kernel}-cuda", flags) for kernel in CUDA_KERNELS
+    ]
+    bindings = ["-DCEK_CUDA", "-DUSE_CUDA", *torch.includes, f"-I{cuda_home / 'include'}"]
+    library.objects.append((CSRC / "bindings.cpp", "bindings-cuda", [*CXX_FLAGS, *bindings]))
+    library.link = [f"-ccbin={cxx}", "-cudart=static", "-Xlinker=--no-as-needed"]
+    library.link += [f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
+    library.stub_cuda = not (torch.folder / "lib/libtorch_cuda.so").is_file()
+    library.record = {
+        "compiler": version,
+        "host compiler": _version(cxx),
+        "flags": [*NVCC_FLAGS, *more],
+        "architectures": architectures,
+        "torch": torch.version,
+    }
+    return library
+
+
+def cuda_architectures(nvcc_version: str) -> list[str]:
+    """nvcc's -gencode flags."""
+    match = re.search(r"(\d+)\.(\d+)", nvcc_version)
+    known = (int(match[1]), int(match[2])) if match else (0, 0)
+    default = ";".join(name for name, since in ARCHITECTURES.items() if known >= since) + "+PTX"
+    flags = []
+    for entry in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "") or default):
+        number = entry.removesuffix("+PTX").replace(".", "")
+        if not re.fullmatch(r"\d+[af]?", number):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: cannot read {entry!r}; write 8.0;9.0+PTX")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if entry.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def _version(compiler: str) -> str:
+    try:
+        text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"the compiler {compiler!r} cannot be run: {error}") from error
+    lines = text.stdout.strip().splitlines()
+    return next((line for line in lines if "release" in line), lines[0] if lines else compiler)
+
+
+def build(folder: Path) -> dict[str, object]:
+    """Build what :func:`plan` says into ``folder``, and write and return the record."""
+    record: dict[str, object] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        for library in plan():
+            target = folder / f"{library.name}.so"
+            if library.skipped:
+                target.unlink(missing_ok=True)
+                record[library.name] = {"built": False, "reason": library.skipped}
+                print(f"cekernels.{library.name} is not built: {library.skipped}")
+            else:
+                _compile(library, target, Path(temporary))
+                record[library.name] = {"built": True, **library.record}
+                print(f"cekernels.{library.name} built: {library.record}")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _compile(library: Library, target: Path, temporary: Path) -> None:
+    def compile_one(item: tuple[Path, str, list[str]]) -> str:
+        source, name, flags = item
+        output = temporary / f"{name}.o"
+        compiler = library.compiler if source.suffix == ".cu" else find_cxx() or library.compiler
+        _run(library, [compiler, *flags, "-c", str(source), "-o", str(output)])
+        return str(output)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, library.objects))
+    link = list(library.link)
+    if library.stub_cuda:
+        # A CPU build of torch has no libtorch_cuda to link to: an empty one of that name will do,
+        # as symbols are looked up when the library is loaded.
+        stub = temporary / "libtorch_cuda.so"
+        source = temporary / "empty.cpp"
+        source.write_text("")
+        name = "-Wl,-soname,libtorch_cuda.so"
+        _run(library, [find_cxx() or "c++", "-shared", name, str(source), "-o", str(stub)])
+        link.insert(0, f"-L{temporary}")
+    # Linked beside its target and moved there: a process that uses the old library keeps it.
+    fresh = temporary / target.name
+    _run(library, [library.compiler, "-shared", *objects, "-o", str(fresh), *link])
+    partial = target.with_suffix(".partial")
+    shutil.copyfile(fresh, partial)
+    partial.replace(target)
+
+
+def _run(library: Library, command: list[str]) -> None:
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.stdout:
+        print(result.stdout)
+    if result.returncode != 0:
+        variable = {"_C": "CEKERNELS_BUILD_CPP", "_C_cuda": "CEKERNELS_BUILD_CUDA"}[library.name]
+        raise BuildError(
+            f"cekernels.{library.name} cannot be compiled; {variable}=0 installs without it.\n"
+            f"{shlex.join(command)}\n{result.stdout}"
+        )

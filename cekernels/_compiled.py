@@ -1,0 +1,196 @@
+"""The ops of a compiled library under the names of :mod:`cekernels.reference`.
+
+The C++ and the CUDA library have ops of the same names and arguments (csrc/bindings.cpp), in the
+namespaces ``cekernels_cpp`` and ``cekernels_cuda``; what both implementation modules share is here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cekernels.reference.masked_loss import accumulation_dtype
+
+_NORMALIZE = {"mask": 0, "all": 1, "sum": 2, "none": 3}
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is dense, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+
+
+def _mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool or uint8 mask as it is; a floating one in the dtype of the sums."""
+    return _dense(mask.to(accumulation_dtype(dtype)) if mask.is_floating_point() else mask)
+
+
+def torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """The channel-wise linear map by torch's batched product."""
+    by_channel, weight = input.transpose(0, 1), weight.transpose(1, 2)
+    if bias is None:
+        product = torch.bmm(by_channel, weight)
+    else:
+        product = torch.baddbmm(bias.unsqueeze(1), by_channel, weight)
+    return (product.relu_() if relu else product).transpose(0, 1).contiguous()
+
+
+def torch_linear_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients by torch's batched product."""
+    grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
+    by_channel, none = grad.transpose(0, 1), grad.new_empty
+    return (
+        torch.bmm(by_channel, weight).transpose(0, 1).contiguous() if needs[0] else none(0),
+        torch.bmm(by_channel.mT, input.transpose(0, 1)) if needs[1] else none(0),
+        grad.sum(0) if needs[2] else none(0),
+    )
+
+
+class CompiledOps:
+    """Every op of the reference, by the compiled ops of ``namespace`` on devices of one type."""
+
+    def __init__(self, namespace: str, device: str) -> None:
+        self._ops = getattr(torch.ops, namespace)
+        self._device = device
+
+    def unsupported(self, op: str, *args: Any) -> str | None:
+        for arg in args:
+            if isinstance(arg, Tensor):
+                if arg.device.type != self._device:
+                    return f"runs on {self._device} tensors only, not on {arg.device}"
+                if arg.layout != torch.strided:
+                    return f"takes strided tensors only, not {arg.layout}"
+        if op.startswith("fill") and args[0].element_size() > 8:
+            return f"has no {args[0].dtype}"
+        return None
+
+    def channelwise_linear(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+    ) -> Tensor:
+        bias = None if bias is None else _dense(bias)
+        output: Tensor = self._ops.channelwise_linear.default(
+            _dense(input), _dense(weight), bias, relu
+        )
+        return output
+
+    def channelwise_linear_backward(
+        self,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor | None,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output = None if output is None else _dense(output)
+        grads: tuple[Tensor, Tensor, Tensor] = self._ops.channelwise_linear_backward.default(
+            _dense(grad_output), _dense(input), _dense(weight), output, *needs
+        )
+        return grads
+
+    def masked_loss(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        area: Tensor | None,
+        power: int,
+        normalize: str,
+    ) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self._ops.masked_loss.default(
+            _dense(prediction),
+            _dense(target),
+            _mask(mask, prediction.dtype),
+            area,
+            power,
+            _NORMALIZE[normalize],
+        )
+        return result
+
+    def masked_loss_backward(
+        self,
+        grad_loss: Tensor,
+        scale: Tensor,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        power: int,
+    ) -> Tensor:
+        grad: Tensor = self._ops.masked_loss_backward.default(
+            grad_loss,
+            scale,
+            _dense(prediction),
+            _dense(target),
+            _mask(mask, prediction.dtype),
+            power,
+        )
+        return grad
+
+    def rasterize_polygons(
+        self,
+        vertices: Tensor,
+        contour_offsets: Tensor,
+        sample_offsets: Tensor,
+        height: int,
+        width: int,
+        fill_rule: str,
+    ) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self._ops.rasterize.default(
+            vertices.contiguous(),
+            contour_offsets.contiguous(),
+            sample_offsets.contiguous(),
+            height,
+            width,
+            fill_rule == "evenodd",
+        )
+        return result
+
+    def rasterize_boxes(
+        self, boxes: Tensor, sample_offsets: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self._ops.rasterize.default(
+            boxes.contiguous(), None, sample_offsets.contiguous(), height, width, False
+        )
+        return result
+
+    def fill_masked(self, image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+        filled: Tensor = self._ops.fill_masked.default(_dense(image), _dense(mask), _dense(value))
+        return filled
+
+    def fill_polygons(
+        self,
+        image: Tensor,
+        value: Tensor,
+        vertices: Tensor,
+        contour_offsets: Tensor,
+        sample_offsets: Tensor,
+        fill_rule: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = self._ops.fill.default(
+            _dense(image),
+            _dense(value),
+            vertices.contiguous(),
+            contour_offsets.contiguous(),
+            sample_offsets.contiguous(),
+            fill_rule == "evenodd",
+        )
+        return result
+
+    def fill_boxes(
+        self, image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = self._ops.fill.default(
+            _dense(image),
+            _dense(value),
+            boxes.contiguous(),
+            None,
+            sample_offsets.contiguous(),
+            False,
+        )
+        return result

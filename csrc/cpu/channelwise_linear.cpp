@@ -1,0 +1,293 @@
+// Channel-wise linear map. For one channel it is a small matrix product whose rows, one a sample,
+// lie far apart in memory; neighbouring channels are taken together so that whole cache lines are
+// used, the weights of the group stay in cache while the batch streams by, and nothing is
+// transposed or copied beyond them.
+#include "simd.h"
+
+namespace cekernels {
+namespace cpu {
+namespace CEK_ISA {
+namespace {
+
+constexpr int kVectors = 3;
+constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
+constexpr int64_t kChunk = 32;         // rows of a sample chunk
+constexpr int64_t kGroupBytes = 48 << 10;  // weights of a group of channels
+constexpr int64_t kSlice = 256;        // samples of one task of the forward pass
+
+template <class A>
+CEK_INLINE int64_t padded(int64_t n) {
+  return divide_up(n, Simd<A>::width) * Simd<A>::width;
+}
+
+// M rows by V vectors: out[m, :] = init + sum_k a[m, k] b[k, :], or added to out.
+template <class A, int M, int V>
+inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_row,
+                 int64_t depth, const A* init, bool accumulate, bool relu, A* out,
+                 int64_t out_row) {
+  using S = Simd<A>;
+  typename S::vector sum[M][V];
+  CEK_UNROLL for (int v = 0; v < V; ++v) {
+    const typename S::vector start = init ? S::load(init + v * S::width) : typename S::vector{};
+    CEK_UNROLL for (int m = 0; m < M; ++m) {
+      sum[m][v] = accumulate ? S::load(out + m * out_row + v * S::width) : start;
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    typename S::vector row[V];
+    CEK_UNROLL for (int v = 0; v < V; ++v) row[v] = S::load(b + k * b_row + v * S::width);
+    CEK_UNROLL for (int m = 0; m < M; ++m) {
+      const A x = a[m * a_row + k * a_depth];
+      CEK_UNROLL for (int v = 0; v < V; ++v) sum[m][v] += x * row[v];
+    }
+  }
+  CEK_UNROLL for (int m = 0; m < M; ++m) {
+    CEK_UNROLL for (int v = 0; v < V; ++v) {
+      typename S::vector y = sum[m][v];
+      if (relu) y = y < 0 ? typename S::vector{} : y;  // NaN stays
+      S::store(out + m * out_row + v * S::width, y);
+    }
+  }
+}
+
+template <class A, int V>
+inline void columns(int64_t rows, const A* a, int64_t a_row, int64_t a_depth, const A* b,
+                    int64_t b_row, int64_t depth, const A* init, bool accumulate, bool relu,
+                    A* out, int64_t out_row) {
+  int64_t m = 0;
+  for (; m + kRows <= rows; m += kRows) {
+    tile<A, kRows, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
+                      out + m * out_row, out_row);
+  }
+  for (; m + 2 <= rows; m += 2) {
+    tile<A, 2, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
+                  out + m * out_row, out_row);
+  }
+  if (m < rows) {
+    tile<A, 1, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
+                  out + m * out_row, out_row);
+  }
+}
+
+// out (rows, n) = init (n) + a (rows, depth) b (depth, n). Whole vectors are read and written: b,
+// init and out must go on for up to a vector beyond n, and what out has there is overwritten.
+template <class A>
+void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, int64_t a_depth,
+             const A* b, int64_t b_row, const A* init, bool accumulate, bool relu, A* out,
+             int64_t out_row) {
+  constexpr int64_t width = Simd<A>::width;
+  for (int64_t j = 0; j < n;) {
+    const int64_t vectors = divide_up(n - j, width);
+    // Four vectors are better cut 2 + 2 than 3 + 1.
+    const int64_t take = vectors == 4 ? 2 : smaller(vectors, kVectors);
+    const auto run = take == 3 ? columns<A, 3> : take == 2 ? columns<A, 2> : columns<A, 1>;
+    run(rows, a, a_row, a_depth, b + j, b_row, depth, init ? init + j : nullptr, accumulate, relu,
+        out + j, out_row);
+    j += take * width;
+  }
+}
+
+// to (columns, rows padded with zeros to ld) = from (rows, columns) transposed, four by four.
+template <class T, class A>
+inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, A* to,
+                      int64_t ld) {
+  using S = Simd<A, 4>;
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const T* f = from + r * from_row;
+    int64_t c = 0;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      for (; c + 4 <= columns; c += 4) {
+        const auto a = S::load(f + c), b = S::load(f + c + from_row);
+        const auto d = S::load(f + c + 2 * from_row), e = S::load(f + c + 3 * from_row);
+        const auto ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        const auto ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        const auto de0 = __builtin_shufflevector(d, e, 0, 4, 1, 5);
+        const auto de1 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
+        A* t = to + c * ld + r;
+        S::store(t, __builtin_shufflevector(ab0, de0, 0, 1, 4, 5));
+        S::store(t + ld, __builtin_shufflevector(ab0, de0, 2, 3, 6, 7));
+        S::store(t + 2 * ld, __builtin_shufflevector(ab1, de1, 0, 1, 4, 5));
+        S::store(t + 3 * ld, __builtin_shufflevector(ab1, de1, 2, 3, 6, 7));
+      }
+    }
+    for (; c < columns; ++c) {
+      for (int64_t k = 0; k < 4; ++k) to[c * ld + r + k] = widen(f[k * from_row + c]);
+    }
+  }
+  for (; r < ld; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      to[c * ld + r] = r < rows ? A(widen(from[r * from_row + c])) : A(0);
+    }
+  }
+}
+
+template <class T, class A>
+inline void widen_row(const T* from, int64_t n, A* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
+}
+
+template <class T, class A>
+inline void narrow_row(const A* from, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = narrow<T>(from[i]);
+}
+
+// One sample's rows of neighbouring channels, side by side.
+template <class T, class A>
+inline void gather(const T* from, int64_t channel, int64_t channels, int64_t n, A* to) {
+  if (channel == n) return widen_row(from, channels * n, to);
+  for (int64_t c = 0; c < channels; ++c) widen_row(from + c * channel, n, to + c * n);
+}
+
+inline int64_t group_size(int64_t weight_bytes, int64_t channels, int64_t wanted_tasks) {
+  const int64_t by_cache = larger(1, smaller(8, kGroupBytes / larger(weight_bytes, 1)));
+  return larger(1, smaller(by_cache, channels / wanted_tasks));
+}
+
+template <class T>
+void forward(const LinearForward& p) {
+  using A = acc_t<T>;
+  const int64_t ld = padded<A>(p.n_out);
+  const int64_t group = group_size(p.n_in * ld * sizeof(A), p.channels, 2 * thread_count());
+  const int64_t groups = divide_up(p.channels, group);
+  const int64_t slices = divide_up(p.batch, kSlice);
+  const int64_t x_row = group * p.n_in, y_row = group * p.n_out + Simd<A>::width;
+  const auto* input = static_cast<const T*>(p.input);
+  const auto* weight = static_cast<const T*>(p.weight);
+  const auto* bias = static_cast<const T*>(p.bias);
+  auto* output = static_cast<T*>(p.output);
+
+  parallel(groups * slices, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<A> packed(group * (p.n_in + 1) * ld);
+    const Scratch<A> x(kChunk * x_row), y(kChunk * y_row);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t c0 = task / slices * group, count = smaller(group, p.channels - c0);
+      const int64_t b0 = task % slices * kSlice, b1 = smaller(b0 + kSlice, p.batch);
+      for (int64_t c = 0; c < count; ++c) {  // transposed weights, then one row of bias
+        A* to = packed + c * (p.n_in + 1) * ld;
+        transpose(weight + (c0 + c) * p.weight_channel, p.weight_row, p.n_out, p.n_in, to, ld);
+        to += p.n_in * ld;
+        for (int64_t o = 0; o < ld; ++o) {
+          to[o] = bias && o < p.n_out ? A(widen(bias[(c0 + c) * p.bias_channel + o])) : A(0);
+        }
+      }
+      for (int64_t b = b0; b < b1; b += kChunk) {
+        const int64_t rows = smaller(kChunk, b1 - b);
+        for (int64_t r = 0; r < rows; ++r) {
+          gather(input + (b + r) * p.input_batch + c0 * p.input_channel, p.input_channel, count,
+                 p.n_in, x + r * x_row);
+        }
+        for (int64_t c = 0; c < count; ++c) {  // each channel overwrites what the last wrote beyond
+          const A* w = packed + c * (p.n_in + 1) * ld;
+          product<A>(rows, p.n_out, p.n_in, x + c * p.n_in, x_row, 1, w, ld, w + p.n_in * ld, false,
+                     p.relu, y + c * p.n_out, y_row);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          narrow_row(y + r * y_row, count * p.n_out,
+                     output + ((b + r) * p.channels + c0) * p.n_out);
+        }
+      }
+    }
+  });
+}
+
+// One pass over grad_output serves the three gradients. The sums over the batch run in the order of
+// the samples whatever the number of threads.
+template <class T>
+void backward(const LinearBackward& p) {
+  using A = acc_t<T>;
+  const int64_t ld = padded<A>(p.n_in);
+  const int64_t group = group_size(2 * p.n_out * ld * sizeof(A), p.channels, 2 * thread_count());
+  const auto* grad_output = static_cast<const T*>(p.grad_output);
+  const auto* relu = static_cast<const T*>(p.output);
+  const auto* input = static_cast<const T*>(p.input);
+  const auto* weight = static_cast<const T*>(p.weight);
+  auto* grad_input = static_cast<T*>(p.grad_input);
+  auto* grad_weight = static_cast<T*>(p.grad_weight);
+  auto* grad_bias = static_cast<T*>(p.grad_bias);
+  const int64_t matrix = p.n_out * ld;
+  const int64_t dy_row = group * p.n_out, x_row = group * p.n_in + Simd<A>::width;
+
+  parallel(divide_up(p.channels, group), 1, [&](int64_t begin, int64_t end) {
+    const Scratch<A> packed(grad_input ? group * matrix : 0);
+    const Scratch<A> sums(grad_weight ? group * matrix : 0), bias_sums(dy_row);
+    const Scratch<A> dy(kChunk * dy_row);
+    const Scratch<A> x(grad_weight ? kChunk * x_row : 0), dx(grad_input ? kChunk * x_row : 0);
+    for (int64_t i = 0; grad_weight && i < kChunk * x_row; ++i) x[i] = 0;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t c0 = task * group, count = smaller(group, p.channels - c0);
+      for (int64_t c = 0; grad_input && c < count; ++c) {
+        for (int64_t o = 0; o < p.n_out; ++o) {
+          A* to = packed + c * matrix + o * ld;
+          widen_row(weight + (c0 + c) * p.weight_channel + o * p.weight_row, p.n_in, to);
+          for (int64_t i = p.n_in; i < ld; ++i) to[i] = 0;
+        }
+      }
+      for (int64_t i = 0; grad_weight && i < count * matrix; ++i) sums[i] = 0;
+      for (int64_t i = 0; i < count * p.n_out; ++i) bias_sums[i] = 0;
+
+      for (int64_t b = 0; b < p.batch; b += kChunk) {
+        const int64_t rows = smaller(kChunk, p.batch - b);
+        for (int64_t r = 0; r < rows; ++r) {
+          A* to = dy + r * dy_row;
+          gather(grad_output + (b + r) * p.grad_batch + c0 * p.grad_channel, p.grad_channel, count,
+                 p.n_out, to);
+          for (int64_t c = 0; relu && c < count; ++c) {
+            const T* y = relu + (b + r) * p.output_batch + (c0 + c) * p.output_channel;
+            A* dy_c = to + c * p.n_out;
+            for (int64_t o = 0; o < p.n_out; ++o) dy_c[o] = widen(y[o]) > 0 ? dy_c[o] : A(0);
+          }
+          for (int64_t i = 0; grad_bias && i < count * p.n_out; ++i) bias_sums[i] += to[i];
+        }
+        if (grad_input) {
+          for (int64_t c = 0; c < count; ++c) {
+            product<A>(rows, p.n_in, p.n_out, dy + c * p.n_out, dy_row, 1, packed + c * matrix, ld,
+                       nullptr, false, false, dx + c * p.n_in, x_row);
+          }
+          for (int64_t r = 0; r < rows; ++r) {
+            narrow_row(dx + r * x_row, count * p.n_in,
+                       grad_input + ((b + r) * p.channels + c0) * p.n_in);
+          }
+        }
+        if (grad_weight) {
+          for (int64_t r = 0; r < rows; ++r) {
+            gather(input + (b + r) * p.input_batch + c0 * p.input_channel, p.input_channel, count,
+                   p.n_in, x + r * x_row);
+          }
+          for (int64_t c = 0; c < count; ++c) {
+            product<A>(p.n_out, p.n_in, rows, dy + c * p.n_out, 1, dy_row, x + c * p.n_in, x_row,
+                       nullptr, true, false, sums + c * matrix, ld);
+          }
+        }
+      }
+      for (int64_t o = 0; grad_weight && o < count * p.n_out; ++o) {
+        narrow_row(sums + o * ld, p.n_in, grad_weight + (c0 * p.n_out + o) * p.n_in);
+      }
+      if (grad_bias) narrow_row<T, A>(bias_sums, count * p.n_out, grad_bias + c0 * p.n_out);
+    }
+  });
+}
+
+}  // namespace
+
+void run(const LinearForward& p) {
+  switch (p.dtype) {
+    case DType::f64: return forward<double>(p);
+    case DType::bf16: return forward<BFloat16>(p);
+    case DType::f16: return forward<Half>(p);
+    default: return forward<float>(p);
+  }
+}
+
+void run(const LinearBackward& p) {
+  switch (p.dtype) {
+    case DType::f64: return backward<double>(p);
+    case DType::bf16: return backward<BFloat16>(p);
+    case DType::f16: return backward<Half>(p);
+    default: return backward<float>(p);
+  }
+}
+
+}  // namespace CEK_ISA
+}  // namespace cpu
+}  // namespace cekernels

@@ -1,0 +1,29 @@
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace cekernels {
+namespace cpu {
+
+const char* instruction_set() {
+  static const char* const chosen = [] {
+    const char* limit = std::getenv("CEKERNELS_ISA");
+    if (limit == nullptr) limit = "";
+#ifdef CEK_X86
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    if (std::strcmp(limit, "baseline") != 0) {
+      if (avx512 && std::strcmp(limit, "avx2") != 0) return "avx512";
+      if (avx2) return "avx2";
+    }
+#endif
+    return "baseline";
+  }();
+  return chosen;
+}
+
+}  // namespace cpu
+}  // namespace cekernels

@@ -1,0 +1,56 @@
+// The CPU kernels. Those that gain from wide registers are compiled once for each instruction set
+// (CEK_ISA) and chosen when the library is loaded, so that one binary runs on every machine.
+#pragma once
+
+#include "../params.h"
+
+namespace cekernels {
+namespace cpu {
+
+// Runs f(begin, end, context) over pieces of [0, count) on torch's threads (see bindings.cpp).
+void parallel_for(int64_t count, int64_t grain, void (*f)(int64_t, int64_t, void*), void* context);
+int64_t thread_count();
+
+template <class F>
+inline void parallel(int64_t count, int64_t grain, const F& f) {
+  parallel_for(
+      count, grain,
+      [](int64_t begin, int64_t end, void* context) {
+        (*static_cast<const F*>(context))(begin, end);
+      },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+#define CEK_DECLARE(isa)                          \
+  namespace isa {                                 \
+  void run(const LinearForward& p);               \
+  void run(const LinearBackward& p);              \
+  void run(const MaskedLoss& p);                  \
+  void run(const MaskedLossBackward& p);          \
+  void run(const FillMasked& p);                  \
+  }
+CEK_DECLARE(baseline)
+#ifdef CEK_X86
+CEK_DECLARE(avx2)
+CEK_DECLARE(avx512)
+#endif
+#undef CEK_DECLARE
+
+void run(const Shapes& p);
+
+// "baseline", "avx2" or "avx512": the best of this machine, or what CEKERNELS_ISA says if lower.
+const char* instruction_set();
+
+template <class Params>
+void dispatch(const Params& p) {
+#ifdef CEK_X86
+  switch (instruction_set()[3]) {
+    case '5': return avx512::run(p);
+    case '2': return avx2::run(p);
+  }
+#endif
+  baseline::run(p);
+}
+
+}  // namespace cpu
+}  // namespace cekernels

@@ -1,0 +1,230 @@
+"""The kernels of csrc/cuda and csrc/cpu, compiled here for the host and called through ctypes.
+
+``build`` makes a library; :class:`Kernels` offers it under the op names of ``cekernels.reference``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_bool, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cekernels.reference.masked_loss import accumulation_dtype
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+_BYTES = 4
+
+
+def build(folder: Path, kind: str, flags: tuple[str, ...] = ()) -> Path:
+    """Compile the kernels of ``kind`` ("cuda" or "cpu") with g++; returns the library."""
+    cxx = os.environ.get("CXX", "g++")
+    common = ["-g", "-O1", "-fPIC", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", *flags]
+    if kind == "cuda":
+        sources = [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "library.cpp"]
+        common.append(f"-I{HERE}")
+    else:
+        sources = [*sorted((CSRC / "cpu").glob("*.cpp")), HERE / "library.cpp"]
+        common += ["-DCPU_KERNELS", "-DCEK_ISA=baseline"]
+
+    def compile_one(source: Path) -> str:
+        target = folder / f"{kind}-{source.stem}.o"
+        command = [cxx, *common, "-x", "c++", "-c", str(source), "-o", str(target)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, f"{shlex.join(command)}\n{run.stderr}"
+        return str(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = folder / f"{kind}.so"
+    subprocess.run([cxx, "-shared", *flags, *objects, "-o", str(library)], check=True)
+    return library
+
+
+def _struct(name: str, fields: str, types: dict[str, Any]) -> type[ctypes.Structure]:
+    pairs = [field.split(":") for field in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": [(n, types[t]) for n, t in pairs]})
+
+
+class _Planes(ctypes.Structure):
+    _fields_ = (("data", c_void_p), ("batch", c_int64), ("channel", c_int64), ("row", c_int64))
+
+
+_TYPES = {"i": c_int32, "l": c_int64, "p": c_void_p, "b": c_bool, "P": _Planes}
+_LINEAR = _struct(
+    "LinearForward",
+    "dtype:i batch:l channels:l n_out:l n_in:l input:p input_batch:l input_channel:l weight:p "
+    "weight_channel:l weight_row:l bias:p bias_channel:l relu:b output:p",
+    _TYPES,
+)
+_LINEAR_BACKWARD = _struct(
+    "LinearBackward",
+    "dtype:i batch:l channels:l n_out:l n_in:l grad_output:p grad_batch:l grad_channel:l output:p "
+    "output_batch:l output_channel:l input:p input_batch:l input_channel:l weight:p "
+    "weight_channel:l weight_row:l grad_input:p grad_weight:p grad_bias:p",
+    _TYPES,
+)
+_LOSS = _struct(
+    "MaskedLoss",
+    "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l prediction:P "
+    "target:P mask:P power:i normalize:i area:p area_dtype:i area_stride:l loss:p scale:p",
+    _TYPES,
+)
+_LOSS_BACKWARD = _struct(
+    "MaskedLossBackward",
+    "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l prediction:P "
+    "target:P mask:P power:i grad_loss:p grad_loss_stride:l scale:p grad:p",
+    _TYPES,
+)
+_FILL = _struct(
+    "FillMasked",
+    "element_size:i mask_element_size:i mask_floating:b batch:l channels:l height:l width:l "
+    "image:P mask:P value:p output:p",
+    _TYPES,
+)
+_SHAPES = _struct(
+    "Shapes",
+    "boxes:b even_odd:b batch:l height:l width:l vertices:p vertex_count:l contour_offsets:p "
+    "contour_count:l sample_offsets:p mask:p area:p element_size:i channels:l image:P value:p "
+    "output:p",
+    _TYPES,
+)
+
+
+def _planes(t: Tensor) -> _Planes:
+    strides = [0 if n == 1 else s for n, s in zip(t.shape[:2], t.stride()[:2], strict=True)]
+    row = t.shape[3] if t.shape[2] == 1 else t.stride(2)
+    return _Planes(t.data_ptr(), *strides, row)
+
+
+class Kernels:
+    """The ops of a library that :func:`build` made, as those of ``cekernels.reference``."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+
+    def _run(self, name: str, struct: type[ctypes.Structure], *values: Any) -> None:
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        error = function(ctypes.byref(struct(*values)))
+        assert error is None, error
+
+    def channelwise_linear(self, x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
+        output = x.new_empty(x.shape[0], *w.shape[:2])
+        self._run(
+            "run_linear", _LINEAR, _DTYPES[x.dtype], *x.shape[:2], *w.shape[1:], x.data_ptr(),
+            *x.stride()[:2], w.data_ptr(), *w.stride()[:2], None if b is None else b.data_ptr(),
+            0 if b is None else b.stride(0), relu, output.data_ptr(),
+        )  # fmt: skip
+        return output
+
+    def channelwise_linear_backward(
+        self,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        y: Tensor | None,
+        needs: tuple[bool, bool, bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shapes = (x.shape, w.shape, w.shape[:2])
+        grads = [x.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True)]
+        self._run(
+            "run_linear_backward", _LINEAR_BACKWARD, _DTYPES[x.dtype], *x.shape[:2], *w.shape[1:],
+            g.data_ptr(), *g.stride()[:2], None if y is None else y.data_ptr(),
+            *((0, 0) if y is None else y.stride()[:2]), x.data_ptr(), *x.stride()[:2],
+            w.data_ptr(), *w.stride()[:2],
+            *(t.data_ptr() if n else None for t, n in zip(grads, needs, strict=True)),
+        )  # fmt: skip
+        return grads[0], grads[1], grads[2]
+
+    def _loss_operands(self, p: Tensor, t: Tensor, mask: Tensor) -> tuple[Any, ...]:
+        mask_dtype = _DTYPES[mask.dtype] if mask.is_floating_point() else _BYTES
+        sizes = (p.shape[0], p.shape[1], mask.shape[1], *p.shape[2:])
+        return _DTYPES[p.dtype], mask_dtype, *sizes, _planes(p), _planes(t), _planes(mask)
+
+    def masked_loss(
+        self, p: Tensor, t: Tensor, mask: Tensor, area: Tensor | None, power: int, normalize: str
+    ) -> tuple[Tensor, Tensor]:
+        dtype = accumulation_dtype(p.dtype)
+        loss = torch.empty(p.shape[:1] if normalize == "none" else (), dtype=dtype)
+        scale = torch.empty((), dtype=dtype)
+        kind = 0 if area is None else _DTYPES.get(area.dtype, _BYTES)
+        self._run(
+            "run_loss", _LOSS, *self._loss_operands(p, t, mask), power,
+            ("mask", "all", "sum", "none").index(normalize),
+            None if area is None else area.data_ptr(), kind, 0 if area is None else area.stride(0),
+            loss.data_ptr(), scale.data_ptr(),
+        )  # fmt: skip
+        return loss, scale
+
+    def masked_loss_backward(
+        self, g: Tensor, scale: Tensor, p: Tensor, t: Tensor, mask: Tensor, power: int
+    ) -> Tensor:
+        grad = torch.empty(p.shape, dtype=p.dtype)
+        self._run(
+            "run_loss_backward", _LOSS_BACKWARD, *self._loss_operands(p, t, mask), power,
+            g.data_ptr(), g.stride(0) if g.dim() else 0, scale.data_ptr(), grad.data_ptr(),
+        )  # fmt: skip
+        return grad
+
+    def fill_masked(self, image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty(image.shape, dtype=image.dtype)
+        self._run(
+            "run_fill", _FILL, image.element_size(), mask.element_size(), mask.is_floating_point(),
+            *image.shape, _planes(image), _planes(mask), value.data_ptr(), output.data_ptr(),
+        )  # fmt: skip
+        return output
+
+    def _shapes(
+        self, vertices: Tensor, contours: Tensor | None, samples: Tensor, height: int, width: int,
+        even_odd: bool, image: Tensor | None = None, value: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        batch = len(samples) - 1
+        mask = torch.empty(batch, 1, height, width, dtype=torch.bool)
+        area, output = torch.empty(batch, dtype=torch.int64), torch.empty(0)
+        fill: tuple[Any, ...] = (0, 0, _Planes(), None, None)
+        if image is not None and value is not None:
+            output = torch.empty(image.shape, dtype=image.dtype)
+            fill = (image.element_size(), image.shape[1], _planes(image), value.data_ptr(),
+                    output.data_ptr())  # fmt: skip
+        self._run(
+            "run_shapes", _SHAPES, contours is None, even_odd, batch, height, width,
+            vertices.data_ptr(), len(vertices), None if contours is None else contours.data_ptr(),
+            0 if contours is None else len(contours) - 1, samples.data_ptr(), mask.data_ptr(),
+            area.data_ptr(), *fill,
+        )  # fmt: skip
+        return output, mask, area
+
+    def rasterize_polygons(
+        self, vertices: Tensor, contours: Tensor, samples: Tensor, height: int, width: int,
+        fill_rule: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        even_odd = fill_rule == "evenodd"
+        return self._shapes(vertices, contours, samples, height, width, even_odd)[1:]
+
+    def rasterize_boxes(
+        self, boxes: Tensor, samples: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        return self._shapes(boxes, None, samples, height, width, False)[1:]
+
+    def fill_polygons(
+        self, image: Tensor, value: Tensor, vertices: Tensor, contours: Tensor, samples: Tensor,
+        fill_rule: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        size = image.shape[2], image.shape[3]
+        even_odd = fill_rule == "evenodd"
+        return self._shapes(vertices, contours, samples, *size, even_odd, image, value)
+
+    def fill_boxes(
+        self, image: Tensor, value: Tensor, boxes: Tensor, samples: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._shapes(boxes, None, samples, *image.shape[2:], False, image, value)

@@ -1,0 +1,57 @@
+// The kernels of csrc/cuda, or with CPU_KERNELS those of csrc/cpu, as a library for ctypes: the
+// parameter structs come as bytes, in the order of csrc/params.h.
+#include <cstdlib>
+#include <vector>
+
+#ifdef CPU_KERNELS
+#include "../../csrc/cpu/kernels.h"
+
+namespace cekernels {
+namespace cpu {
+void parallel_for(int64_t count, int64_t grain, void (*f)(int64_t, int64_t, void*), void* context) {
+  for (int64_t i = 0; i < count; i += grain) f(i, i + grain < count ? i + grain : count, context);
+}
+int64_t thread_count() { return 2; }
+}  // namespace cpu
+}  // namespace cekernels
+
+#define CEK_RUN(name, Params)                                       \
+  extern "C" const char* name(const void* p) {                      \
+    cekernels::cpu::dispatch(*static_cast<const Params*>(p));       \
+    return nullptr;                                                 \
+  }
+extern "C" const char* run_shapes(const void* p) {
+  cekernels::cpu::run(*static_cast<const cekernels::Shapes*>(p));
+  return nullptr;
+}
+#else
+#include "../../csrc/cuda/kernels.h"
+#include "cuda_host.h"
+
+#define CEK_RUN(name, Params)                                                                 \
+  extern "C" const char* name(const void* bytes) {                                            \
+    const Params& p = *static_cast<const Params*>(bytes);                                     \
+    std::vector<char> workspace(cekernels::cuda::workspace_bytes(p));                         \
+    return cekernels::cuda::run(p, workspace.data(), nullptr);                                \
+  }
+CEK_RUN(run_shapes, cekernels::Shapes)
+
+extern "C" void set_reversed(bool reversed) { cuda_host::reversed = reversed; }
+
+// For the tests of the header itself: thread i reads what thread i + 1 wrote.
+static void neighbours(const int* from, int* to, bool with_barrier) {
+  __shared__ int shared[256];
+  shared[threadIdx.x] = from[threadIdx.x];
+  if (with_barrier) __syncthreads();
+  to[threadIdx.x] = shared[(threadIdx.x + 1) % blockDim.x];
+}
+extern "C" void run_neighbours(const int* from, int* to, int threads, bool with_barrier) {
+  cuda_host::launch(1, unsigned(threads), [=] { neighbours(from, to, with_barrier); });
+}
+#endif
+
+CEK_RUN(run_linear, cekernels::LinearForward)
+CEK_RUN(run_linear_backward, cekernels::LinearBackward)
+CEK_RUN(run_loss, cekernels::MaskedLoss)
+CEK_RUN(run_loss_backward, cekernels::MaskedLossBackward)
+CEK_RUN(run_fill, cekernels::FillMasked)

@@ -1,0 +1,476 @@
+"""The C++ kernels of the CPU: against float64, exact integers, the reference and themselves."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cekernels import _dispatch, _native, cpp, reference
+
+pytestmark = pytest.mark.skipif(
+    _dispatch.load("cpp")[0] is None, reason=f"C++ kernels: {_dispatch.load('cpp')[1]}"
+)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ALL = (True, True, True)
+SHAPES = [(64, 5, 36, 36), (1, 1, 1, 1), (33, 3, 50, 17), (7, 9, 3, 65), (300, 2, 4, 4)]
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def kernel(name: str) -> torch._ops.OpOverload:
+    """The compiled op itself: the module hands some sizes to torch."""
+    return getattr(torch.ops.cekernels_cpp, name).default
+
+
+def forward(x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
+    return kernel("channelwise_linear")(x, w, b, relu)
+
+
+def backward(
+    g: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: tuple[bool, bool, bool] = ALL
+) -> tuple[Tensor, Tensor, Tensor]:
+    return kernel("channelwise_linear_backward")(g, x, w, y, *needs)
+
+
+def assert_as_exact(found: Tensor, same_dtype: Tensor, exact: Tensor, factor: float) -> None:
+    """The error against float64 is at most ``factor`` times that of PyTorch in the same dtype."""
+    unit = torch.finfo(found.dtype).eps * exact.abs().max().item()
+    allowed = factor * max((same_dtype.double() - exact).abs().max().item(), unit)
+    assert found.dtype == same_dtype.dtype
+    assert found.shape == exact.shape
+    assert (found.double() - exact).abs().max().item() <= allowed
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# --- channel-wise linear ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("relu", [False, True])
+def test_linear_is_as_exact_as_pytorch(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, relu: bool
+) -> None:
+    batch, channels, n_out, n_in = shape
+    x, w = random(batch, channels, n_in, dtype=dtype), random(channels, n_out, n_in, dtype=dtype)
+    b, g = random(channels, n_out, dtype=dtype), random(batch, channels, n_out, seed=9, dtype=dtype)
+    exact = reference.channelwise_linear(x.double(), w.double(), b.double(), relu)
+    same = reference.channelwise_linear(x, w, b, relu)
+    if dtype == torch.float64:
+        assert torch.allclose(forward(x, w, b, relu), exact, rtol=1e-13, atol=1e-13)
+    else:
+        assert_as_exact(forward(x, w, b, relu), same, exact, 2)
+
+    y = exact.to(dtype) if relu else None
+    gate = None if y is None else y.double()
+    exact_grads = reference.channelwise_linear_backward(
+        g.double(), x.double(), w.double(), gate, ALL
+    )
+    same_grads = reference.channelwise_linear_backward(g, x, w, y, ALL)
+    for found, same, exact in zip(backward(g, x, w, y), same_grads, exact_grads, strict=True):
+        if dtype == torch.float64:
+            assert torch.allclose(found, exact, rtol=1e-13, atol=1e-12)
+        else:
+            assert_as_exact(found, same, exact, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 70), st.integers(1, 12), st.integers(1, 70), st.integers(1, 70),
+    st.sampled_from([torch.float32, torch.float64]), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_linear_on_integers_is_exact(
+    batch: int, channels: int, n_out: int, n_in: int, dtype: torch.dtype, relu: bool, bias: bool
+) -> None:
+    def integers(*shape: int) -> Tensor:
+        generator = torch.Generator().manual_seed(math.prod(shape))
+        return torch.randint(-8, 9, shape, generator=generator).to(dtype)
+
+    x, w, g = integers(batch, channels, n_in), integers(channels, n_out, n_in), None
+    b = integers(channels, n_out) if bias else None
+    y = forward(x, w, b, relu)
+    assert torch.equal(y, reference.channelwise_linear(x, w, b, relu))
+    g = integers(batch, channels, n_out)
+    gate = y if relu else None
+    expected = reference.channelwise_linear_backward(g, x, w, gate, ALL)
+    for found, grad in zip(backward(g, x, w, gate), expected, strict=True):
+        assert torch.equal(found, grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_linear_takes_slices_of_larger_tensors(dtype: torch.dtype) -> None:
+    x, g = random(100, 8, 41, dtype=dtype)[::2, 1:7:2, 2:38], random(50, 6, 36, dtype=dtype)[:, ::2]
+    w, b = random(6, 40, 38, dtype=dtype)[::2, 1:37, 1:37], random(6, 37, dtype=dtype)[::2, 1:]
+    y = forward(x, w, b, True)
+    dense = [t.contiguous() for t in (x, w, b)]
+    assert torch.equal(y, forward(*dense, True))
+    stretched = torch.cat([y, y], 2)[..., :36]
+    expected = backward(g.contiguous(), *dense[:2], y)
+    for found, grad in zip(backward(g, x, w, stretched), expected, strict=True):
+        assert torch.equal(found, grad)
+
+
+def test_each_gradient_alone_is_the_same() -> None:
+    x, w, g = random(50, 3, 20), random(3, 10, 20), random(50, 3, 10)
+    together = backward(g, x, w, None)
+    for index in range(3):
+        needs = (index == 0, index == 1, index == 2)
+        alone = backward(g, x, w, None, needs)
+        assert torch.equal(alone[index], together[index])
+        assert [t.numel() for i, t in enumerate(alone) if i != index] == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
+def test_empty_linear(shape: tuple[int, int, int, int]) -> None:
+    batch, channels, n_out, n_in = shape
+    x, w, g = random(batch, channels, n_in), random(channels, n_out, n_in), None
+    b = random(channels, n_out)
+    y = forward(x, w, b, False)
+    assert torch.equal(y, reference.channelwise_linear(x, w, b, False))
+    g = torch.ones_like(y)
+    expected = reference.channelwise_linear_backward(g, x, w, None, ALL)
+    for found, grad in zip(backward(g, x, w, None), expected, strict=True):
+        assert torch.equal(found, grad)
+
+
+def test_nan_passes_the_relu() -> None:
+    x = torch.full((50, 1, 4), math.nan)
+    assert forward(x, random(1, 4, 4), None, True).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_sizes_handed_to_torch_give_the_same(
+    dtype: torch.dtype, relu: bool, with_bias: bool
+) -> None:
+    x, w, g = random(8, 3, 20, dtype=dtype), random(3, 10, 20, dtype=dtype), random(8, 3, 10)
+    b = random(3, 10, dtype=dtype) if with_bias else None
+    assert cpp._torch_is_faster(x, w)
+    y = cpp.channelwise_linear(x, w, b, relu)
+    assert y.is_contiguous()
+    assert torch.allclose(y, forward(x, w, b, relu), rtol=0.05, atol=0.05)
+    gate = y if relu else None
+    for found, grad in zip(
+        cpp.channelwise_linear_backward(g.to(dtype), x, w, gate, ALL),
+        backward(g.to(dtype), x, w, gate),
+        strict=True,
+    ):
+        assert found.is_contiguous()
+        assert torch.allclose(found, grad, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_number_goes_through_unchanged(dtype: torch.dtype) -> None:
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    y = forward(x.view(-1, 1, 1), torch.ones(1, 1, 1, dtype=dtype), None, False).flatten()
+    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y[~x.isnan()], x[~x.isnan()])
+
+
+# --- masked losses ------------------------------------------------------------------------------
+
+
+def operands(
+    *shape: int, mask_channels: int = 1, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    mask = random(shape[0], mask_channels, *shape[2:], seed=3) > 0.6
+    return random(*shape, dtype=dtype), random(*shape, seed=1, dtype=dtype), mask
+
+
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("shape", [(2, 3, 33, 31), (3, 2, 1, 1), (1, 1, 70, 129), (2, 4, 5, 16)])
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_and_gradient(
+    shape: tuple[int, ...], dtype: torch.dtype, power: int, weighted: bool
+) -> None:
+    p, t, mask = operands(*shape, mask_channels=shape[1] if power == 1 else 1, dtype=dtype)
+    if weighted:
+        mask = torch.where(mask, random(*mask.shape, seed=4).abs(), 0).to(dtype)
+    for normalize in ("mask", "all", "sum", "none"):
+        found, scale = cpp.masked_loss(p, t, mask, None, power, normalize)
+        exact, _ = reference.masked_loss(p.double(), t.double(), mask, None, power, normalize)
+        assert torch.allclose(found.double(), exact, rtol=4 * torch.finfo(found.dtype).eps, atol=0)
+        g = random(*found.shape, dtype=found.dtype)
+        grad = cpp.masked_loss_backward(g, scale, p, t, mask, power)
+        assert grad.is_contiguous()
+        assert torch.equal(grad, reference.masked_loss_backward(g, scale, p, t, mask, power))
+
+
+def test_loss_takes_strides_offsets_and_broadcast_masks() -> None:
+    p, t, mask = operands(3, 4, 40, 50)
+    p, t = p[:, 1:, 3:36, 5:41], t[:, :3, 1:34, 2:38]
+    for m in (mask[:, :, 2:35, 7:43], mask[:1, :, 2:35, 7:43].expand(3, 3, 33, 36)):
+        loss, scale = cpp.masked_loss(p, t, m, None, 2, "mask")
+        dense = [x.contiguous() for x in (p, t, m)]
+        assert torch.allclose(loss, cpp.masked_loss(*dense, None, 2, "mask")[0], rtol=1e-6)
+        grad = cpp.masked_loss_backward(torch.ones(()), scale, p, t, m, 2)
+        assert torch.equal(grad, cpp.masked_loss_backward(torch.ones(()), scale, *dense, 2))
+        last = [x.contiguous(memory_format=torch.channels_last) for x in dense]
+        assert torch.equal(grad, cpp.masked_loss_backward(torch.ones(()), scale, *last, 2))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_what_is_not_masked_is_not_looked_at(power: int) -> None:
+    p, t, mask = operands(2, 3, 21, 19)
+    expected = cpp.masked_loss(p, t, mask, None, power, "mask")
+    p = torch.where(mask, p, math.nan)
+    t = torch.where(mask, t, math.inf)
+    found = cpp.masked_loss(p, t, mask, None, power, "mask")
+    assert torch.equal(found[0], expected[0])
+    grad = cpp.masked_loss_backward(torch.ones(()), found[1], p, t, mask, power)
+    assert grad.isfinite().all()
+    assert (grad[~mask.expand_as(grad)] == 0).all()
+    p[0, 0][mask[0, 0]] = math.nan
+    assert cpp.masked_loss(p, t, mask, None, power, "sum")[0].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+def test_a_given_area_is_used(dtype: torch.dtype) -> None:
+    p, t, mask = operands(3, 2, 9, 9)
+    area = torch.stack([mask.sum((1, 2, 3)), torch.zeros(3)], 1).to(dtype)[:, 0]
+    assert torch.equal(
+        cpp.masked_loss(p, t, mask, area, 2, "mask")[0],
+        cpp.masked_loss(p, t, mask, None, 2, "mask")[0],
+    )
+    assert cpp.masked_loss(p, t, mask, 0 * area, 2, "mask")[0] == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)])
+def test_empty_loss(shape: tuple[int, ...]) -> None:
+    p, t, mask = operands(*shape)
+    for normalize in ("mask", "all", "sum", "none"):
+        found = cpp.masked_loss(p, t, mask, None, 2, normalize)
+        expected = reference.masked_loss(p, t, mask, None, 2, normalize)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+    assert cpp.masked_loss_backward(torch.ones(()), torch.ones(()), p, t, mask, 2).shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_round_to_the_nearest_16_bit_number(dtype: torch.dtype) -> None:
+    bits = torch.randint(0, 2**31, (20000,), generator=torch.Generator().manual_seed(0))
+    g = bits.to(torch.int32).view(torch.float32)
+    ties = torch.arange(0, 2**16, dtype=torch.int64) << 13 | 0x38000000
+    g = torch.cat([g, -g, ties.to(torch.int32).view(torch.float32), torch.tensor([0.0, math.inf])])
+    p = torch.full((g.numel(), 1, 1, 1), 0.5, dtype=dtype)
+    mask = torch.ones(g.numel(), 1, 1, 1, dtype=torch.bool)
+    grad = cpp.masked_loss_backward(g, torch.ones(()), p, torch.zeros_like(p), mask, 2).flatten()
+    nan = g.isnan()
+    assert torch.equal(grad.isnan(), nan)
+    assert torch.equal(grad[~nan], g.to(dtype)[~nan])
+
+
+# --- rasterization and filling ------------------------------------------------------------------
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    samples, contours = draw(st.integers(0, 4)), draw(st.integers(0, 5))
+    count = draw(st.integers(0, 24))
+    reach = draw(st.sampled_from([600, 3000, 12000, 2**31 - 1]))
+    step = draw(st.sampled_from([1, 64, 128, 256]))
+    height, width = draw(st.integers(0, 40)), draw(st.integers(0, 40))
+    numbers = st.integers(-(reach // 3), reach)
+    flat = draw(st.lists(numbers, min_size=4 * count, max_size=4 * count))
+    vertices = torch.tensor(flat, dtype=torch.int64).reshape(-1, 4) // step * step
+
+    def offsets(pieces: int, total: int) -> Tensor:
+        cuts = draw(st.lists(st.integers(0, total), min_size=pieces + 1, max_size=pieces + 1))
+        return torch.tensor(sorted(cuts))
+
+    return (
+        vertices.to(torch.int32),
+        offsets(contours, 2 * count),
+        offsets(samples, contours),
+        height,
+        width,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes(), st.sampled_from(["nonzero", "evenodd"]))
+def test_polygons_are_bit_identical(
+    shape: tuple[Tensor, Tensor, Tensor, int, int], fill_rule: str
+) -> None:
+    vertices, contours, samples, height, width = shape
+    points = vertices.reshape(-1, 2)
+    expected = reference.rasterize_polygons(points, contours, samples, height, width, fill_rule)
+    found = cpp.rasterize_polygons(points, contours, samples, height, width, fill_rule)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    image, value = random(len(samples) - 1, 2, height, width + 1)[..., 1:], torch.tensor([3.0, 4.0])
+    filled = cpp.fill_polygons(image, value, points, contours, samples, fill_rule)
+    assert torch.equal(filled[0], reference.fill_masked(image, expected[0], value))
+    assert torch.equal(filled[1], expected[0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes())
+def test_boxes_are_bit_identical(shape: tuple[Tensor, Tensor, Tensor, int, int]) -> None:
+    boxes, _, samples, height, width = shape
+    samples = samples.clamp(max=boxes.shape[0])
+    expected = reference.rasterize_boxes(boxes, samples, height, width)
+    found = cpp.rasterize_boxes(boxes, samples, height, width)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    image, value = random(len(samples) - 1, 1, height, width), torch.tensor([3.0])
+    filled = cpp.fill_boxes(image, value, boxes, samples)
+    assert torch.equal(filled[0], reference.fill_masked(image, expected[0], value))
+
+
+def test_more_crossings_than_one_band_holds() -> None:
+    """A comb of 4000 teeth crosses every row 8000 times: the rows are taken band by band."""
+    teeth = torch.arange(4000)
+    x = torch.stack([teeth * 7, teeth * 7, teeth * 7 + 3, teeth * 7 + 3], 1).flatten()
+    y = torch.tensor([0, 30 * 256, 30 * 256, 0]).repeat(4000)
+    points = torch.stack([x, y], 1).to(torch.int32)
+    arguments = (points, torch.arange(0, 16001, 4), torch.tensor([0, 4000]), 32, 120)
+    for rule in ("nonzero", "evenodd"):
+        found = cpp.rasterize_polygons(*arguments, rule)
+        expected = reference.rasterize_polygons(*arguments, rule)
+        assert torch.equal(found[0], expected[0])
+        assert found[1].item() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.bfloat16,
+                                   torch.float32, torch.float64, torch.int64])  # fmt: skip
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.uint8, *FLOATING])
+def test_fill_masked_copies_bits(dtype: torch.dtype, mask_dtype: torch.dtype) -> None:
+    image = (10 * random(3, 3, 19, 27)).to(dtype)[:, :, :, 2:25]
+    for channels in (1, 3):
+        mask = (-random(3, channels, 19, 23).clamp(min=0)).to(mask_dtype)  # with -0.0
+        value = torch.tensor([1, 0, 1]).to(dtype)
+        found = cpp.fill_masked(image, mask, value)
+        assert torch.equal(found, reference.fill_masked(image, mask, value))
+
+
+# --- threads, instruction sets, wrong arguments --------------------------------------------------
+
+
+def everything() -> list[Tensor]:
+    x, w, b, g = random(70, 16, 36), random(16, 36, 36), random(16, 36), random(70, 16, 36)
+    p, t, mask = operands(5, 3, 200, 130)
+    points = (random(60, 2) * 9000 + 9000).to(torch.int32)
+    y = forward(x, w, b, True)
+    loss = cpp.masked_loss(p, t, mask, None, 2, "mask")
+    grad = cpp.masked_loss_backward(torch.ones(()), loss[1], p, t, mask, 2)
+    contours, samples = torch.arange(0, 61, 5), torch.tensor([0, 3, 7, 12])
+    masks = cpp.rasterize_polygons(points, contours, samples, 70, 70, "nonzero")
+    return [y, *backward(g, x, w, y), *loss, grad, *masks]
+
+
+def test_bits_do_not_depend_on_threads_or_runs(threads: None) -> None:
+    torch.set_num_threads(1)
+    expected = everything()
+    for count in (1, 2, 3, 2):
+        torch.set_num_threads(count)
+        for found, before in zip(everything(), expected, strict=True):
+            assert torch.equal(found, before)
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_agrees(name: str) -> None:
+    built = _native.record()["_C"]["instruction sets"]
+    best = built.index(_native.instruction_set())
+    if name not in built[: best + 1]:
+        pytest.skip(f"this machine has no {name}")
+    script = (
+        "import sys, torch, test_cpp\n"
+        "from cekernels import _native\n"
+        f"assert _native.instruction_set() == {name!r}, _native.instruction_set()\n"
+        "torch.save(test_cpp.everything(), sys.stdout.buffer)\n"
+    )
+    environment = {**os.environ, "CEKERNELS_ISA": name, "PYTHONPATH": os.path.dirname(__file__)}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    import io
+
+    for found, expected in zip(torch.load(io.BytesIO(run.stdout)), everything(), strict=True):
+        if found.is_floating_point():
+            scale = expected.abs().max()
+            assert ((found - expected).abs().max() <= 4e-6 * scale).item()
+        else:
+            assert torch.equal(found, expected)
+
+
+X, W = torch.zeros(50, 2, 4), torch.zeros(2, 3, 4)
+IMAGE, MASK = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5, dtype=torch.bool)
+POINTS, OFFSETS = torch.zeros(4, 2, dtype=torch.int32), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "message"),
+    [
+        ("channelwise_linear", (X, W[:, :, :3], None, False), "size 4 in dimension 2"),
+        ("channelwise_linear", (X, W[:1], None, False), "size 2 in dimension 0"),
+        ("channelwise_linear", (X[0], W, None, False), "3 dimensions"),
+        ("channelwise_linear", (X.double(), W, None, False), "weight has the wrong dtype"),
+        ("channelwise_linear", (X.int(), W.int(), None, False), "must be float16"),
+        ("channelwise_linear", (X.mT, W.mT, None, False), "dense in its last dimension"),
+        ("channelwise_linear", (X, W, torch.zeros(2, 4), False), "bias must have size 3"),
+        ("masked_loss", (IMAGE, IMAGE[:, :2], MASK, None, 2, 0), "target must have size 3"),
+        ("masked_loss", (IMAGE, IMAGE, MASK.expand(2, 2, 4, 5), None, 2, 0), "1 channel"),
+        ("masked_loss", (IMAGE, IMAGE, MASK.double(), None, 2, 0), "mask must be bool"),
+        ("masked_loss", (IMAGE, IMAGE, MASK, torch.zeros(3), 2, 0), "area must have shape"),
+        ("masked_loss", (IMAGE, IMAGE, MASK, None, 3, 0), "power"),
+        ("masked_loss", (IMAGE, IMAGE, MASK, None, 2, 4), "normalize"),
+        ("fill_masked", (IMAGE, MASK, torch.zeros(2)), "value must have size 3"),
+        ("fill_masked", (IMAGE, MASK, torch.zeros(3).double()), "value has the wrong dtype"),
+        ("rasterize", (POINTS, OFFSETS, OFFSETS, -1, 4, False), "negative"),
+        ("rasterize", (POINTS.long(), OFFSETS, OFFSETS, 4, 4, False), "wrong dtype"),
+        ("rasterize", (POINTS, OFFSETS[:0], OFFSETS, 4, 4, False), "must not be empty"),
+        ("fill", (IMAGE, torch.zeros(3), POINTS, OFFSETS, OFFSETS, False), "size 1"),
+    ],
+)
+def test_wrong_arguments_raise(op: str, arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        kernel(op)(*arguments)
+
+
+def test_offsets_out_of_range_stay_in_memory() -> None:
+    """The public function refuses them; the kernel itself must not read beyond its inputs."""
+    wild = torch.tensor([-(2**62), 2**62, -5, 3])
+    mask, area = kernel("rasterize")(POINTS, wild, torch.tensor([-9, 2**40]), 8, 8, False)
+    assert mask.shape == (1, 1, 8, 8)
+    assert area.item() == mask.sum().item()
+
+
+def test_other_devices_are_refused_with_a_reason() -> None:
+    reason = cpp.unsupported("channelwise_linear", torch.empty(1, 1, 1, device="meta"))
+    assert reason is not None
+    assert "meta" in reason
+
+
+# --- what a user is told -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("libtorch_cuda.so: cannot open shared object file", "has no CUDA"),
+        ("undefined symbol: torch_parallel_for", "older than 2.11"),
+        ("version `GLIBCXX_3.4.99' not found", "from source"),
+    ],
+)
+def test_a_library_that_cannot_load_says_what_to_do(error: str, remedy: str) -> None:
+    assert remedy in _native._remedy(error)
