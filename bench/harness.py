@@ -234,16 +234,15 @@ class matmul_precision:  # noqa: N801 (a context manager, used as a function)
 
 def relative_error(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     """Largest ``|output - truth|`` over largest ``|truth|``, of each output; the worst of them."""
-    worst = 0.0
+    worst = [0.0]
     for output, exact in zip(outputs, truth, strict=True):
         if output.shape != exact.shape:
             raise AssertionError(f"shape {tuple(output.shape)}, expected {tuple(exact.shape)}")
         if exact.numel():
             scale = exact.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-            difference = (output.to(exact.dtype) - exact).abs().max() / scale
-            # Not max(): a NaN must not be dropped.
-            worst = float(difference) if not difference <= worst else worst
-    return worst
+            worst.append(float((output.to(exact.dtype) - exact).abs().max() / scale))
+    # Not max(), which may drop a NaN.
+    return float(torch.tensor(worst).amax())
 
 
 def rounding_limit(plain_error: float, dtype: torch.dtype) -> float:

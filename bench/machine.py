@@ -39,7 +39,9 @@ def info(measured: bool) -> dict[str, Any]:
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
         "git": _git_revision(),
-        "implementations": {name: reason or "available" for name, reason in implementations.items()},
+        "implementations": {
+            name: reason or "available" for name, reason in implementations.items()
+        },
     }
     if measured:
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

@@ -124,7 +124,9 @@ class PlainTraining:
             for k in range(96):
                 radius = self._random.uniform(0.2, 0.3) * size
                 angle = 2 * np.pi * k / 96
-                corners.append((x * size + radius * np.cos(angle), y * size + radius * np.sin(angle)))
+                corners.append(
+                    (x * size + radius * np.cos(angle), y * size + radius * np.sin(angle))
+                )
             ImageDraw.Draw(image).polygon(corners, fill=1)
             mask[0] = np.asarray(image)
         return torch.from_numpy(masks)

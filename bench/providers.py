@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cekernels import _dispatch
 from bench.harness import UnavailableError
+from cekernels import _dispatch
 
 
 def implementations() -> tuple[str, ...]:
@@ -18,7 +18,11 @@ def is_implementation(provider: str) -> bool:
 
 
 def chosen(op: str, provider: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    """For "auto" which implementation serves the call; UnavailableError where a forced one cannot."""
+    """For "auto" which implementation serves the call.
+
+    Raises:
+        UnavailableError: a forced one cannot serve it.
+    """
     if provider == "auto":
         return {"chosen": _dispatch.select(op, "auto", args)}
     reason = _dispatch.why_not(op, provider, args)

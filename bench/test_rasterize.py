@@ -117,7 +117,10 @@ class RasterProblem(Problem):
             #: Boxes of each sample in whole pixels, empty ones left out; as contours too.
             self.boxes = [[b // _SUBPIXELS for b in sample if b[2] > b[0]] for sample in grouped]
             self.contours = [
-                [np.array([(b[0], b[1]), (b[2], b[1]), (b[2], b[3]), (b[0], b[3])], float) for b in s]
+                [
+                    np.array([(b[0], b[1]), (b[2], b[1]), (b[2], b[3]), (b[0], b[3])], float)
+                    for b in s
+                ]
                 for s in self.boxes
             ]
         else:
@@ -258,9 +261,7 @@ class RasterProblem(Problem):
         return float(_BOUNDARY_PIXELS * perimeter / self.truth.numel())
 
 
-def _sampled(
-    module: Any, function: str, kind: str, batch: int, size: int
-) -> tuple[Tensor, ...]:
+def _sampled(module: Any, function: str, kind: str, batch: int, size: int) -> tuple[Tensor, ...]:
     """The shapes that a mask sampler of the package draws."""
     index = torch.arange(batch)
     with mock.patch.object(module, function) as called:
