@@ -68,12 +68,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("row", "timing", "provider"), cases)
 
 
+_MACHINE = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    if not config.option.collectonly:
+        # Before the first measurement: the load is that of others.
+        config.stash[_MACHINE] = machine.info(measured=not config.option.benchmark_disable)
+
+
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     # Which host it was is nobody's business, and says nothing.
     machine_info["node"] = ""
-    machine_info["bench"] = machine.info(measured=not config.option.benchmark_disable)
+    machine_info["bench"] = config.stash[_MACHINE]
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ Call = Callable[[], Any]
 #: One timed sample calls a provider as often as it takes to fill this many seconds.
 _SAMPLE_SECONDS = 1e-4
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 100
-_MIN_SLOW_ROUNDS = 3  # where a single round takes longer than all of them should
+_MIN_SLOW_ROUNDS = 3  # where a round takes half of the time for all
 # Errors up to this multiple of the plain version's count as rounding of another order of sums.
 _ERROR_FACTOR = 3.0
 _GRAPH_CALLS = 20
@@ -181,7 +181,11 @@ def run_race(row: Row, problem: Problem, providers: Sequence[str], timed: bool) 
                         f"{name} is wrong for {row.name}: largest error {error:.3g}, "
                         f"allowed {limit:.3g}"
                     )
-                info = {"bytes": problem.bytes, "flops": problem.flops, "items": problem.items}
+                info: dict[str, Any] = {
+                    "bytes": problem.bytes,
+                    "flops": problem.flops,
+                    "items": problem.items,
+                }
                 info |= {"error": error, **extra}
                 if timed:
                     info["peak_memory"], profiler = observe(call, row.device)
@@ -245,9 +249,13 @@ def relative_error(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return float(torch.tensor(worst).amax())
 
 
-def rounding_limit(plain_error: float, dtype: torch.dtype) -> float:
-    """The error that a right provider stays under, given that of plain PyTorch in its dtype."""
-    return max(_ERROR_FACTOR * plain_error, 8 * torch.finfo(dtype).eps)
+def rounding_limit(plain_error: float, dtype: torch.dtype, summands: int) -> float:
+    """The error that a right provider stays under.
+
+    Either a few times that of plain PyTorch in its dtype, or what rounding makes of a sum of
+    ``summands`` terms in any order: their square root.
+    """
+    return max(_ERROR_FACTOR * plain_error, 2 * math.sqrt(summands) * torch.finfo(dtype).eps)
 
 
 def autograd_call(
@@ -299,26 +307,30 @@ def compiled(function: Callable[..., Any], key: object, mode: str | None = None)
 def _time(race: Race, timing: str) -> None:
     """Interleaved samples of all measured providers by one kind of timing."""
     samplers: dict[str, Callable[[], float]] = {}
-    cost: dict[str, float] = {}
     for name, measurement in race.measured.items():
         try:
-            samplers[name], cost[name] = _SAMPLERS[timing](measurement.call, race.row.device)
+            samplers[name] = _SAMPLERS[timing](measurement.call, race.row.device)
         except Exception as error:
             measurement.not_timed[timing] = f"{type(error).__name__}: {error}"
     if not samplers:
         return
-    rounds = math.ceil(race.row.seconds / sum(cost.values()))
-    rounds = min(max(rounds, _MIN_ROUNDS if rounds > 1 else _MIN_SLOW_ROUNDS), _MAX_ROUNDS)
     order, shuffle = list(samplers), random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in order}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
+        start = time.perf_counter()
+        least, seconds = _MIN_ROUNDS, 0.0
+        for number in range(_MAX_ROUNDS):
+            if number >= least and seconds >= race.row.seconds:
+                break
             shuffle.shuffle(order)
             for name in order:
                 samples[name].append(samplers[name]())
+            seconds = time.perf_counter() - start
+            if number == 0 and seconds > race.row.seconds / 2:
+                least = _MIN_SLOW_ROUNDS
     finally:
         if collecting:
             gc.enable()
@@ -331,7 +343,7 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _wall_sampler(call: Call, device: str) -> tuple[Callable[[], float], float]:
+def _wall_sampler(call: Call, device: str) -> Callable[[], float]:
     """Seconds a call as the caller sees them; caches as the providers leave them."""
 
     def seconds(calls: int) -> float:
@@ -346,10 +358,10 @@ def _wall_sampler(call: Call, device: str) -> tuple[Callable[[], float], float]:
     if once < 0.1:
         once = min(once, seconds(1))
     calls = max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-7)))
-    return (lambda: seconds(calls) / calls), once * calls
+    return lambda: seconds(calls) / calls
 
 
-def _cold_sampler(call: Call, device: str) -> tuple[Callable[[], float], float]:
+def _cold_sampler(call: Call, device: str) -> Callable[[], float]:
     """Seconds on the GPU, by events, after everything has been thrown out of its L2 cache.
 
     As ``triton.testing.do_bench`` does it, but one sample at a time, so that providers can take
@@ -365,12 +377,13 @@ def _cold_sampler(call: Call, device: str) -> tuple[Callable[[], float], float]:
         call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return float(start.elapsed_time(end)) / 1e3
 
-    return sample, max(sample(), sample()) + 1e-4
+    sample()
+    return sample
 
 
-def _graph_sampler(call: Call, device: str) -> tuple[Callable[[], float], float]:
+def _graph_sampler(call: Call, device: str) -> Callable[[], float]:
     """Seconds on the GPU without the host: a CUDA graph of several calls, replayed."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
@@ -389,12 +402,13 @@ def _graph_sampler(call: Call, device: str) -> tuple[Callable[[], float], float]
         graph.replay()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / _GRAPH_CALLS
+        return float(start.elapsed_time(end)) / 1e3 / _GRAPH_CALLS
 
-    return sample, max(sample(), sample()) * _GRAPH_CALLS
+    sample()
+    return sample
 
 
-_SAMPLERS: dict[str, Callable[[Call, str], tuple[Callable[[], float], float]]] = {
+_SAMPLERS: dict[str, Callable[[Call, str], Callable[[], float]]] = {
     "wall": _wall_sampler,
     "cold": _cold_sampler,
     "graph": _graph_sampler,

@@ -157,7 +157,8 @@ class ChannelwiseProblem(Problem):
         del output
         self.truth = self._autograd(_plain, exact, self.grad.double())()
         plain = self._autograd(_plain, self.inputs, self.grad)()
-        self._limit = rounding_limit(relative_error(plain, self.truth), row.torch_dtype)
+        error = relative_error(plain, self.truth)
+        self._limit = rounding_limit(error, row.torch_dtype, max(n, batch))
 
     def _autograd(
         self, function: Callable[..., Tensor], inputs: Any, grad: Tensor

@@ -64,7 +64,8 @@ def masks(kind: str, batch: int, size: int, device: str) -> Tensor:
     if kind == "everything":
         return torch.ones(batch, 1, size, size, dtype=torch.bool, device=device)
     index = torch.arange(batch, device=device)
-    mask, _ = build_mask_sampler(kind, size, 0).to(device)(torch.zeros_like(index), index)
+    sampler = build_mask_sampler(kind, size, 0).to(device)
+    mask: Tensor = sampler(torch.zeros_like(index), index)[0]
     return mask
 
 
@@ -114,7 +115,9 @@ class MaskedLossProblem(Problem):
         exact = self._autograd(_eager, self.prediction.double(), self.target.double())
         self.truth = exact()
         plain = self._autograd(_eager, self.prediction, self.target)()
-        self._limit = rounding_limit(relative_error(plain, self.truth), row.torch_dtype)
+        error = relative_error(plain, self.truth)
+        # Sums of pictures' rows, not of all elements one after the other.
+        self._limit = rounding_limit(error, row.torch_dtype, size)
 
     def _autograd(
         self, function: Callable[[Tensor, Tensor, Tensor], Tensor], prediction: Tensor, to: Tensor
@@ -134,9 +137,10 @@ class MaskedLossProblem(Problem):
             args = (self.prediction, self.target, self.mask, None, 2, "mask")
             extra = chosen("masked_loss", provider, args)
 
-            def function(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+            def ours(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
                 return masked_l2_loss(prediction, target, mask, impl=provider)  # type: ignore[arg-type]
 
+            function: Callable[..., Tensor] = ours
         elif provider == "compile":
             if not self.row.compiled:
                 raise UnavailableError("compiled for one shape only on the CPU, to save time")

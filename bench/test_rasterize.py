@@ -244,7 +244,8 @@ class RasterProblem(Problem):
 
         def call() -> Tensor:
             images = torch.zeros(self.items, 1, self.size, self.size, device=device)
-            return draw_convex_polygon(images, polygons, color) != 0
+            drawn: Tensor = draw_convex_polygon(images, polygons, color)
+            return drawn != 0
 
         return call
 

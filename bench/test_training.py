@@ -49,7 +49,7 @@ def rows(device: str) -> list[Row]:
                 Row(
                     *("training_step", f"{batch}x3x{size}x{size}", dtype, "step", device, name),
                     {"batch": batch, "side": size},
-                    seconds=3.0,
+                    seconds=2.0,
                     compiled=gpu or os.environ.get(_COMPILE, "") not in ("", "0"),
                     wall_only=True,
                 )
@@ -177,14 +177,14 @@ _GROUPS = {
 }
 
 
-def _group(event: FunctionEvent) -> str:
+def _group(event: FunctionEvent | None) -> str:
     """The group of the outermost operation that belongs to one."""
-    group = "other"
-    while event is not None:
+    group, ancestor = "other", event
+    while ancestor is not None:
         for name, patterns in _GROUPS.items():
-            if any(pattern in event.name for pattern in patterns):
+            if any(pattern in ancestor.name for pattern in patterns):
                 group = name
-        event = event.cpu_parent
+        ancestor = ancestor.cpu_parent
     return group
 
 
