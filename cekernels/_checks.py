@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 import torch
@@ -15,12 +16,19 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+def is_integer(value: object) -> bool:
+    """An int, NumPy's or a symbolic one included."""
+    return isinstance(value, int) or hasattr(value, "__index__")
 
 
 def tensor(op: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {describe(value)}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be dense, got a {value.layout} {describe(value)}")
 
 
 def dims(op: str, name: str, value: Tensor, allowed: Sequence[int], layout: str) -> None:

@@ -19,16 +19,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cekernels import reference
+
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
 
-# Where each looks first; the reference serves everything and ends each list.
-_AUTO_ORDER: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpp", "reference"),
-    "cuda": ("cuda", "triton", "reference"),
-}
-_MODULES = {"reference": "reference", "cpp": "cpp", "triton": "triton", "cuda": "cuda"}
+# Where "auto" looks, the first that can serve; the reference serves everything. On CUDA it stays
+# with the reference until the kernels' tests have passed on a GPU: impl= and the environment
+# variable choose "triton" or "cuda".
+_AUTO_ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "reference"), "cuda": ("reference",)}
 
 
 class ImplementationError(RuntimeError):
@@ -39,8 +39,8 @@ class ImplementationError(RuntimeError):
 def load(name: str) -> tuple[ModuleType | None, str | None]:
     """The module of an implementation and None, or None and why it is not to be had."""
     try:
-        module = importlib.import_module(f"cekernels.{_MODULES[name]}")
-    except ImportError as error:
+        module = importlib.import_module(f"cekernels.{name}")
+    except (ImportError, OSError) as error:  # OSError: a compiled library that does not load
         return None, f"cannot be imported: {error}"
     reason = module.unavailable()
     return (None, reason) if reason else (module, None)
@@ -89,6 +89,16 @@ def select(op: str, impl: str, args: tuple[Any, ...]) -> str:
         if why_not(op, name, args) is None:
             return name
     raise ImplementationError(f"{op}: no implementation serves a call on {device_of(args)}")
+
+
+def call_transformed(op: str, impl: str, *args: Any) -> Any:
+    """Run ``op`` where torch.func or forward-mode AD look through it: by the reference."""
+    if requested(impl) not in ("auto", "reference"):
+        raise ImplementationError(
+            f"{op}: impl={requested(impl)!r} cannot serve this call: torch.func transforms and "
+            "forward-mode AD are served by the reference alone"
+        )
+    return getattr(reference, op)(*args)
 
 
 def call(op: str, impl: str, *args: Any) -> Any:

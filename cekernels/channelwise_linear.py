@@ -8,6 +8,7 @@ authors write it as a convolution with a kernel of the map's size and one group 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, define
+from cekernels._library import autocast_dtype, call_op, define
 
 Activation = Literal["relu"]
 
@@ -39,7 +40,8 @@ def channelwise_linear(
 
     Returns:
         ``(B, C, N_out)``, contiguous; for maps with ``N_out = N_in``, ``(B, C, H, W)``.
-        Under autocast inputs are cast to the autocast dtype, as for ``torch.nn.Linear``.
+        Under autocast inputs are cast to the autocast dtype, as for ``torch.nn.Linear``
+        (float64 is left alone).
         Differentiable any number of times.
 
     Raises:
@@ -51,14 +53,14 @@ def channelwise_linear(
     _checks.tensor(op, "weight", weight)
     if bias is not None:
         _checks.tensor(op, "bias", bias)
+    _checks.dtypes(op, "input", input, _checks.FLOATING)
     cast = autocast_dtype(input.device)
-    if cast is not None and input.dtype != torch.float64:
-        input, weight = input.to(cast), weight.to(cast)
-        bias = bias if bias is None else bias.to(cast)
+    if cast is not None:
+        input, weight = _autocast(input, cast), _autocast(weight, cast)
+        bias = bias if bias is None else _autocast(bias, cast)
 
     _checks.dims(op, "input", input, (3, 4), "(B, C, N) or (B, C, H, W)")
     _checks.dims(op, "weight", weight, (3,), "(C, N_out, N_in)")
-    _checks.dtypes(op, "input", input, _checks.FLOATING)
     _checks.same_dtype(op, "weight", weight, "input", input)
     _checks.same_device(op, "weight", weight, "input", input)
     _checks.choice(op, "activation", activation, (None, "relu"))
@@ -76,10 +78,15 @@ def channelwise_linear(
         _checks.same_dtype(op, "bias", bias, "input", input)
         _checks.same_device(op, "bias", bias, "input", input)
 
-    output: Tensor = torch.ops.cekernels.channelwise_linear(
-        flat, weight, bias, activation == "relu", impl
-    )
+    output: Tensor = call_op(op, impl, flat, weight, bias, activation == "relu")
     return output.unflatten(2, maps) if len(maps) == 2 and n_out == n_in else output
+
+
+def _autocast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """PyTorch's rule: floating point goes to the autocast dtype, float64 stays."""
+    if value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value
 
 
 class ChannelwiseLinear(nn.Module):
@@ -98,13 +105,18 @@ class ChannelwiseLinear(nn.Module):
         ``out_size`` names both, else to ``(B, C, N_out)`` unless the size stays the same.
 
     Weights start uniform in +-1/sqrt(N_in), as those of ``torch.nn.Linear``.
+
+    Raises:
+        TypeError, ValueError: a size that is not positive or not one or two integers; on a call,
+            maps that are not of the ``in_size`` that names both sides, and as
+            :func:`channelwise_linear`.
     """
 
     def __init__(
         self,
         channels: int,
-        in_size: int | tuple[int, int],
-        out_size: int | tuple[int, int] | None = None,
+        in_size: int | Sequence[int],
+        out_size: int | Sequence[int] | None = None,
         *,
         bias: bool = True,
         activation: Activation | None = None,
@@ -113,18 +125,16 @@ class ChannelwiseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        out_size = in_size if out_size is None else out_size
+        op = "ChannelwiseLinear"
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"{op}: channels must be a positive integer, got {channels!r}")
+        _checks.choice(op, "activation", activation, (None, "relu"))
+        _checks.choice(op, "impl", impl, _dispatch.IMPLS)
         self.channels = channels
-        self.in_size = in_size
-        self.out_size = out_size
+        self.in_size, n_in = _map_size(op, "in_size", in_size)
+        self.out_size, n_out = _map_size(op, "out_size", in_size if out_size is None else out_size)
         self.activation: Activation | None = activation
         self.impl: Impl = impl
-        n_in = in_size if isinstance(in_size, int) else math.prod(in_size)
-        n_out = out_size if isinstance(out_size, int) else math.prod(out_size)
-        for name, value in (("channels", channels), ("in_size", n_in), ("out_size", n_out)):
-            if value < 1:
-                raise ValueError(f"ChannelwiseLinear: {name} must be at least 1, got {value}")
-        _checks.choice("ChannelwiseLinear", "activation", activation, (None, "relu"))
         self.weight = nn.Parameter(torch.empty(channels, n_out, n_in, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(channels, n_out, device=device, dtype=dtype))
@@ -139,6 +149,9 @@ class ChannelwiseLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4 and isinstance(self.in_size, tuple):
+            expected = (*input.shape[:2], *self.in_size)
+            _checks.shape("ChannelwiseLinear", "input", input, expected, "maps of in_size")
         output = channelwise_linear(
             input, self.weight, self.bias, activation=self.activation, impl=self.impl
         )
@@ -151,6 +164,14 @@ class ChannelwiseLinear(nn.Module):
             f"{self.channels}, in_size={self.in_size}, out_size={self.out_size}, "
             f"bias={self.bias is not None}, activation={self.activation!r}, impl={self.impl!r}"
         )
+
+
+def _map_size(op: str, name: str, value: int | Sequence[int]) -> tuple[int | tuple[int, int], int]:
+    """The size of a map as the module keeps it, and its number of locations."""
+    sides = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(sides) not in (1, 2) or not all(isinstance(n, int) and n >= 1 for n in sides):
+        raise ValueError(f"{op}: {name} must be a positive integer or two (H, W), got {value!r}")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1]), math.prod(sides)
 
 
 # --- registration -----------------------------------------------------------------------------
@@ -213,32 +234,40 @@ def _backward_fake(
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     grad_output, input, weight, relu_output, needs, ctx.impl = inputs
     ctx.save_for_backward(grad_output, input, weight, relu_output)
-    ctx.needs = tuple(needs)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(g for g, need in zip(output, needs, strict=True) if not need))
 
 
 def _backward_backward(
-    ctx: Any, grad_grad_input: Tensor, grad_grad_weight: Tensor, grad_grad_bias: Tensor
+    ctx: Any,
+    grad_grad_input: Tensor | None,
+    grad_grad_weight: Tensor | None,
+    grad_grad_bias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Double backward, out of the two ops themselves and hence differentiable again."""
     ops = torch.ops.cekernels
     grad_output, input, weight, relu_output = ctx.saved_tensors
-    needs_input, needs_weight, needs_bias = ctx.needs
+    needs_grad, needs_input, needs_weight = ctx.needs_input_grad[:3]
     passes = None if relu_output is None else relu_output > 0
 
     grad = grad_output if passes is None else torch.where(passes, grad_output, 0)
     grad_of_grad = grad_of_input = grad_of_weight = None
     terms = []
-    if needs_input:
-        terms.append(ops.channelwise_linear(grad_grad_input, weight, None, False, ctx.impl))
-        grad_of_weight = ops.channelwise_linear_backward(
-            grad, grad_grad_input, weight, None, [False, True, False], ctx.impl
-        )[1]
-    if needs_weight:
-        terms.append(ops.channelwise_linear(input, grad_grad_weight, None, False, ctx.impl))
-        grad_of_input = ops.channelwise_linear_backward(
-            grad, input, grad_grad_weight, None, [True, False, False], ctx.impl
-        )[0]
-    if needs_bias:
+    if grad_grad_input is not None:
+        if needs_grad:
+            terms.append(ops.channelwise_linear(grad_grad_input, weight, None, False, ctx.impl))
+        if needs_weight:
+            grad_of_weight = ops.channelwise_linear_backward(
+                grad, grad_grad_input, weight, None, [False, True, False], ctx.impl
+            )[1]
+    if grad_grad_weight is not None:
+        if needs_grad:
+            terms.append(ops.channelwise_linear(input, grad_grad_weight, None, False, ctx.impl))
+        if needs_input:
+            grad_of_input = ops.channelwise_linear_backward(
+                grad, input, grad_grad_weight, None, [True, False, False], ctx.impl
+            )[0]
+    if grad_grad_bias is not None and needs_grad:
         terms.append(grad_grad_bias.expand_as(grad_output))
     if terms:
         total = sum(terms[1:], start=terms[0])

@@ -25,21 +25,22 @@ def report() -> str:
         lines.append(f"no CUDA device (this torch is {built})")
     forced = os.environ.get(_dispatch.ENVIRONMENT_VARIABLE)
     if forced:
-        lines.append(f"{_dispatch.ENVIRONMENT_VARIABLE}={forced} forces the implementation")
+        effect = "forces the implementation" if forced in _dispatch.IMPLS else "names none"
+        lines.append(f"{_dispatch.ENVIRONMENT_VARIABLE}={forced} {effect}")
     lines.append("")
     for name in _dispatch.IMPLS[1:]:
         _, reason = _dispatch.load(name)
         lines.append(f"  {name:<10} {'available' if reason is None else f'no: {reason}'}")
     for name, library in _native.record().items():
         if library["built"]:
-            lines += ["", f"  {name}.so"]
+            lines.append("")
             lines += [
-                f"    {key:<18} {' '.join(value) if isinstance(value, list) else value}"
+                f"{name}.so {key}: {' '.join(value) if isinstance(value, list) else value}"
                 for key, value in library.items()
                 if key != "built"
             ]
             if name == "_C" and _native.load(name) is None:
-                lines.append(f"    {'runs with':<18} {_native.instruction_set()}")
+                lines.append(f"{name}.so runs with: {_native.instruction_set()}")
     return "\n".join(lines)
 
 

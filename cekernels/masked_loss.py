@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, define
-from cekernels.reference.masked_loss import accumulation_dtype, weights
+from cekernels._library import autocast_dtype, call_op, define, transformed
+from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
 _NORMALIZE = ("mask", "all", "sum", "none")
@@ -48,7 +48,7 @@ def masked_l2_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask
-            that requires a gradient.
+            or area that requires a gradient.
         ImplementationError: the forced implementation cannot serve the call.
     """
     return _masked_loss("masked_l2_loss", prediction, target, mask, 2, normalize, area, impl)
@@ -82,11 +82,11 @@ def _masked_loss(
 ) -> Tensor:
     for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
         _checks.tensor(op, name, value)
-    if autocast_dtype(prediction.device) is not None:
-        wider = torch.promote_types(prediction.dtype, target.dtype)
-        prediction, target = prediction.to(wider), target.to(wider)
     _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
     _checks.dtypes(op, "prediction", prediction, _checks.FLOATING)
+    if target.is_floating_point() and autocast_dtype(prediction.device) is not None:
+        wider = torch.promote_types(prediction.dtype, target.dtype)
+        prediction, target = prediction.to(wider), target.to(wider)
     _checks.shape(op, "target", target, prediction.shape, "that of prediction")
     _checks.same_dtype(op, "target", target, "prediction", prediction)
     _checks.same_device(op, "target", target, "prediction", prediction)
@@ -98,11 +98,34 @@ def _masked_loss(
         _checks.shape(op, "area", area, prediction.shape[:1], "one number a sample")
         _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
         _checks.same_device(op, "area", area, "prediction", prediction)
-    loss, _ = torch.ops.cekernels.masked_loss(
-        prediction, target, mask, area, power, normalize, impl
+        _checks.no_gradient(op, "area", area)
+    args = (prediction, target, mask, area, power, normalize)
+    if _in_one_pass(prediction, target, area, normalize):
+        loss: Tensor = _OnePass.apply(*args, impl)
+    else:
+        loss, _ = call_op("masked_loss", impl, *args)
+    return loss
+
+
+# Where reading prediction and target once less counts.
+_ONE_PASS_DEVICES = ("cuda",)
+
+
+def _in_one_pass(prediction: Tensor, target: Tensor, area: Tensor | None, normalize: str) -> bool:
+    """Whether to make the gradient along with the loss, for ``backward()`` to scale.
+
+    It can be made where the normalisation is known beforehand. Not in float16, in which a
+    gradient that has not yet met its loss scale vanishes, and not where the call is traced.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not transformed()
+        and prediction.device.type in _ONE_PASS_DEVICES
+        and prediction.dtype != torch.float16
+        and (area is not None or normalize != "mask")
+        and torch.is_grad_enabled()
+        and (prediction.requires_grad or target.requires_grad)
     )
-    result: Tensor = loss
-    return result
 
 
 def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
@@ -114,6 +137,82 @@ def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
     _checks.shape(op, "mask", mask, expected, f"that of {image_name}, or with 1 channel")
     _checks.same_device(op, "mask", mask, image_name, image)
     _checks.no_gradient(op, "mask", mask)
+
+
+# --- loss and gradient in one pass ------------------------------------------------------------
+
+
+class _OnePass(torch.autograd.Function):
+    """The loss, with the gradient for a ``grad_loss`` of 1 made at the same time.
+
+    Not an op of torch.library: its backward changes a tensor of its forward in place, which a
+    traced graph cannot hold.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        area: Tensor | None,
+        power: int,
+        normalize: str,
+        impl: str,
+    ) -> Tensor:
+        loss, scale, ctx.gradient = _loss_and_gradient(
+            prediction, target, mask, area, power, normalize, impl
+        )
+        ctx.save_for_backward(scale, prediction, target, mask)
+        ctx.power, ctx.impl = power, impl
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = ctx.gradient
+        if gradient is None or torch.is_grad_enabled():
+            # A second backward, or one that is differentiated itself: from the start.
+            gradient = torch.ops.cekernels.masked_loss_backward(
+                grad_loss, *ctx.saved_tensors, ctx.power, ctx.impl
+            )
+        else:
+            ctx.gradient = None  # handed over, so nobody else sees the change in place
+            _scale_gradient_(gradient, grad_loss, ctx.saved_tensors[3], ctx.impl)
+        return (
+            gradient if ctx.needs_input_grad[0] else None,
+            -gradient if ctx.needs_input_grad[1] else None,
+            *(None,) * 5,
+        )
+
+
+def _loss_and_gradient(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = "masked_loss_and_gradient"
+    args = (prediction, target, mask, area, power, normalize)
+    name = _dispatch.select("masked_loss", impl, args)
+    if _dispatch.why_not(op, name, args) is None:
+        result: tuple[Tensor, Tensor, Tensor] = _dispatch.call(op, name, *args)
+        return result
+    # An implementation without it serves it by its other two functions.
+    loss, scale = _dispatch.call("masked_loss", name, *args)
+    one = torch.ones_like(loss)
+    grad = _dispatch.call("masked_loss_backward", impl, one, scale, *args[:3], power)
+    return loss, scale, grad
+
+
+def _scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor, impl: str) -> None:
+    op, args = "scale_gradient_", (gradient, grad_loss, mask)
+    name = _dispatch.requested(impl)
+    if name != "auto" and _dispatch.why_not(op, name, args) is not None:
+        name = "reference"  # a forced implementation need not have it
+    _dispatch.call(op, name, *args)
 
 
 # --- registration -----------------------------------------------------------------------------
@@ -203,16 +302,18 @@ def _backward_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]
     """Double backward in plain PyTorch: rare, and differentiable again as it stands."""
     grad_loss, scale, prediction, target, mask = ctx.saved_tensors
     weight = weights(mask, scale.dtype)
-    factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
-    difference = prediction.to(scale.dtype) - target.to(scale.dtype)
-    slope = 2 * difference if ctx.power == 2 else difference.sign()
-    along = torch.where(weight != 0, weight * slope * grad_grad.to(scale.dtype), 0)
-    of_grad_loss = (along.sum((1, 2, 3)) * scale).sum_to_size(grad_loss.shape)
-    of_prediction = None
-    if ctx.power == 2:
-        curved = torch.where(weight != 0, 2 * weight * factor * grad_grad.to(scale.dtype), 0)
-        of_prediction = curved.to(prediction.dtype)
-    of_target = None if of_prediction is None else -of_prediction
+    # where comes first, so that what lies under a weight of 0 stays out of every derivative
+    grad_grad = weight * torch.where(weight != 0, grad_grad.to(scale.dtype), 0)
+    of_grad_loss = of_prediction = of_target = None
+    if ctx.needs_input_grad[0]:
+        difference = masked_difference(prediction, target, weight)
+        slope = 2 * difference if ctx.power == 2 else difference.sign()
+        along = (grad_grad * slope).sum((1, 2, 3)) * scale
+        of_grad_loss = along.sum_to_size(grad_loss.shape)
+    if ctx.power == 2 and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]):
+        factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
+        of_prediction = (2 * factor * grad_grad).to(prediction.dtype)
+        of_target = -of_prediction
     return of_grad_loss, None, of_prediction, of_target, None, None, None
 
 

@@ -15,17 +15,35 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import define
+from cekernels._library import call_op, define, transformed
 from cekernels.masked_loss import check_mask
-from cekernels.reference.rasterize import SUBPIXELS
+from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
 FillRule = Literal["nonzero", "evenodd"]
 _FILL_RULES = ("nonzero", "evenodd")
 
 
 def to_fixed_point(pixels: Tensor) -> Tensor:
-    """Coordinates in pixels, floating point, to int32 in 1/256 pixel, rounded to nearest."""
-    return (pixels * SUBPIXELS).round().to(torch.int32)
+    """Coordinates in pixels to int32 in 1/256 pixel.
+
+    Args:
+        pixels: any shape; floating point (finite) or integer.
+
+    Returns:
+        the same shape; rounded to nearest, ties to even, and clamped to +-2**20 pixels as the
+        rasterizers would.
+
+    Raises:
+        TypeError: not a tensor, or neither floating point nor integer.
+    """
+    op = "to_fixed_point"
+    _checks.tensor(op, "pixels", pixels)
+    if pixels.is_complex() or pixels.dtype == torch.bool:
+        raise TypeError(f"{op}: pixels must be real numbers, got a {_checks.describe(pixels)}")
+    # float16 ends short of 256 pixels
+    wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    limit = COORDINATE_LIMIT // SUBPIXELS
+    return (wide.clamp(-limit, limit) * SUBPIXELS).round().to(torch.int32)
 
 
 def rasterize_polygons(
@@ -112,7 +130,8 @@ def fill_masked(
         image: ``(B, C, H, W)``, any dtype but complex.
         mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point; set where not 0.
         value: one number, or one for each channel as a sequence or a tensor ``(C,)`` (on a GPU
-            keep it there as a tensor: a sequence is copied at each call).
+            keep it there as a tensor: a sequence is copied at each call). An image of integers
+            takes whole numbers, and no floating-point tensor.
         impl: as for :func:`rasterize_polygons`.
 
     Returns:
@@ -128,7 +147,7 @@ def fill_masked(
     _check_image(op, image)
     _checks.choice(op, "impl", impl, _dispatch.IMPLS)
     check_mask(op, mask, "image", image)
-    result: Tensor = torch.ops.cekernels.fill_masked(image, mask, _value(op, image, value), impl)
+    result: Tensor = call_op(op, impl, image, mask, _value(op, image, value))
     return result
 
 
@@ -152,6 +171,16 @@ def fill_polygons(
     _check_image(op, image)
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
     _check_batch(op, image, sample_offsets)
+    if transformed():
+        mask, area = rasterize_polygons(
+            vertices,
+            contour_offsets,
+            sample_offsets,
+            *image.shape[2:],
+            fill_rule=fill_rule,
+            impl=impl,
+        )
+        return fill_masked(image, mask, value, impl=impl), mask, area
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.cekernels.fill_polygons(
         image,
         _value(op, image, value),
@@ -181,6 +210,9 @@ def fill_boxes(
     _check_image(op, image)
     _check_boxes(op, boxes, sample_offsets, impl)
     _check_batch(op, image, sample_offsets)
+    if transformed():
+        mask, area = rasterize_boxes(boxes, sample_offsets, *image.shape[2:], impl=impl)
+        return fill_masked(image, mask, value, impl=impl), mask, area
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.cekernels.fill_boxes(
         image, _value(op, image, value), boxes, sample_offsets, impl
     )
@@ -192,6 +224,8 @@ def fill_boxes(
 
 def _check_size(op: str, height: int, width: int) -> None:
     for name, value in (("height", height), ("width", width)):
+        if not _checks.is_integer(value):
+            raise TypeError(f"{op}: {name} must be an integer, got {_checks.describe(value)}")
         if value < 0:
             raise ValueError(f"{op}: {name} must not be negative, got {value}")
 
@@ -249,15 +283,39 @@ def _check_batch(op: str, image: Tensor, sample_offsets: Tensor) -> None:
 
 
 def _value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) -> Tensor:
+    """``value`` as a tensor ``(C,)`` of the image's dtype."""
     channels = image.shape[1]
-    if isinstance(value, int | float):
-        return image.new_full((channels,), value)
     if not isinstance(value, Tensor):
-        value = torch.tensor(value, dtype=image.dtype, device=image.device)
+        try:
+            value = _numbers(image, value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _does_not_fit(op, image, value) from error
+    elif value.is_floating_point() and not image.is_floating_point():
+        raise _does_not_fit(op, image, value)
+    if value.dim() == 0:
+        value = value.expand(channels)
     _checks.shape(op, "value", value, (channels,), "one number a channel")
     _checks.same_device(op, "value", value, "image", image)
     _checks.no_gradient(op, "value", value)
     return value.to(image.dtype)
+
+
+def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:
+    numbers = (value,) if isinstance(value, int | float) else value
+    if not image.is_floating_point():
+        for number in numbers:
+            if not (_checks.is_integer(number) or float(number).is_integer()):
+                raise TypeError("a fraction would be cut off")
+    if isinstance(value, int | float):
+        return image.new_full((image.shape[1],), value)
+    return torch.tensor(value, dtype=image.dtype, device=image.device)
+
+
+def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
+    return TypeError(
+        f"{op}: value must be a number, or one for each channel, that fits an image of "
+        f"{image.dtype}, got {_checks.describe(value)}"
+    )
 
 
 def _validate(op: str, name: str, offsets: Tensor, limit: int, what: str) -> None:

@@ -94,7 +94,7 @@ class TrainConfig(BaseModel):
         0.0, description="Weight of the adversarial loss; 0 for none."
     )
 
-    steps: Annotated[int, Field(ge=1)] = Field(1200, description="Training steps.")
+    steps: Annotated[int, Field(ge=1)] = Field(1000, description="Training steps.")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the photographs; overrides --steps."
     )
@@ -129,7 +129,7 @@ class TrainConfig(BaseModel):
         25, description="Steps between training lines; only there the device is waited for."
     )
     val_every: Annotated[int, Field(ge=1)] = Field(
-        300, description="Steps between validations, checkpoints and sample sheets."
+        250, description="Steps between validations, checkpoints and sample sheets."
     )
     sample_rows: Annotated[int, Field(ge=1)] = Field(8, description="Rows of a sample sheet.")
 

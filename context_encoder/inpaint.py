@@ -41,6 +41,7 @@ from context_encoder.pictures import (
     read_picture,
     save_picture,
 )
+from context_encoder.prepare import Processes, choose_device, masks_from_config
 from context_encoder.runs import Which, load_model
 from context_encoder.seam import remove_seam
 from context_encoder.windows import Geometry, Hole, Window, plan_windows, reflect_indices
@@ -161,6 +162,9 @@ class Inpainter:
             prediction as it is.
         batch_size: windows at a time.
         device: where to run.
+
+    Raises:
+        InpaintError: ``hole`` is not in ``output_region``, or ``batch_size`` is below 1.
     """
 
     def __init__(
@@ -180,7 +184,13 @@ class Inpainter:
         self.blend = blend
         self.batch_size = batch_size
         self.region: tuple[int, int, int, int] = tuple(model.output_region)  # type: ignore[arg-type]
-        self.geometry = Geometry(int(model.image_size), hole or self.region)  # type: ignore[arg-type]
+        hole = hole or self.region
+        if not _within(hole, self.region):
+            raise InpaintError(
+                f"hole (top, left, height, width) must lie in the model's output_region "
+                f"{self.region}, got {hole}"
+            )
+        self.geometry = Geometry(int(model.image_size), hole)  # type: ignore[arg-type]
         self._fill_color = torch.tensor(fill_color, device=self.device)
 
     @classmethod
@@ -205,9 +215,6 @@ class Inpainter:
             RunError: there is no checkpoint, or it cannot be used.
             ValueError: no such device.
         """
-        # Not needed to fill with a network of one's own, and slow to import.
-        from context_encoder.trainer import Processes, choose_device, masks_from_config
-
         loaded = load_model(Path(path), which=which, device=choose_device(device, Processes()))
         config, model = loaded.config, loaded.model
         hole = None
@@ -248,7 +255,7 @@ class Inpainter:
         Raises:
             UnreadableImage: a file cannot be read as an image.
             InpaintError: a picture that cannot be kept, a mask that does not fit it, a box
-                outside of it, or nothing left outside the mask.
+                outside of it, nothing left outside the mask, or a prediction that is not finite.
         """
         if (mask is None) == (boxes is None):
             raise InpaintError("give either a mask or boxes")
@@ -329,26 +336,37 @@ class Inpainter:
 
     def _complete(self, image: Tensor, hole: Tensor) -> Tensor:
         """The windows with their missing pixels predicted, ``(B, 3, S, S)``."""
-        masked = fill_masked(image, hole, self._fill_color)
-        given = masked
+        hidden = hole
         if not self.geometry.anywhere:
-            # In training this region was always missing, and whole.
-            trained = torch.zeros_like(hole)
-            trained[_slices(self.geometry.region)] = True
-            given = fill_masked(masked, trained, self._fill_color)
-        region = _slices(self.region)
-        masked[region] = torch.where(hole[region], self.model(given).float(), masked[region])
+            # In training all of this region was missing, always: to show the network some of it
+            # makes its prediction worse, by 0.5 to 2.4 dB once the seam is removed.
+            hidden = hole.clone()
+            top, left, height, width = self.geometry.region
+            hidden[:, :, top : top + height, left : left + width] = True
+        given = fill_masked(image, hidden, self._fill_color)
+        prediction = self.model(given).float()
+        if not bool(prediction.isfinite().all()):
+            raise InpaintError(
+                "the network's prediction is not finite: its weights are damaged; take another "
+                "checkpoint"
+            )
+        # Holes beyond what the network returns belong to other windows, but scaling up this one
+        # must not mix the fill colour into its edge.
+        size = self.geometry.size
+        top, left, height, width = self.region
+        whole = F.pad(
+            prediction,
+            (left, size - left - width, top, size - top - height),
+            mode="replicate",
+        )
+        filled = torch.where(hole, whole, image)
         if self.blend:
-            predicted = torch.zeros_like(hole)
-            predicted[region] = hole[region]
-            for i in range(len(masked)):
+            for i in range(len(filled)):
                 blended = remove_seam(
-                    masked[i].permute(1, 2, 0).cpu().numpy(),
-                    predicted[i, 0].cpu().numpy(),
-                    ~hole[i, 0].cpu().numpy(),
+                    filled[i].permute(1, 2, 0).cpu().numpy(), hole[i, 0].cpu().numpy()
                 )
-                masked[i] = torch.from_numpy(blended).permute(2, 0, 1)
-        return masked
+                filled[i] = torch.from_numpy(blended).permute(2, 0, 1)
+        return filled
 
 
 def _bounding_region(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
@@ -358,9 +376,11 @@ def _bounding_region(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
 
 
-def _slices(region: tuple[int, int, int, int]) -> tuple[slice, slice, slice, slice]:
-    top, left, height, width = region
-    return slice(None), slice(None), slice(top, top + height), slice(left, left + width)
+def _within(inner: tuple[int, int, int, int], outer: tuple[int, int, int, int]) -> bool:
+    return all(
+        a >= b and a + length <= b + room
+        for a, length, b, room in zip(inner[:2], inner[2:], outer[:2], outer[2:], strict=True)
+    )
 
 
 @dataclass(frozen=True)

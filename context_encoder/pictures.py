@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from context_encoder.data.images import (
-    _UPRIGHT,
-    _libtiff_silenced,
-    _open,
-    _orientation,
-    _to_rgb,
+    UPRIGHT,
+    exif_orientation,
+    libtiff_silenced,
+    open_image,
+    to_rgb,
 )
 
 __all__ = [
@@ -154,14 +154,11 @@ def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | N
         UnreadableImage: the file cannot be read as an image.
         InpaintError: not the size of the picture, or an array of another kind.
     """
-    name = "the mask"
-    if isinstance(source, np.ndarray):
-        grey = _grey_from_array(source)
+    if isinstance(source, np.ndarray | Image.Image):
+        name = "the mask"
     else:
-        if not isinstance(source, Image.Image):
-            name = f"mask {os.fspath(source)}"
-        with _opened(source) as image:
-            grey = _grey_from_image(image)
+        name = f"mask {os.fspath(source)}"
+    grey = whiteness(source)
     if grey.shape != (height, width):
         turned = " (upright, as its EXIF orientation says)"
         raise InpaintError(
@@ -173,6 +170,18 @@ def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | N
         return mask, None
     brightest = 100 * float(grey.max())
     return mask, f"nothing to fill: {name} is nowhere white (at its brightest {brightest:.0f} %)"
+
+
+def whiteness(source: ImageLike) -> NDArray[np.floating[Any]]:
+    """Luminance times alpha of a mask as :func:`read_mask` takes it, ``(H, W)`` in [0, 1].
+
+    Raises:
+        As :func:`read_mask`.
+    """
+    if isinstance(source, np.ndarray):
+        return _grey_from_array(source)
+    with _opened(source) as image:
+        return _grey_from_image(image)
 
 
 def mask_from_boxes(boxes: Sequence[Sequence[int]], width: int, height: int) -> Mask:
@@ -242,7 +251,7 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
 def _opened(source: str | os.PathLike[str] | Image.Image) -> Iterator[Image.Image]:
     """The image itself, or the file's, opened."""
     if not isinstance(source, Image.Image):
-        with _open(source) as image:
+        with open_image(source) as image:
             yield image
         return
     try:
@@ -259,7 +268,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
         notes.append(f"the first of {getattr(image, 'n_frames', 1)} frames is taken")
     deep = _has_16_bit_channels(image)
     _load(image)
-    orientation = _orientation(image)
+    orientation = exif_orientation(image)
     picture, note = _in_own_mode(image)
     if deep and picture.mode != "I;16":
         note = (
@@ -280,7 +289,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
     if picture.mode == "I;16" and isinstance(image.info.get("transparency"), int):
         info["transparency"] = image.info["transparency"]
 
-    upright = _UPRIGHT.get(orientation)
+    upright = UPRIGHT.get(orientation)
     if upright is not None:
         picture = picture.transpose(upright)
         notes.append(
@@ -291,7 +300,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
 
 
 def _load(image: Image.Image) -> None:
-    with _libtiff_silenced() if image.format == "TIFF" else nullcontext():
+    with libtiff_silenced() if image.format == "TIFF" else nullcontext():
         image.load()
 
 
@@ -363,15 +372,14 @@ def _picture_from_array(array: NDArray[Any]) -> Picture:
 
 def _grey_from_image(image: Image.Image) -> NDArray[np.float32]:
     _load(image)
-    upright = _UPRIGHT.get(_orientation(image))
+    upright = UPRIGHT.get(exif_orientation(image))
     if image.has_transparency_data and not image.mode.startswith("I"):
-        grey, alpha = (np.asarray(band, np.float32) for band in image.convert("LA").split())
-        values = np.asarray(grey / 255 * (alpha / 255), np.float32)
+        bands = image.convert("LA").split()
     else:
-        values = np.asarray(_to_rgb(image).convert("L"), np.float32) / 255
-    if upright is not None:
-        values = np.asarray(Image.fromarray(values).transpose(upright), np.float32)
-    return values
+        bands = (to_rgb(image).convert("L"),)
+    product = np.prod([np.asarray(band, np.float32) / 255 for band in bands], axis=0)
+    values = Image.fromarray(product)
+    return np.asarray(values if upright is None else values.transpose(upright))
 
 
 def _grey_from_array(array: NDArray[Any]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from context_encoder.config import MODEL_PRESETS, PRESETS, TrainConfig, preset
+from context_encoder.prepare import Photos, Processes, choose_device, resolve
 from context_encoder.runs import (
     Checkpoint,
     RunError,
@@ -31,15 +32,7 @@ from context_encoder.runs import (
     read_checkpoint,
     read_config,
 )
-from context_encoder.trainer import (
-    NonFiniteError,
-    Outcome,
-    Photos,
-    Processes,
-    Trainer,
-    choose_device,
-    resolve,
-)
+from context_encoder.trainer import NonFiniteError, Outcome, Trainer
 
 log = logging.getLogger("context_encoder")
 

@@ -7,10 +7,8 @@ steps. What a step sees depends on (seed, step) alone, so a resumed run goes on 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,26 +24,16 @@ from tqdm import tqdm
 
 from cekernels import fill_masked
 from context_encoder.config import TrainConfig
-from context_encoder.data import (
-    PhotoFolder,
-    embedded_photos,
-    list_images,
-    make_loader,
-    split_photos,
-)
+from context_encoder.data import PhotoFolder, make_loader
 from context_encoder.losses import (
     discriminator_loss,
     generator_loss,
     overlap_weights,
     reconstruction_loss,
 )
-from context_encoder.masks import MaskSampler, build_mask_sampler
 from context_encoder.metrics import context_mean, hole_metrics, to_unit
-from context_encoder.models import (
-    build_discriminator,
-    check_image_size,
-    default_image_size,
-)
+from context_encoder.models import build_discriminator
+from context_encoder.prepare import Photos, Processes, masks_from_config
 from context_encoder.runs import (
     Checkpoint,
     RunFolder,
@@ -64,52 +52,6 @@ _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class NonFiniteError(RuntimeError):
     """The loss or a weight is no longer a finite number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """This process among those that train together (torchrun sets the environment)."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Processes:
-        return cls(
-            int(os.environ.get("RANK", 0)),
-            int(os.environ.get("LOCAL_RANK", 0)),
-            int(os.environ.get("WORLD_SIZE", 1)),
-        )
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Photos:
-    """The files to train on and those held out."""
-
-    train: list[Path]
-    train_root: Path
-    val: list[Path]
-    val_root: Path
-
-    @classmethod
-    def from_config(cls, config: TrainConfig) -> Photos:
-        """List and split; FileNotFoundError, NotADirectoryError or ValueError say what is wrong."""
-        root = embedded_photos() if config.data is None else config.data
-        files = list_images(root)
-        if config.val_data is not None:
-            return cls(files, root, list_images(config.val_data), config.val_data)
-        train, val = split_photos(files, root, config.val_fraction)
-        return cls(train, root, val, root)
-
-    def digest(self) -> str:
-        """Changes when the names of the training files do: the stream of samples hangs on them."""
-        names = [file.relative_to(self.train_root).as_posix() for file in self.train]
-        return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclasses.dataclass
@@ -135,73 +77,6 @@ class Outcome:
     unreadable: int
 
 
-def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
-    """Fill in what the configuration leaves to be chosen, and check that its parts fit.
-
-    Raises:
-        ValueError: a size the model cannot take, a mask the model cannot fill, and the like.
-    """
-    size = config.size or default_image_size(config.model)
-    check_image_size(config.model, size)
-    if config.model == "center" and config.mask != "central":
-        raise ValueError(
-            f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
-            "use --mask central, or --model random"
-        )
-    resize = config.resize or 2 * size
-    if resize < size:
-        raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
-    steps = config.steps
-    if config.epochs is not None:
-        steps = max(1, math.ceil(config.epochs * len(photos.train) / config.batch_size))
-    workers = config.workers
-    if workers is None:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = 0 if config.model == "small" else min(8, (os.cpu_count() or 1) // local)
-    update = {"size": size, "resize": resize, "steps": steps, "epochs": None, "workers": workers}
-    return config.model_copy(update=update)
-
-
-def choose_device(name: str, processes: Processes) -> torch.device:
-    """The device of this process; ValueError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")
-        if ":" not in name:
-            device = torch.device("cuda", processes.local_rank)
-        if device.index >= torch.cuda.device_count():
-            raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
-        torch.cuda.set_device(device)
-    return device
-
-
-def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
-    """The mask sampler of a resolved configuration.
-
-    The hole of a network that predicts its central region only leaves room for the overlap band.
-    """
-    assert config.size is not None
-    hole = None
-    if output_side < config.size:
-        hole = output_side - 2 * config.overlap
-        if hole < 1:
-            raise ValueError(f"--overlap {config.overlap} leaves no hole in {output_side} pixels")
-    return build_mask_sampler(
-        config.mask,
-        config.size,
-        config.seed,
-        hole=hole,
-        folder=config.mask_folder,
-        voc_root=config.voc_root,
-    )
-
-
 class Trainer:
     """One training run.
 
@@ -221,8 +96,6 @@ class Trainer:
         processes: Processes,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        assert config.size is not None
-        assert config.resize is not None
         self.config = config
         self.photos = photos
         self.run: RunFolder | None = None
@@ -281,26 +154,29 @@ class Trainer:
             wrapped = DistributedDataParallel(wrapped, device_ids=index)
         return wrapped
 
-    def _loader(self) -> Iterator[Any]:
+    def _folder(self, paths: list[Path], root: Path, **options: Any) -> PhotoFolder:
         config = self.config
         assert config.size is not None
         assert config.resize is not None
-        assert config.workers is not None
-        data = PhotoFolder(
-            self.photos.train,
-            root=self.photos.train_root,
+        return PhotoFolder(
+            paths,
+            root=root,
             size=config.size,
             resize=config.resize,
             crop_scale=config.crop_scale,
-            flip=config.flip,
-            seed=config.seed,
-            train=True,
+            **options,
+        )
+
+    def _loader(self) -> Iterator[Any]:
+        config, photos = self.config, self.photos
+        data = self._folder(
+            photos.train, photos.train_root, flip=config.flip, seed=config.seed, train=True
         )
         return iter(
             make_loader(
                 data,
                 batch_size=config.batch_size,
-                workers=config.workers,
+                workers=config.workers or 0,
                 start_step=self.step,
                 num_steps=config.steps - self.step,
                 rank=self.processes.rank,
@@ -310,23 +186,13 @@ class Trainer:
         )
 
     def _load_validation(self) -> Validation:
-        config = self.config
-        assert config.size is not None
-        assert config.resize is not None
-        crops = max(1, -(-config.val_samples // len(self.photos.val)))
-        data = PhotoFolder(
-            self.photos.val,
-            root=self.photos.val_root,
-            size=config.size,
-            resize=config.resize,
-            crop_scale=config.crop_scale,
-            flip=False,
-            seed=0,
-            train=False,
-            crops_per_image=crops,
+        config, photos = self.config, self.photos
+        crops = max(1, -(-config.val_samples // len(photos.val)))
+        data = self._folder(
+            photos.val, photos.val_root, flip=False, seed=0, train=False, crops_per_image=crops
         )
         # Crop 0 of every photograph first, then crop 1, so that the first rows differ.
-        order = [i * crops + c for c in range(crops) for i in range(len(self.photos.val))]
+        order = [i * crops + c for c in range(crops) for i in range(len(photos.val))]
         samples = [data[0, index] for index in order[: config.val_samples]]
         for sample in samples:
             self._note_unreadable(sample["unreadable"])

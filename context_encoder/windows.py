@@ -36,14 +36,16 @@ __all__ = ["Box", "Geometry", "Hole", "Window", "plan_windows", "reflect_indices
 Box = tuple[int, int, int, int]
 Mask = NDArray[np.bool_]
 
-# A hole takes at most this part of its window's side, a tile of a larger hole this part.
-# Measured with a 64-pixel network: holes of up to a quarter of the window and 2/3 of its side
-# are filled within 0.2 dB of the best window, tighter windows cost up to 1 dB. Where the picture
-# is too small for that, reflection costs nothing and is 0.4 dB better than a tighter window.
-_SPAN, _TILE_SPAN = 2 / 3, 1 / 2
-# Where no window has enough context: a coverage up to this times the least possible is as good.
-_SLACK = 1.25
-_GROWTH = 1.25
+# A hole takes at most this part of its window's side, a tile of a larger hole this part. Measured
+# with two networks of 64 pixels on 48 and 120 photographs: squares are filled best in windows of
+# 2.3 to 3 times their side (1/9 to 1/5 of the area); at 2 times they lose 0.1 to 1.2 dB, at 5
+# times 0.2 to 0.6 dB. Elongated holes are filled best in windows of 1.3 to 1.6 times their length.
+# In a picture that is too small for that, reflection costs nothing.
+_SPAN, _TILE_SPAN = 3 / 4, 1 / 2
+# Windows are enlarged for more context in these steps, at most so many times.
+_GROWTH, _MOST = 1.25, 4
+# Where no window has enough context: one with this part of the most that can be had is as good.
+_NEARLY = 0.9
 _EIGHT = np.ones((3, 3), np.int8)
 
 
@@ -77,12 +79,17 @@ class Geometry:
         return self.region == (0, 0, self.size, self.size)
 
     @property
-    def max_missing(self) -> float:
-        """The part of a window that may be missing: what the network was trained with.
+    def good_missing(self) -> float:
+        """The part of a window that is missing at most, if it can be had."""
+        return 1 / 6 if self.anywhere else 1 / 10
 
-        For a network that fills a region, the part that may be missing outside of it.
+    @property
+    def max_missing(self) -> float:
+        """The part of a window that may be missing for the network to do what it was trained for.
+
+        For a network that fills a region, both are parts that are missing outside of it.
         """
-        return 0.25 if self.anywhere else 0.05
+        return 1 / 4 if self.anywhere else 1 / 10
 
     def inside(self, side: int) -> Box:
         """The pixels of a window of ``side`` that lie wholly in the region."""
@@ -197,32 +204,30 @@ class _Planner:
     """Chooses the windows of one hole at a time."""
 
     def __init__(self, mask: Mask, geometry: Geometry) -> None:
-        self.mask, self.geometry = mask, geometry
-        self.height: int
-        self.width: int
-        self.height, self.width = mask.shape
+        self.geometry = geometry
+        self.height, self.width = int(mask.shape[0]), int(mask.shape[1])
         self.sums = np.zeros((self.height + 1, self.width + 1), np.int64)
         np.cumsum(np.cumsum(mask, 0, dtype=np.int64), 1, out=self.sums[1:, 1:])
 
     def choose(self, pixels: Mask, top: int, left: int) -> list[Window]:
         """The windows for the given pixels, whose upper left corner is at ``(top, left)``."""
         options = []
-        for side, cell in self._sides(*pixels.shape):
+        for side, cell in self._sides(pixels):
             windows = [
                 self._window(pixels[part], top + part[0].start, left + part[1].start, side)
                 for part in _split(pixels, *cell)
             ]
             worst = max(window.missing for window in windows)
-            if worst <= self.geometry.max_missing:
+            if worst <= self.geometry.good_missing:
                 return windows
             options.append((worst, windows))
-        least = min(worst for worst, _ in options)
-        return next(windows for worst, windows in options if worst <= _SLACK * least)
+        most_known = 1 - min(worst for worst, _ in options)
+        return next(windows for worst, windows in options if 1 - worst >= _NEARLY * most_known)
 
-    def _sides(self, height: int, width: int) -> Iterator[tuple[int, tuple[int, int]]]:
+    def _sides(self, pixels: Mask) -> Iterator[tuple[int, tuple[int, int]]]:
         """Sides of windows to try, ascending, each with the height and width of its tiles."""
         size = self.geometry.size
-        whole = self._side_for_whole(height, width)
+        whole = self._side_for_whole(pixels)
         side = size
         while 2 * side <= whole:
             top, left, bottom, right = self.geometry.inside(side)
@@ -231,19 +236,22 @@ class _Planner:
             side *= 2
         side = whole
         while True:
-            yield side, (height, width)
-            if side >= 2 * max(self.height, self.width):  # a larger one would see nothing new
+            yield side, (pixels.shape[0], pixels.shape[1])
+            # A larger one would see nothing new, or fill a speck beside a large hole coarsely.
+            if side >= min(_MOST * whole, 2 * max(self.height, self.width)):
                 return
             side = math.ceil(side * _GROWTH)
 
-    def _side_for_whole(self, height: int, width: int) -> int:
-        """Side of the smallest window for a hole of that size, in one piece."""
+    def _side_for_whole(self, pixels: Mask) -> int:
+        """Side of the smallest window for these pixels in one piece, if nothing else is missing."""
         size = self.geometry.size
+        height, width = int(pixels.shape[0]), int(pixels.shape[1])
         if self.geometry.anywhere:
+            area = np.count_nonzero(pixels) / self.geometry.good_missing
             # Where the hole reaches from edge to edge of the picture, there is no context to add.
             rows = min(math.ceil(height / _SPAN), self.height)
             columns = min(math.ceil(width / _SPAN), self.width)
-            return max(size, rows, columns)
+            return max(size, rows, columns, math.ceil(math.sqrt(area)))
         _, _, rows, columns = self.geometry.region
         side = max(size, -(-height * size // rows), -(-width * size // columns))
         while True:
@@ -266,12 +274,23 @@ class _Planner:
 
     def _count(self, top: int, left: int, bottom: int, right: int) -> int:
         """Missing pixels in a box, also where the picture is continued by reflection."""
-        if min(top, left) >= 0 and bottom <= self.height and right <= self.width:
-            s = self.sums
-            return int(s[bottom, right] - s[top, right] - s[bottom, left] + s[top, left])
-        rows = reflect_indices(top, bottom - top, self.height)
-        columns = reflect_indices(left, right - left, self.width)
-        return int(np.count_nonzero(self.mask[np.ix_(rows, columns)]))
+        tops, bottoms = _reflected(top, bottom, self.height)
+        lefts, rights = _reflected(left, right, self.width)
+        above = self.sums[np.ix_(tops, rights)] - self.sums[np.ix_(tops, lefts)]
+        below = self.sums[np.ix_(bottoms, rights)] - self.sums[np.ix_(bottoms, lefts)]
+        return int((below - above).sum())
+
+
+def _reflected(start: int, stop: int, length: int) -> tuple[list[int], list[int]]:
+    """The parts of ``length`` that :func:`reflect_indices` maps a range to: starts and stops."""
+    starts, stops = [], []
+    while start < stop:
+        period, a = divmod(start, length)
+        b = min(stop - period * length, length)
+        starts.append(length - b if period % 2 else a)
+        stops.append(length - a if period % 2 else b)
+        start = (period + 1) * length
+    return starts, stops
 
 
 def _split(pixels: Mask, height: int, width: int) -> Iterator[tuple[slice, slice]]:

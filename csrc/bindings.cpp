@@ -75,7 +75,7 @@ void expect(const char* op, const char* name, const Tensor& t, const Tensor& lik
                   std::to_string(d) + ", has " + std::to_string(t.size(d)));
     ++d;
   }
-  CEK_CHECK(op, d == 0 || t.size(d - 1) <= 1 || t.stride(d - 1) == 1,
+  CEK_CHECK(op, d == 0 || t.numel() == 0 || t.size(d - 1) <= 1 || t.stride(d - 1) == 1,
             subject + " must be dense in its last dimension");
 }
 

@@ -95,8 +95,8 @@ CEK_INLINE A loss_term(A difference) {
 template <int power, class A>
 CEK_INLINE A loss_slope(A difference) {
   if (power == 2) return 2 * difference;
-  // NaN stays NaN, as sign() has it.
-  return difference > 0 ? A(1) : difference < 0 ? A(-1) : difference;
+  // 0 for NaN, as torch.sign has it.
+  return A(difference > 0) - A(difference < 0);
 }
 
 }  // namespace

@@ -16,16 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from context_encoder.config import TrainConfig
 from context_encoder.models import build_model
+from context_encoder.prepare import Photos, Processes, choose_device, resolve
 from context_encoder.runs import RunError, RunFolder, find_checkpoint, load_model, read_config
 from context_encoder.train import main
-from context_encoder.trainer import (
-    NonFiniteError,
-    Photos,
-    Processes,
-    Trainer,
-    choose_device,
-    resolve,
-)
+from context_encoder.trainer import NonFiniteError, Trainer
 
 TINY = "--size 32 --batch-size 4 --workers 0 --device cpu --val-samples 6 --log-every 2".split()
 

@@ -9,7 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from cekernels.reference.channelwise_linear import channelwise_linear, channelwise_linear_backward
-from cekernels.reference.masked_loss import masked_loss, masked_loss_backward
+from cekernels.reference.masked_loss import (
+    masked_loss,
+    masked_loss_backward,
+)
+from cekernels.reference.masked_loss import (
+    scale_gradient_ as scale_gradient_,  # no op of its own: part of the loss made in one pass
+)
 from cekernels.reference.rasterize import (
     fill_boxes,
     fill_masked,

@@ -19,6 +19,11 @@ def weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype) if mask.is_floating_point() else (mask != 0).to(dtype)
 
 
+def masked_difference(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """``prediction - target`` in the dtype of the weights, 0 where the weight is 0."""
+    return torch.where(weight != 0, prediction.to(weight.dtype) - target.to(weight.dtype), 0)
+
+
 def masked_loss(
     prediction: Tensor,
     target: Tensor,
@@ -30,9 +35,9 @@ def masked_loss(
     """The loss, ``()`` or for "none" ``(B,)``, and the factor ``()`` that normalised its sum."""
     dtype = accumulation_dtype(prediction.dtype)
     weight = weights(mask, dtype)
-    difference = prediction.to(dtype) - target.to(dtype)
+    difference = masked_difference(prediction, target, weight)
     error = difference.square() if power == 2 else difference.abs()
-    per_sample = torch.where(weight != 0, weight * error, 0).sum((1, 2, 3))
+    per_sample = (weight * error).sum((1, 2, 3))
 
     scale = torch.ones((), dtype=dtype, device=prediction.device)
     if normalize == "mask":
@@ -62,3 +67,9 @@ def masked_loss_backward(
     factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
     grad = torch.where(weight != 0, weight * factor * slope, 0)
     return grad.to(prediction.dtype).contiguous()
+
+
+def scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+    """In place: a gradient made for a ``grad_loss`` of 1 becomes that for ``grad_loss``."""
+    scaled = gradient * grad_loss.reshape(-1, 1, 1, 1)
+    gradient.copy_(torch.where(weights(mask, grad_loss.dtype) != 0, scaled, 0))

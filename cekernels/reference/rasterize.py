@@ -24,7 +24,7 @@ _CHUNK = 1 << 20
 def _owners(offsets: Tensor, count: int, owners: int) -> tuple[Tensor, Tensor]:
     """For each of ``count`` elements the segment of ``offsets`` it lies in, and if it is in one."""
     index = torch.arange(count, device=offsets.device)
-    owner = torch.searchsorted(offsets, index, right=True) - 1
+    owner = torch.searchsorted(offsets.contiguous(), index, right=True) - 1
     return owner.clamp(0, max(owners - 1, 0)), (owner >= 0) & (owner < owners)
 
 

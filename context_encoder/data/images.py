@@ -35,7 +35,7 @@ SUFFIXES = (
 _BEHIND_ALPHA = (255, 255, 255)
 
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -86,16 +86,16 @@ def read_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
     """
     if min_side is not None and min_side < 1:
         raise ValueError(f"min_side must be at least 1 pixel, got {min_side}")
-    with _open(path) as image:
+    with open_image(path) as image:
         if min_side is not None:
             image.draft(None, (min_side, min_side))  # does nothing unless it is a JPEG
-        with _libtiff_silenced() if image.format == "TIFF" else nullcontext():
+        with libtiff_silenced() if image.format == "TIFF" else nullcontext():
             try:
                 image.load()
             except Exception as error:  # some decoders say no more than "-2"
                 raise ValueError(f"the pixels cannot be decoded ({error})") from error
-        upright = _UPRIGHT.get(_orientation(image))
-        rgb = _to_rgb(image)
+        upright = UPRIGHT.get(exif_orientation(image))
+        rgb = to_rgb(image)
         return rgb if upright is None else rgb.transpose(upright)
 
 
@@ -122,7 +122,7 @@ def scan_images(paths: Iterable[str | os.PathLike[str]]) -> Scan:
     unreadable: list[UnreadableImage] = []
     for path in paths:
         try:
-            with _open(path) as image:
+            with open_image(path) as image:
                 sizes[Path(path)] = image.size
         except UnreadableImage as error:
             unreadable.append(error)
@@ -182,7 +182,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The opened, not yet decoded image; whatever goes wrong inside is an UnreadableImage."""
     try:
         status = os.stat(path)
@@ -210,7 +210,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _libtiff_silenced() -> Iterator[None]:
+def libtiff_silenced() -> Iterator[None]:
     """Keep libtiff, which writes to the process's standard error by itself, off the terminal."""
     try:
         kept = os.dup(2)
@@ -227,14 +227,14 @@ def _libtiff_silenced() -> Iterator[None]:
         os.close(nothing)
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged EXIF data is no reason to lose the picture
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _grey_from_integers(image)
     elif image.mode == "F":

@@ -9,32 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from cekernels.random import random_below
-from context_encoder.data.images import UnreadableImage, list_images, read_image
+from context_encoder.data.images import UnreadableImage, list_images
+from context_encoder.pictures import whiteness
 
 from .base import MaskSampler
 
 log = logging.getLogger(__name__)
-
-
-def _read_mask(path: Path) -> Image.Image:
-    """A mask drawn in any editor, mode "L" at the file's size: 255 where it is white, else 0.
-
-    White is a luminance, times alpha, of at least half: what is transparent is kept, like black.
-
-    Raises:
-        UnreadableImage: the file cannot be read as an image.
-    """
-    grey = read_image(path).convert("L")
-    with Image.open(path) as image:
-        if image.has_transparency_data:
-            alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-            # read_image blends with white; without its share, luminance times alpha is left.
-            grey = ImageChops.subtract(grey, ImageChops.invert(alpha))
-    return grey.point(lambda value: 255 * (value >= 128))
 
 
 class FolderMasks(MaskSampler):
@@ -67,7 +51,7 @@ class FolderMasks(MaskSampler):
         paths = list_images(folder)
         for path in paths:
             try:
-                mask = _resized(_read_mask(path), size)
+                mask = _resized(whiteness(path) >= 0.5, size)
             except UnreadableImage as error:
                 self.skipped.append((path, error.reason))
                 continue
@@ -98,7 +82,8 @@ class FolderMasks(MaskSampler):
         return mask, self.areas[chosen]
 
 
-def _resized(mask: Image.Image, size: int) -> NDArray[np.bool_]:
-    small = np.asarray(mask.resize((size, size), Image.Resampling.BOX))
+def _resized(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    white = Image.fromarray(mask.astype(np.uint8) * 255)
+    small = np.asarray(white.resize((size, size), Image.Resampling.BOX))
     result: NDArray[np.bool_] = small >= 128
     return result

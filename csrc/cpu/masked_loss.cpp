@@ -1,5 +1,7 @@
 // Masked L2 and L1 losses and their gradient. Masks are coherent: prediction and target are read
 // only in blocks of 16 elements where the mask is set somewhere.
+#include <type_traits>
+
 #include "rows.h"
 
 namespace cekernels {
@@ -196,10 +198,10 @@ CEK_INLINE Block<A> slope_block(const Block<A>& w, const Block<A>& p, const Bloc
   Block<A> grad;
   for (int i = 0; i < Block<A>::parts; ++i) {
     const auto difference = p.v[i] - t.v[i];
-    const auto zero = 0 * w.v[i];
-    const auto slope =
-        power == 2 ? 2 * difference
-                   : (difference > 0 ? zero + 1 : (difference < 0 ? zero - 1 : difference));
+    const std::decay_t<decltype(difference)> zero{};
+    // 0 for NaN, as torch.sign has it.
+    const auto slope = power == 2 ? 2 * difference
+                                  : (difference > 0 ? zero + 1 : (difference < 0 ? zero - 1 : zero));
     grad.v[i] = w.v[i] != 0 ? w.v[i] * factor * slope : zero;
   }
   return grad;

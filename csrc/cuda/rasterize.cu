@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(32 * kWarps) draw(Shapes p) {
         count += inside;
         p.mask[n * p.width + x] = inside;
         if (fill) {
+#pragma unroll 1
           for (int64_t c = 0; c < p.channels; ++c) {
             T* to = static_cast<T*>(p.output) +
                     ((sample * p.channels + c) * p.height + row) * p.width + x;

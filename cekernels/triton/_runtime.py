@@ -1,0 +1,147 @@
+"""What every kernel of this package shares: launching, addressing, and rounding."""
+
+# Kernels are not Python: constants in capitals, types by what a call passes.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Triton reads TRITON_INTERPRET when a kernel is defined, so it holds for the whole process.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+# Offsets up to here are computed in int32, beyond it in int64.
+INT32_LIMIT = 2**31 - 1
+
+
+def cdiv(number: int, by: int) -> int:
+    return -(-number // by)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below ``number``."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch, complete: what is launched is also what the tests cross-compile."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    device: torch.device,
+    *,
+    num_warps: int,
+    num_stages: int = 1,
+    **arguments: Any,
+) -> None:
+    """Launch on ``device``, on its current stream; nothing is done for an empty grid."""
+    if min(grid) > 0:
+        run(Launch(kernel, grid, arguments, num_warps, num_stages, device))
+
+
+def run(call: Launch) -> None:
+    options = {"num_warps": call.num_warps, "num_stages": call.num_stages}
+    if call.device.type == "cuda" and call.device.index != torch.cuda.current_device():
+        with torch.cuda.device(call.device):
+            call.kernel[call.grid](**call.arguments, **options)
+    else:
+        call.kernel[call.grid](**call.arguments, **options)
+
+
+def wide(*tensors: Tensor) -> bool:
+    """Whether an offset into one of the tensors may not fit an int32."""
+    return any(_last_offset(t) > INT32_LIMIT for t in tensors)
+
+
+def _last_offset(tensor: Tensor) -> int:
+    # Tiles reach past the last element before the mask cuts them: a tile is below 2**20.
+    return sum(abs(s) * n for s, n in zip(tensor.stride(), tensor.shape, strict=True)) + 2**20
+
+
+def pixel_layout(tensor: Tensor) -> tuple[tuple[int, int, int, int], int]:
+    """Strides of ``(B, C, H, W)``, and the WIDTH that ``pixel_offsets`` takes for them."""
+    b, c, h, w = tensor.stride()
+    height, width = tensor.shape[2:]
+    if height <= 1:
+        return (b, c, 0, w), 0
+    if width <= 1:
+        return (b, c, 0, h), 0
+    return (b, c, h, w), 0 if h == w * width else width
+
+
+def alignment(*tensors: Tensor, pixels: bool = False, sizes: tuple[int, ...] = ()) -> int:
+    """The most elements, a power of two of at most 16 bytes, that every run starts a multiple of.
+
+    A run is what lies together: a row of the last dimension or, with ``pixels``, the pixels of
+    ``(B, C, H, W)`` as ``pixel_layout`` numbers them. Its length is a multiple too, and so are
+    the ``sizes``.
+    """
+    widest = 16
+    strides: tuple[int, ...]
+    for tensor in tensors:
+        if pixels:
+            strides, width = pixel_layout(tensor)
+            length = width or tensor.shape[2] * tensor.shape[3]
+            shape = (*tensor.shape[:2], tensor.shape[2] if width else 1)
+        else:
+            strides, length, shape = tensor.stride(), tensor.shape[-1], tensor.shape[:-1]
+        if (strides[-1] != 1 and length > 1) or tensor.data_ptr() % 16:
+            return 1
+        steps = [s for s, n in zip(strides, shape, strict=False) if n > 1]
+        most = 16 // tensor.element_size()
+        widest = min(widest, most, *(_divisor(n) for n in (length, *steps)))
+    return min(widest, *(_divisor(n) for n in sizes)) if sizes else widest
+
+
+def _divisor(number: int) -> int:
+    """The largest power of two up to 16 that divides ``number``."""
+    return number & -number if number % 16 else 16
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A bool tensor as uint8: Triton has no pointers to bits."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+@triton.jit
+def pixel_offsets(pixel, stride_h, stride_w, WIDTH: tl.constexpr):
+    """Offsets of pixels numbered row by row; WIDTH is 0 where one stride leads through all."""
+    if WIDTH == 0:
+        return pixel * stride_w
+    return (pixel // WIDTH) * stride_h + (pixel % WIDTH) * stride_w
+
+
+@triton.jit
+def to_float32(x):
+    """Exact; the interpreter's own conversion of bfloat16 is not."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr):
+    """float32 to ``dtype``, to nearest even; the interpreter truncates to bfloat16 by itself."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        raw = x.to(tl.uint32, bitcast=True)
+        rounded = (raw + 0x7FFF + ((raw >> 16) & 1)) >> 16
+        rounded = tl.where(x == x, rounded, 0x7FC0)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)

@@ -1,0 +1,438 @@
+"""Masked L2 and L1 losses: most elements are not masked, so most are not read.
+
+A program takes runs of pixels of one sample, reads their mask once, and for each channel loads
+prediction and target only where the mask is not 0, by groups of up to 16 bytes so that the loads
+stay wide. The same kernel sums the loss, writes the gradient, or does both in one pass. Each
+program writes one partial sum; a last program adds them up in float64 and in a fixed order.
+"""
+
+# Kernels are not Python: constants in capitals, types by what a call passes.
+# ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cekernels.triton._runtime import (
+    alignment,
+    bits,
+    cdiv,
+    launch,
+    pixel_layout,
+    pixel_offsets,
+    round_to,
+    to_float32,
+    wide,
+)
+
+# Pixels that a program takes at a time; programs at most, which bounds the partial sums.
+BLOCK, WARPS = 1024, 4
+PROGRAMS = 4096
+
+
+# --- kernels ----------------------------------------------------------------------------------
+
+
+@triton.jit
+def _weights(mask, offsets, exists):
+    """The mask as float32 weights: 1 where an integer is not 0, a floating value as it is."""
+    values = tl.load(mask + offsets, mask=exists, other=0)
+    if mask.dtype.element_ty.is_floating():
+        return to_float32(values)
+    return (values != 0).to(tl.float32)
+
+
+@triton.jit
+def masked_loss_kernel(
+    prediction,
+    target,
+    mask,
+    partial_loss,
+    partial_weight,
+    grad,
+    grad_loss,
+    scale,
+    pixels,
+    splits,
+    channels,
+    prediction_stride_b,
+    prediction_stride_c,
+    prediction_stride_h,
+    prediction_stride_w,
+    target_stride_b,
+    target_stride_c,
+    target_stride_h,
+    target_stride_w,
+    mask_stride_b,
+    mask_stride_c,
+    mask_stride_h,
+    mask_stride_w,
+    grad_loss_stride,
+    PREDICTION_WIDTH: tl.constexpr,
+    TARGET_WIDTH: tl.constexpr,
+    MASK_WIDTH: tl.constexpr,
+    MASK_HAS_CHANNELS: tl.constexpr,
+    POWER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Program (b, s): the blocks s, s + splits, ... of sample b.
+
+    With ``partial_loss`` the weighted error is summed, with ``partial_weight`` the weights; with
+    ``grad`` the gradient is written: scale (times ``grad_loss`` unless that is None) and weight
+    times the slope of the error.
+    """
+    sample = tl.program_id(0) // splits
+    split = tl.program_id(0) % splits
+    if WIDE:
+        sample = sample.to(tl.int64)
+        pixels = pixels.to(tl.int64)
+    prediction += tl.multiple_of(sample * prediction_stride_b, ALIGN)
+    target += tl.multiple_of(sample * target_stride_b, ALIGN)
+    mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
+    if grad is not None:
+        grad += tl.multiple_of(sample * channels * pixels, ALIGN)
+        factor = tl.load(scale)
+        if grad_loss is not None:
+            factor *= tl.load(grad_loss + sample * grad_loss_stride)
+    group = tl.arange(0, BLOCK // ALIGN)
+    within = tl.arange(0, ALIGN)
+    total = tl.zeros((BLOCK // ALIGN, ALIGN), tl.float32)
+    total_weight = tl.zeros((BLOCK // ALIGN, ALIGN), tl.float32)
+
+    for start in range(split * BLOCK, pixels, splits * BLOCK):
+        first = tl.multiple_of(start + group * ALIGN, ALIGN)
+        if WIDE:
+            first = first.to(tl.int64)
+        pixel = first[:, None] + within[None, :]
+        # ALIGN divides the number of pixels: a group exists as a whole or not at all
+        exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)
+        p_pixel = pixel_offsets(pixel, prediction_stride_h, prediction_stride_w, PREDICTION_WIDTH)
+        t_pixel = pixel_offsets(pixel, target_stride_h, target_stride_w, TARGET_WIDTH)
+        m_pixel = pixel_offsets(pixel, mask_stride_h, mask_stride_w, MASK_WIDTH)
+        weight = _weights(mask, m_pixel, exists)
+        if partial_weight is not None and not MASK_HAS_CHANNELS:
+            total_weight += weight
+        for channel in range(channels):
+            if WIDE:
+                channel = tl.cast(channel, tl.int64)
+            if MASK_HAS_CHANNELS:
+                m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN)
+                weight = _weights(mask, m_channel + m_pixel, exists)
+                if partial_weight is not None:
+                    total_weight += weight
+            masked = weight != 0
+            taken = tl.max(masked.to(tl.int32), 1) > 0
+            taken = tl.broadcast_to(taken[:, None], pixel.shape)
+            p_channel = tl.multiple_of(channel * prediction_stride_c, ALIGN)
+            t_channel = tl.multiple_of(channel * target_stride_c, ALIGN)
+            p = to_float32(tl.load(prediction + p_channel + p_pixel, mask=taken, other=0.0))
+            t = to_float32(tl.load(target + t_channel + t_pixel, mask=taken, other=0.0))
+            difference = p - t
+            if partial_loss is not None:
+                error = difference * difference if POWER == 2 else tl.abs(difference)
+                total += tl.where(masked, weight * error, 0.0)
+            if grad is not None:
+                if POWER == 2:
+                    slope = 2 * difference
+                else:
+                    slope = tl.where(difference < 0, -1.0, 0.0)
+                    slope = tl.where(difference > 0, 1.0, slope)  # 0 for NaN, as torch.sign
+                value = tl.where(masked, weight * factor * slope, 0.0)
+                g_channel = tl.multiple_of(channel * pixels, ALIGN)
+                rounded = round_to(value, grad.dtype.element_ty)
+                tl.store(grad + g_channel + pixel, rounded, mask=exists)
+    if partial_loss is not None:
+        tl.store(partial_loss + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
+    if partial_weight is not None:
+        tl.store(partial_weight + tl.program_id(0), tl.sum(tl.sum(total_weight, 1), 0))
+
+
+@triton.jit
+def _sum(values, first, count, BLOCK: tl.constexpr):
+    """The sum of ``count`` values in float64: exact for areas, and in a fixed order."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        value = tl.load(values + first + index, mask=index < count, other=0)
+        total += value.to(tl.float64)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _reciprocal(total):
+    """``1 / total``, or 0 where the total is not positive."""
+    return tl.where(total > 0, 1 / tl.where(total > 0, total, 1.0), 0.0)
+
+
+@triton.jit
+def scale_kernel(scale, area, samples, repeats, BLOCK: tl.constexpr):
+    """``scale = 1 / (repeats * sum(area))``, or 0 where that sum is not positive."""
+    tl.store(scale, _reciprocal(_sum(area, 0, samples, BLOCK) * repeats).to(tl.float32))
+
+
+@triton.jit
+def finish_kernel(
+    loss, scale, partial_loss, partial_weight, partials, repeats, BLOCK: tl.constexpr
+):
+    """Program r adds up its ``partials`` partial sums and scales the sum.
+
+    The scale is made of the partial weights as in ``scale_kernel``, or is already there if those
+    are None.
+    """
+    row = tl.program_id(0)
+    total = _sum(partial_loss, row * partials, partials, BLOCK)
+    if partial_weight is not None:
+        factor = _reciprocal(_sum(partial_weight, 0, partials, BLOCK) * repeats)
+        tl.store(scale, factor.to(tl.float32))
+    else:
+        factor = tl.load(scale).to(tl.float64)
+    tl.store(loss + row, (total * factor).to(tl.float32))
+
+
+@triton.jit
+def scale_gradient_kernel(
+    grad,
+    mask,
+    factor,
+    pixels,
+    splits,
+    channels,
+    mask_stride_b,
+    mask_stride_c,
+    mask_stride_h,
+    mask_stride_w,
+    factor_stride,
+    MASK_WIDTH: tl.constexpr,
+    MASK_HAS_CHANNELS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """In place: the masked elements of sample b times ``factor[b]``; nothing where that is 1."""
+    sample = tl.program_id(0) // splits
+    split = tl.program_id(0) % splits
+    if WIDE:
+        sample = sample.to(tl.int64)
+        pixels = pixels.to(tl.int64)
+    by = tl.load(factor + sample * factor_stride)
+    if by != 1.0:
+        mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
+        grad += tl.multiple_of(sample * channels * pixels, ALIGN)
+        group = tl.arange(0, BLOCK // ALIGN)
+        within = tl.arange(0, ALIGN)
+        for start in range(split * BLOCK, pixels, splits * BLOCK):
+            first = tl.multiple_of(start + group * ALIGN, ALIGN)
+            if WIDE:
+                first = first.to(tl.int64)
+            pixel = first[:, None] + within[None, :]
+            exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)
+            m_pixel = pixel_offsets(pixel, mask_stride_h, mask_stride_w, MASK_WIDTH)
+            weight = _weights(mask, m_pixel, exists)
+            for channel in range(channels):
+                if WIDE:
+                    channel = tl.cast(channel, tl.int64)
+                if MASK_HAS_CHANNELS:
+                    m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN)
+                    weight = _weights(mask, m_channel + m_pixel, exists)
+                masked = weight != 0
+                taken = tl.max(masked.to(tl.int32), 1) > 0
+                taken = tl.broadcast_to(taken[:, None], pixel.shape)
+                pointers = grad + tl.multiple_of(channel * pixels, ALIGN) + pixel
+                value = to_float32(tl.load(pointers, mask=taken, other=0.0))
+                value = tl.where(masked, value * by, 0.0)
+                tl.store(pointers, round_to(value, grad.dtype.element_ty), mask=taken)
+
+
+# --- ops --------------------------------------------------------------------------------------
+
+
+def _splits(samples: int, pixels: int) -> int:
+    """Programs a sample: as many as there are blocks, within ``PROGRAMS`` in all."""
+    return max(min(cdiv(pixels, BLOCK), PROGRAMS // max(samples, 1)), 1)
+
+
+def _repeats(prediction: Tensor, mask: Tensor) -> int:
+    """How many channels of the prediction share one of the mask."""
+    return prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0
+
+
+def _launch_elements(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    power: int,
+    *,
+    partial_loss: Tensor | None = None,
+    partial_weight: Tensor | None = None,
+    grad: Tensor | None = None,
+    grad_loss: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> None:
+    samples, channels, height, width = prediction.shape
+    pixels = height * width
+    mask = bits(mask)
+    tensors: dict[str, Any] = {"prediction": prediction, "target": target, "mask": mask}
+    layout: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        strides, row = pixel_layout(tensor)
+        for axis, stride in zip("bchw", strides, strict=True):
+            layout[f"{name}_stride_{axis}"] = stride
+        layout[f"{name.upper()}_WIDTH"] = row
+    splits = _splits(samples, pixels)
+    launch(
+        masked_loss_kernel,
+        (samples * splits,),
+        prediction.device,
+        num_warps=WARPS,
+        **tensors,
+        **layout,
+        partial_loss=partial_loss,
+        partial_weight=partial_weight,
+        grad=grad,
+        grad_loss=grad_loss,
+        scale=scale,
+        pixels=pixels,
+        splits=splits,
+        channels=channels,
+        grad_loss_stride=grad_loss.stride(0) if grad_loss is not None and grad_loss.dim() else 0,
+        MASK_HAS_CHANNELS=mask.shape[1] != 1,
+        POWER=power,
+        ALIGN=alignment(*tensors.values(), *([] if grad is None else [grad]), pixels=True),
+        WIDE=wide(*tensors.values(), *([] if grad is None else [grad])),
+        BLOCK=BLOCK,
+    )
+
+
+def _finish(
+    partial_loss: Tensor, partial_weight: Tensor | None, scale: Tensor, rows: int, repeats: int
+) -> Tensor:
+    """The loss: ``()`` for one row, else ``(rows,)``."""
+    loss = scale.new_empty(rows)
+    launch(
+        finish_kernel,
+        (rows,),
+        scale.device,
+        num_warps=WARPS,
+        loss=loss,
+        scale=scale,
+        partial_loss=partial_loss,
+        partial_weight=partial_weight,
+        partials=partial_loss.numel() // max(rows, 1),
+        repeats=repeats,
+        BLOCK=BLOCK,
+    )
+    return loss
+
+
+def _known_scale(
+    prediction: Tensor, mask: Tensor, area: Tensor | None, normalize: str
+) -> Tensor | None:
+    """The scale where it does not depend on the mask's elements, else None."""
+    if normalize == "mask":
+        if area is None:
+            return None
+        scale = prediction.new_empty((), dtype=torch.float32)
+        launch(
+            scale_kernel,
+            (1,),
+            scale.device,
+            num_warps=WARPS,
+            scale=scale,
+            area=area.contiguous(),
+            samples=area.numel(),
+            repeats=_repeats(prediction, mask),
+            BLOCK=BLOCK,
+        )
+        return scale
+    value = 1 / max(prediction.numel(), 1) if normalize == "all" else 1.0
+    return prediction.new_full((), value, dtype=torch.float32)
+
+
+def masked_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+) -> tuple[Tensor, Tensor]:
+    samples, _, height, width = prediction.shape
+    partials = samples * _splits(samples, height * width)
+    sums = prediction.new_empty((2, partials), dtype=torch.float32)
+    scale = _known_scale(prediction, mask, area, normalize)
+    counted = sums[1] if scale is None else None
+    _launch_elements(prediction, target, mask, power, partial_loss=sums[0], partial_weight=counted)
+    if scale is None:
+        scale = sums.new_empty(())
+    rows = samples if normalize == "none" else 1
+    loss = _finish(sums[0], counted, scale, rows, _repeats(prediction, mask))
+    return loss if normalize == "none" else loss.squeeze(0), scale
+
+
+def masked_loss_backward(
+    grad_loss: Tensor,
+    scale: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    power: int,
+) -> Tensor:
+    grad = torch.empty_like(prediction, memory_format=torch.contiguous_format)
+    _launch_elements(prediction, target, mask, power, grad=grad, grad_loss=grad_loss, scale=scale)
+    return grad
+
+
+def masked_loss_and_gradient(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale = _known_scale(prediction, mask, area, normalize)
+    assert scale is not None, "the public function asks for the loss alone here"
+    samples, _, height, width = prediction.shape
+    sums = scale.new_empty(samples * _splits(samples, height * width))
+    grad = torch.empty_like(prediction, memory_format=torch.contiguous_format)
+    _launch_elements(prediction, target, mask, power, partial_loss=sums, grad=grad, scale=scale)
+    rows = samples if normalize == "none" else 1
+    loss = _finish(sums, None, scale, rows, 0)
+    return loss if normalize == "none" else loss.squeeze(0), scale, grad
+
+
+def scale_gradient_(grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+    samples, channels, height, width = grad.shape
+    mask = bits(mask)
+    (mask_b, mask_c, mask_h, mask_w), row = pixel_layout(mask)
+    splits = _splits(samples, height * width)
+    launch(
+        scale_gradient_kernel,
+        (samples * splits,),
+        grad.device,
+        num_warps=WARPS,
+        grad=grad,
+        mask=mask,
+        factor=grad_loss,
+        pixels=height * width,
+        splits=splits,
+        channels=channels,
+        mask_stride_b=mask_b,
+        mask_stride_c=mask_c,
+        mask_stride_h=mask_h,
+        mask_stride_w=mask_w,
+        factor_stride=grad_loss.stride(0) if grad_loss.dim() else 0,
+        MASK_WIDTH=row,
+        MASK_HAS_CHANNELS=mask.shape[1] != 1,
+        ALIGN=alignment(grad, mask, pixels=True),
+        WIDE=wide(grad, mask),
+        BLOCK=BLOCK,
+    )

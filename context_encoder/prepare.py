@@ -1,0 +1,129 @@
+"""What is settled and checked before a run begins: files, sizes, device, processes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from context_encoder.config import TrainConfig
+from context_encoder.data import embedded_photos, list_images, split_photos
+from context_encoder.masks import MaskSampler, build_mask_sampler
+from context_encoder.models import check_image_size, default_image_size
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together (torchrun sets the environment)."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        return cls(
+            int(os.environ.get("RANK", 0)),
+            int(os.environ.get("LOCAL_RANK", 0)),
+            int(os.environ.get("WORLD_SIZE", 1)),
+        )
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The files to train on and those held out."""
+
+    train: list[Path]
+    train_root: Path
+    val: list[Path]
+    val_root: Path
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Photos:
+        """List and split; FileNotFoundError, NotADirectoryError or ValueError say what is wrong."""
+        root = embedded_photos() if config.data is None else config.data
+        files = list_images(root)
+        if config.val_data is not None:
+            return cls(files, root, list_images(config.val_data), config.val_data)
+        train, val = split_photos(files, root, config.val_fraction)
+        return cls(train, root, val, root)
+
+    def digest(self) -> str:
+        """Changes when the names of the training files do: the stream of samples hangs on them."""
+        names = [file.relative_to(self.train_root).as_posix() for file in self.train]
+        return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
+    """Fill in what the configuration leaves to be chosen, and check that its parts fit.
+
+    Raises:
+        ValueError: a size the model cannot take, a mask the model cannot fill, and the like.
+    """
+    size = config.size or default_image_size(config.model)
+    check_image_size(config.model, size)
+    if config.model == "center" and config.mask != "central":
+        raise ValueError(
+            f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
+            "use --mask central, or --model random"
+        )
+    resize = config.resize or 2 * size
+    if resize < size:
+        raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
+    steps = config.steps
+    if config.epochs is not None:
+        steps = max(1, math.ceil(config.epochs * len(photos.train) / config.batch_size))
+    workers = config.workers
+    if workers is None:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = 0 if config.model == "small" else min(8, (os.cpu_count() or 1) // local)
+    update = {"size": size, "resize": resize, "steps": steps, "epochs": None, "workers": workers}
+    return config.model_copy(update=update)
+
+
+def choose_device(name: str, processes: Processes) -> torch.device:
+    """The device of this process; ValueError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")
+        if ":" not in name:
+            device = torch.device("cuda", processes.local_rank)
+        if device.index >= torch.cuda.device_count():
+            raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
+        torch.cuda.set_device(device)
+    return device
+
+
+def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
+    """The mask sampler of a resolved configuration.
+
+    The hole of a network that predicts its central region only leaves room for the overlap band.
+    """
+    assert config.size is not None
+    hole = None
+    if output_side < config.size:
+        hole = output_side - 2 * config.overlap
+        if hole < 1:
+            raise ValueError(f"--overlap {config.overlap} leaves no hole in {output_side} pixels")
+    return build_mask_sampler(
+        config.mask,
+        config.size,
+        config.seed,
+        hole=hole,
+        folder=config.mask_folder,
+        voc_root=config.voc_root,
+    )

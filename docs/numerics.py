@@ -1,0 +1,191 @@
+"""Measure the numerics of the ops and write them into the page.
+
+    python docs/numerics.py                      measure the reference (and the GPU if there is one)
+    TRITON_INTERPRET=1 python docs/numerics.py   measure Triton's kernels in its interpreter
+    python docs/numerics.py --table              only write the page from numerics.json
+
+Another implementation is added by one entry of IMPLEMENTATIONS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import cekernels
+from cekernels import _dispatch
+
+RESULTS = Path(__file__).with_name("numerics.json")
+PAGE = Path(__file__).with_name("numerics.md")
+BEGIN, END = "<!-- table: docs/numerics.py -->", "<!-- end of table -->"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Implementation(NamedTuple):
+    """Where one is measured, and what is known of it: by op, accumulation and rounding."""
+
+    impl: str
+    device: str
+    linear: dict[str, str]
+    loss: dict[str, str]
+    repeats: str
+
+
+_PLAIN_LINEAR = dict.fromkeys(
+    ("float64", "float32"), "in its dtype, by the matrix library; bias and ReLU after"
+) | dict.fromkeys(
+    ("float16", "bfloat16"), "by the matrix library; rounded before the bias and after it"
+)
+_PLAIN_LOSS = {"float64": "float64"} | dict.fromkeys(
+    ("float32", "float16", "bfloat16"), "float32, sum by PyTorch"
+)
+_ONCE = "products exact, sums float32, rounded once after bias and ReLU"
+_TRITON_LINEAR = {
+    "float32": "float32 multiply-add (`ieee`)",
+    "float32, high": "three TF32 products (`tf32x3`), sums float32",
+    "float32, medium": "operands rounded to TF32, sums float32",
+    "float16": _ONCE,
+    "bfloat16": _ONCE,
+}
+_TRITON_LOSS = dict.fromkeys(
+    ("float32", "float16", "bfloat16"),
+    "float32 within a program, float64 across; gradient rounded once",
+)
+
+IMPLEMENTATIONS = {
+    "reference, CPU": Implementation("reference", "cpu", _PLAIN_LINEAR, _PLAIN_LOSS, "yes"),
+    "reference, GPU": Implementation(
+        "reference", "cuda",
+        _PLAIN_LINEAR | dict.fromkeys(("float32, high", "float32, medium"), "TF32 by cuBLAS"),
+        _PLAIN_LOSS, "as PyTorch",
+    ),
+    "triton, interpreter": Implementation(
+        "triton", "cpu",
+        {k: v for k, v in _TRITON_LINEAR.items() if k != "float32, high"}, _TRITON_LOSS, "yes",
+    ),
+    "triton, GPU": Implementation(
+        "triton", "cuda", _TRITON_LINEAR, _TRITON_LOSS, "by construction"
+    ),
+}  # fmt: skip
+
+_PRECISION = {"high": "high", "medium": "medium"}
+
+
+def _error(value: Tensor, truth: Tensor) -> float:
+    """The largest error as a share of the largest true value."""
+    return ((value.double() - truth).abs().max() / truth.abs().max()).item()
+
+
+def _linear(impl: str, device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """64 samples of 8 maps of 6 x 6, bias and ReLU: errors of output and worst gradient."""
+    r = torch.Generator().manual_seed(0)
+    shapes = ((64, 8, 36), (8, 36, 36), (8, 36), (64, 8, 36))
+    x, w, b, g = (torch.randn(s, generator=r).to(device, dtype) for s in shapes)
+    w = w / 6
+    wide = [t.double() for t in (x, w, b)]
+    # Where a sum is all but zero its sign, and with it ReLU's gradient, is open.
+    g[cekernels.channelwise_linear(*wide, impl="reference").abs() < 0.05] = 0
+
+    def run(impl: str, *operands: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in operands]
+        y = cekernels.channelwise_linear(*leaves, activation="relu", impl=impl)
+        return [y.detach(), *torch.autograd.grad(y, leaves, g.to(y.dtype))]
+
+    errors = [
+        _error(a, t) for a, t in zip(run(impl, x, w, b), run("reference", *wide), strict=True)
+    ]
+    return errors[0], max(errors[1:])
+
+
+def _loss(impl: str, device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """4 images of 3 x 64 x 64, a quarter masked, L2 as a mean: errors of loss and gradient."""
+    r = torch.Generator().manual_seed(0)
+    p, t = (torch.randn(4, 3, 64, 64, generator=r).to(device, dtype) for _ in range(2))
+    m = torch.zeros(4, 1, 64, 64, dtype=torch.bool, device=device)
+    m[:, :, 16:48, 16:48] = True
+
+    def run(impl: str, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        prediction = prediction.detach().requires_grad_()
+        loss = cekernels.masked_l2_loss(prediction, target, m, impl=impl)
+        return loss.detach(), torch.autograd.grad(loss, prediction)[0]
+
+    ours, truth = run(impl, p, t), run("reference", p.double(), t.double())
+    return _error(ours[0], truth[0]), _error(ours[1], truth[1])
+
+
+def can_measure(name: str) -> bool:
+    entry = IMPLEMENTATIONS[name]
+    if entry.device == "cuda" and not torch.cuda.is_available():
+        return False
+    if (name == "triton, interpreter") != INTERPRETED:
+        return False
+    return _dispatch.load(entry.impl)[0] is not None
+
+
+def measure(name: str) -> dict[str, tuple[float, float]]:
+    """Errors (forward, backward) of one implementation by op and dtype."""
+    entry = IMPLEMENTATIONS[name]
+    before = torch.get_float32_matmul_precision()
+    found = {}
+    try:
+        for label in entry.linear:
+            dtype, _, precision = label.partition(", ")
+            torch.set_float32_matmul_precision(_PRECISION.get(precision, "highest"))
+            args = (entry.impl, entry.device, getattr(torch, dtype))
+            # float64 against itself would say nothing
+            if dtype != "float64":
+                found[f"channelwise_linear {label}"] = _linear(*args)
+        for dtype in entry.loss:
+            if dtype != "float64":
+                args = (entry.impl, entry.device, getattr(torch, dtype))
+                found[f"masked_l2_loss {dtype}"] = _loss(*args)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return found
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """The page's table, in Markdown."""
+    lines = [
+        "| op | dtype | implementation | accumulation and rounding | error, forward "
+        "| error, backward | repeats bit for bit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for op in ("channelwise_linear", "masked_l2_loss"):
+        for name, entry in IMPLEMENTATIONS.items():
+            facts = entry.linear if op == "channelwise_linear" else entry.loss
+            for label, fact in facts.items():
+                errors = results.get(name, {}).get(f"{op} {label}")
+                if label == "float64":
+                    cells = "the truth | the truth"
+                elif errors is None:
+                    cells = "not measured | not measured"
+                else:
+                    cells = " | ".join(f"{e:.1e}" for e in errors)
+                lines.append(f"| `{op}` | {label} | {name} | {fact} | {cells} | {entry.repeats} |")
+    return "\n".join(lines)
+
+
+def page_with(results: dict[str, dict[str, list[float]]]) -> str:
+    text = PAGE.read_text()
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+
+
+def main() -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if "--table" not in sys.argv:
+        for name in filter(can_measure, IMPLEMENTATIONS):
+            results[name] = measure(name)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page_with(json.loads(json.dumps(results))))
+
+
+if __name__ == "__main__":
+    main()

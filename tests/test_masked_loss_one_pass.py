@@ -1,0 +1,97 @@
+"""The masked loss that makes its gradient in the forward pass, as it does on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import cekernels
+from cekernels import masked_loss
+
+SHAPE = (2, 3, 4, 5)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_loss, "_ONE_PASS_DEVICES", ("cpu",))
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    r = torch.Generator().manual_seed(0)
+    p, t = (torch.randn(SHAPE, generator=r, dtype=torch.float64).to(dtype) for _ in range(2))
+    mask = torch.rand(2, 1, 4, 5, generator=r) < 0.5
+    return p.requires_grad_(), t.requires_grad_(), mask
+
+
+def in_one_pass(loss: Tensor) -> bool:
+    return type(loss.grad_fn).__name__ == "_OnePassBackward"
+
+
+losses = pytest.mark.parametrize("loss", [cekernels.masked_l2_loss, cekernels.masked_l1_loss])
+options = pytest.mark.parametrize(
+    "options",
+    [{"normalize": "all"}, {"normalize": "sum"}, {"normalize": "none"}, {"area": True}],
+    ids=str,
+)
+
+
+def arguments(mask: Tensor, options: dict[str, object]) -> dict[str, object]:
+    return {"area": mask.sum((1, 2, 3))} if "area" in options else options
+
+
+@losses
+@options
+def test_gradients_of_any_order(loss: Callable[..., Tensor], options: dict[str, object]) -> None:
+    p, t, mask = inputs()
+
+    def run(p: Tensor, t: Tensor) -> Tensor:
+        return loss(p, t, mask, **arguments(mask, options))
+
+    assert in_one_pass(run(p, t))
+    assert torch.autograd.gradcheck(run, (p, t))
+    assert torch.autograd.gradgradcheck(run, (p, t))
+
+
+@losses
+@options
+def test_the_gradient_is_handed_over_once(
+    loss: Callable[..., Tensor], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept graph gives the same gradient again, and does not touch the one it gave before."""
+    p, t, mask = inputs()
+    value = loss(p, t, mask, **arguments(mask, options))
+    grad = torch.full_like(value, 3.0)
+    given = [torch.autograd.grad(value, (p, t), grad, retain_graph=True) for _ in range(3)]
+    kept = [g.clone() for g in given[0]]
+    monkeypatch.setattr(masked_loss, "_ONE_PASS_DEVICES", ())
+    truth = torch.autograd.grad(loss(p, t, mask, **arguments(mask, options)), (p, t), grad)
+    for ours in (*given, kept):
+        torch.testing.assert_close(tuple(ours), truth)
+
+
+def test_infinite_scale_leaves_the_rest_at_zero() -> None:
+    p, t, mask = inputs(torch.float32)
+    (cekernels.masked_l2_loss(p, t, mask, normalize="sum") * float("inf")).backward()
+    assert p.grad is not None
+    assert not p.grad[~mask.expand(SHAPE)].any()
+    assert p.grad[mask.expand(SHAPE)].isinf().all()
+
+
+def test_only_where_it_pays() -> None:
+    p, t, mask = inputs(torch.float32)
+    loss = cekernels.masked_l2_loss
+    assert in_one_pass(loss(p, t, mask, normalize="sum"))
+    assert not in_one_pass(loss(p, t, mask)), "the area is not known"
+    assert not in_one_pass(loss(p.half(), t.half(), mask, normalize="sum")), "it would vanish"
+    with torch.no_grad():
+        assert loss(p, t, mask, normalize="sum").grad_fn is None
+    value = torch.func.grad(lambda p: loss(p, t.detach(), mask, normalize="sum"))(p.detach())
+    assert value.shape == SHAPE
+    compiled = torch.compile(
+        lambda p, t: loss(p, t, mask, normalize="sum"), fullgraph=True, backend="aot_eager"
+    )
+    expected = torch.autograd.grad(loss(p, t, mask, normalize="sum"), p)
+    torch.testing.assert_close(torch.autograd.grad(compiled(p, t), p), expected)

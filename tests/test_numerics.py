@@ -1,0 +1,48 @@
+"""The page docs/numerics.md says what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+_PATH = Path(__file__).parent.parent / "docs" / "numerics.py"
+_SPEC = importlib.util.spec_from_file_location("numerics", _PATH)
+assert _SPEC
+assert _SPEC.loader
+numerics = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(numerics)
+
+
+def recorded() -> dict[str, dict[str, list[float]]]:
+    return json.loads(numerics.RESULTS.read_text())
+
+
+def test_page_shows_the_recorded_results() -> None:
+    assert numerics.PAGE.read_text() == numerics.page_with(recorded()), "run docs/numerics.py"
+
+
+@pytest.mark.parametrize("name", numerics.IMPLEMENTATIONS)
+def test_errors_are_those_of_the_page(name: str) -> None:
+    """Other machines' matrix libraries add in another order: up to twice as far off."""
+    if not numerics.can_measure(name):
+        pytest.skip("cannot be measured here")
+    if name not in recorded():
+        pytest.skip("the page says: not measured")
+    now = numerics.measure(name)
+    assert now == numerics.measure(name), "the page says that it repeats bit for bit"
+    assert now.keys() == recorded()[name].keys()
+    for case, errors in now.items():
+        for error, stated in zip(errors, recorded()[name][case], strict=True):
+            assert error <= 2 * max(stated, 2**-24), f"{name}, {case}: {error:.1e}"
+
+
+def test_limits_are_those_of_the_page() -> None:
+    pytest.importorskip("triton")
+    from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD, PRECISIONS
+
+    assert LARGEST_BACKWARD == 64
+    assert LARGEST_FORWARD == {"ieee": 64, "tf32x3": 64, "tf32": 64, "16 bit": 128}
+    assert PRECISIONS == {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}

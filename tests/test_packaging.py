@@ -1,0 +1,63 @@
+"""What an installation contains, and which way the two packages depend on each other."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import cekernels
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("cekernels", "context_encoder")
+
+
+def imports(package: str) -> list[tuple[str, str, str]]:
+    """File, module and name of every absolute import in a package."""
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Import):
+                found += [(str(path), alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found += [(str(path), node.module, alias.name) for alias in node.names]
+    return found
+
+
+def test_the_kernels_know_nothing_of_the_models() -> None:
+    assert imports("cekernels")
+    assert not [i for i in imports("cekernels") if i[1].partition(".")[0] == "context_encoder"]
+
+
+def test_the_models_use_the_kernels_by_their_public_names() -> None:
+    used = [i for i in imports("context_encoder") if i[1].partition(".")[0] == "cekernels"]
+    assert used
+    for path, module, name in used:
+        assert module in ("cekernels", "cekernels.random"), f"{path} imports {module}"
+        if module == "cekernels":
+            assert name in cekernels.__all__, f"{path} imports {name}"
+
+
+def test_public_names_exist_once_and_in_order() -> None:
+    assert sorted(set(cekernels.__all__)) == cekernels.__all__
+    for name in cekernels.__all__:
+        assert getattr(cekernels, name).__doc__ or name == "Impl"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_of_modules_is_a_package_and_types_ship(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        assert (path.parent / "__init__.py").exists(), f"{path} would not be installed"
+    assert (ROOT / package / "py.typed").exists()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
+def test_package_data_is_there() -> None:
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package, patterns in settings["package-data"].items():
+        for pattern in patterns:
+            assert list((ROOT / package).glob(pattern)), f"{package}: nothing is {pattern}"

@@ -1,0 +1,194 @@
+"""The Triton kernels compiled for GPUs that need not be there.
+
+Compiled is what the ops launch, for the tiles that the tables choose. By default a covering
+subset (the paper's maps and the largest tiles for every GPU, the mixed ones for one); with
+CEKERNELS_COMPILE_ALL=1 every pair of tile sizes for every GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from implementation_cases import INTERPRETED
+from triton_compile import SHARED_MEMORY, Compiled, compile_for, launches
+
+from cekernels import triton as implementation
+from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
+
+CAPABILITIES = sorted(SHARED_MEMORY)
+EVERYTHING = os.environ.get("CEKERNELS_COMPILE_ALL") == "1"
+# How products are taken, and the dtype and torch.get_float32_matmul_precision() that lead there.
+PRODUCTS = {
+    "ieee": (torch.float32, "highest"),
+    "tf32x3": (torch.float32, "high"),
+    "tf32": (torch.float32, "medium"),
+    "16 bit": (torch.bfloat16, "highest"),
+}
+SIZES = (16, 32, 64, 128)
+
+
+def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def check(compiled: Compiled, capability: int) -> None:
+    assert compiled.stack == 0, f"{compiled.stack} bytes of registers spilled"
+    assert compiled.shared <= SHARED_MEMORY[capability]
+
+
+def sizes(largest: int, capability: int) -> list[tuple[int, int]]:
+    """Pairs (N_in, N_out): each stands for the tiles that it is padded to."""
+    below = [n for n in SIZES if n <= largest]
+    if EVERYTHING:
+        return [(36, 36), *itertools.product(below, repeat=2)]
+    if capability == 90:
+        return [(36, 36), (largest, largest), (16, largest), (largest, 16)]
+    return [(36, 36), (largest, largest)]
+
+
+def cases(forward: bool) -> list[object]:
+    found = []
+    for capability, products in itertools.product(CAPABILITIES, PRODUCTS):
+        largest = LARGEST_FORWARD[products] if forward else LARGEST_BACKWARD
+        for n_in, n_out in sizes(largest, capability):
+            name = f"sm_{capability}-{products}-{n_in}x{n_out}"
+            found.append(pytest.param(capability, products, n_in, n_out, id=name))
+    return found
+
+
+def check_products(compiled: Compiled, products: str, capability: int, elements: int) -> None:
+    check(compiled, capability)
+    assert compiled.uses_tensor_cores() == (products != "ieee")
+    row = elements * PRODUCTS[products][0].itemsize
+    assert compiled.widest_load() == min(16, row & -row)
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> object:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("capability", "products", "n_in", "n_out"), cases(forward=True))
+def test_linear(capability: int, products: str, n_in: int, n_out: int) -> None:
+    dtype, precision = PRODUCTS[products]
+    torch.set_float32_matmul_precision(precision)
+    (call,) = launches(
+        implementation.channelwise_linear,
+        empty(dtype, 1024, 256, n_in),
+        empty(dtype, 256, n_out, n_in),
+        empty(dtype, 256, n_out),
+        True,
+    )
+    compiled = compile_for(call, capability)
+    check_products(compiled, products, capability, n_in)
+    assert compiled.widest_store() >= 8
+
+
+@pytest.mark.parametrize(("capability", "products", "n_in", "n_out"), cases(forward=False))
+def test_linear_backward(capability: int, products: str, n_in: int, n_out: int) -> None:
+    dtype, precision = PRODUCTS[products]
+    torch.set_float32_matmul_precision(precision)
+    backward, *sums = launches(
+        implementation.channelwise_linear_backward,
+        empty(dtype, 1024, 256, n_out),
+        empty(dtype, 1024, 256, n_in),
+        empty(dtype, 256, n_out, n_in),
+        empty(dtype, 1024, 256, n_out),
+        (True, True, True),
+    )
+    compiled = compile_for(backward, capability)
+    check_products(compiled, products, capability, n_out)
+    assert len(sums) == 2
+    if (n_in, n_out) == (36, 36):
+        for call in sums:
+            check(compile_for(call, capability), capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_large_maps_go_to_cublas(capability: int) -> None:
+    """And bias and ReLU follow in one kernel."""
+    x, w, b = empty(torch.float32, 64, 8, 256), empty(torch.float32, 8, 256, 256), None
+    assert launches(implementation.channelwise_linear, x, w, b, False) == []
+    b = empty(torch.float32, 8, 256)
+    (call,) = launches(implementation.channelwise_linear, x, w, b, True)
+    compiled = compile_for(call, capability)
+    check(compiled, capability)
+    assert compiled.widest_load() == 16
+
+
+def loss_launches(dtype: torch.dtype, side: int) -> list[object]:
+    p, one = empty(dtype, 64, 3, side, side), empty(torch.float32)
+    m, area = empty(torch.bool, 64, 1, side, side), empty(torch.int64, 64)
+    return [
+        *launches(implementation.masked_loss, p, p, m, None, 2, "mask"),
+        *launches(implementation.masked_loss_backward, one, one, p, p, m, 1),
+        *launches(implementation.masked_loss_and_gradient, p, p, m, area, 2, "mask"),
+        *launches(implementation.scale_gradient_, p, one, m),
+    ]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masked_loss(capability: int, dtype: torch.dtype) -> None:
+    """Wide loads although they are predicated; on maps of odd size one element at a time."""
+    for call in loss_launches(dtype, 128):
+        compiled = compile_for(call, capability)
+        check(compiled, capability)
+        assert compiled.widest_load() == 16
+        if call.arguments.get("grad") is not None:
+            assert compiled.widest_store() == 16
+    if capability == 90 or EVERYTHING:
+        for call in loss_launches(dtype, 227):
+            check(compile_for(call, capability), capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+def test_rasterization(capability: int, dtype: torch.dtype) -> None:
+    sides = (227, 128) if capability == 90 or EVERYTHING else (227,)
+    for side in sides:
+        image, value = empty(dtype, 64, 3, side, side), empty(dtype, 3)
+        offsets = empty(torch.int64, 129), empty(torch.int64, 65)
+        vertices, boxes = empty(torch.int32, 6400, 2), empty(torch.int32, 300, 4)
+        calls = [
+            *launches(implementation.rasterize_polygons, vertices, *offsets, side, side, "nonzero"),
+            *launches(implementation.fill_polygons, image, value, vertices, *offsets, "evenodd"),
+            *launches(implementation.fill_boxes, image, value, boxes, offsets[1]),
+        ]
+        assert len(calls) == 3, "one launch each"
+        for call in calls:
+            check(compile_for(call, capability), capability)
+    mask = empty(torch.bool, 64, 1, 128, 128)
+    image = empty(dtype, 64, 3, 128, 128)
+    (call,) = launches(implementation.fill_masked, image, mask, empty(dtype, 3))
+    compiled = compile_for(call, capability)
+    check(compiled, capability)
+    assert compiled.widest_load() >= (16 if dtype == torch.float32 else 4)
+
+
+def test_int64_offsets_where_int32_would_overflow() -> None:
+    """A map of more than 2**31 elements, and one of just fewer."""
+    big, w = empty(torch.bfloat16, 2**21, 32, 36), empty(torch.bfloat16, 32, 36, 36)
+    for batch, wide in ((2**21, True), (2**20, False)):
+        (call,) = launches(implementation.channelwise_linear, big[:batch], w, None, False)
+        assert call.arguments["WIDE"] is wide
+        check(compile_for(call, 90), 90)
+    p, m = empty(torch.bfloat16, 2**16, 3, 128, 128), empty(torch.bool, 2**16, 1, 128, 128)
+    first, _ = launches(implementation.masked_loss, p, p, m, None, 2, "mask")
+    assert first.arguments["WIDE"] is True
+    check(compile_for(first, 90), 90)
+    image, value = empty(torch.float32, 2**16, 3, 128, 128), empty(torch.float32, 3)
+    (call,) = launches(implementation.fill_masked, image, m, value)
+    assert call.arguments["WIDE"] is True
+    check(compile_for(call, 90), 90)

@@ -1,0 +1,53 @@
+"""When Triton's implementation is taken, and what is said when it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from implementation_cases import INTERPRETED
+
+import cekernels
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    seen = run(
+        "import sys, torch; before = 'triton' in sys.modules; import cekernels;"
+        "print(before or 'triton' not in sys.modules)"
+    )
+    assert seen.strip() == "True"
+
+
+def test_without_triton_everything_else_works() -> None:
+    seen = run(
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, cekernels\n"
+        "from cekernels import _dispatch\n"
+        "print(cekernels.channelwise_linear(torch.ones(1, 1, 2), torch.ones(1, 1, 2)).item())\n"
+        "print(_dispatch.load('triton')[1])\n"
+    )
+    assert seen.startswith("2.0\ncannot be imported")
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton can run here")
+def test_forcing_it_without_a_gpu_says_why() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(cekernels.ImplementationError, match="no CUDA device"):
+        cekernels.channelwise_linear(torch.ones(1, 1, 2), torch.ones(1, 1, 2), impl="triton")
+
+
+def test_refusals_name_the_reason() -> None:
+    pytest.importorskip("triton")
+    from cekernels import triton
+
+    x = torch.ones(1, 1, 2)
+    if not INTERPRETED:
+        assert "serves CUDA tensors" in str(triton.unsupported("channelwise_linear", x, x, None))

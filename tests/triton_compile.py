@@ -1,0 +1,117 @@
+"""Cross-compile the kernels for a GPU that need not be there, and read what the compiler made."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cekernels.triton import _runtime
+
+# Shared memory that one block may have, in bytes, by compute capability.
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    ptx: str
+    shared: int
+    registers: int
+    stack: int
+
+    def widest_load(self) -> int:
+        """Bytes of the widest load from global memory, asynchronous copies included."""
+        loads = r"ld\.global(?:\.\w+(?:::\w+)*)*?\.(?:v(\d)\.)?[bf](\d+)"
+        copies = r"cp\.async\.c[ag]\.shared\.global[^;]*?\], \[[^;]*?\], (\w+)"
+        widths = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(loads, self.ptx)]
+        return max(widths + [int(size, 0) for size in re.findall(copies, self.ptx)])
+
+    def widest_store(self) -> int:
+        found = re.findall(r"st\.global(?:\.v(\d))?\.[bf](\d+)", self.ptx)
+        return max(int(n or 1) * int(bits) // 8 for n, bits in found)
+
+    def uses_tensor_cores(self) -> bool:
+        return re.search(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", self.ptx) is not None
+
+
+@contextmanager
+def recorded() -> Iterator[list[_runtime.Launch]]:
+    """Collects launches in place of launching them: tensors may be on the meta device."""
+    calls: list[_runtime.Launch] = []
+    run = _runtime.run
+    _runtime.run = calls.append
+    try:
+        yield calls
+    finally:
+        _runtime.run = run
+
+
+def launches(op: Callable[..., Any], *args: Any) -> list[_runtime.Launch]:
+    with recorded() as calls:
+        op(*args)
+    return calls
+
+
+def source_of(call: _runtime.Launch) -> ASTSource:
+    """What Triton compiles for this launch: types, constants, and its 16-divisibility hints."""
+    constants, signature, hints = {}, {}, {}
+    declared = {p.name for p in call.kernel.params if p.is_constexpr}
+    for position, name in enumerate(call.kernel.arg_names):
+        value = call.arguments[name]
+        hint = False
+        if name in declared or value is None or (type(value) is int and value == 1):
+            constants[name], signature[name] = value, "constexpr"
+        elif isinstance(value, torch.Tensor):
+            signature[name], hint = f"*{_TYPES[value.dtype]}", value.data_ptr() % 16 == 0
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            hint = value % 16 == 0
+        if hint:
+            hints[(position,)] = [["tt.divisibility", 16]]
+    return ASTSource(call.kernel, signature, constants, hints)
+
+
+def compile_for(call: _runtime.Launch, capability: int) -> Compiled:
+    compiled = triton.compile(
+        source_of(call),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": call.num_warps, "num_stages": call.num_stages},
+    )
+    registers, stack = _resources(compiled.asm["cubin"])
+    return Compiled(compiled.asm["ptx"], compiled.metadata.shared, registers, stack)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes a thread, as the assembler noted them; spills lie on the stack."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        listing = subprocess.run(
+            [str(tool), "-res-usage", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", listing)
+    assert found, listing
+    return int(found[1]), int(found[2])
