@@ -27,6 +27,8 @@ from cekernels import masked_l2_loss
 from context_encoder.masks import build_mask_sampler
 
 _MODES = ("forward", "backward", "both")
+#: "auto" with the masks' areas, which the rasterizer returns, given and not counted again.
+_WITH_AREA = "auto area"
 _MASKS = ("everything", "block", "region", "central")
 
 
@@ -56,7 +58,7 @@ def rows(device: str) -> list[Row]:
 
 
 def providers(row: Row) -> tuple[str, ...]:
-    return (*implementations(), *_FUNCTIONS, "compile")
+    return (*implementations(), _WITH_AREA, *_FUNCTIONS, "compile")
 
 
 def masks(kind: str, batch: int, size: int, device: str) -> Tensor:
@@ -133,12 +135,14 @@ class MaskedLossProblem(Problem):
 
     def build(self, provider: str) -> tuple[Call, dict[str, Any]]:
         extra: dict[str, Any] = {}
-        if is_implementation(provider):
-            args = (self.prediction, self.target, self.mask, None, 2, "mask")
-            extra = chosen("masked_loss", provider, args)
+        impl = provider.removesuffix(" area")
+        if is_implementation(impl):
+            area = self.mask.sum((1, 2, 3)) if provider == _WITH_AREA else None
+            args = (self.prediction, self.target, self.mask, area, 2, "mask")
+            extra = chosen("masked_loss", impl, args)
 
             def ours(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-                return masked_l2_loss(prediction, target, mask, impl=provider)  # type: ignore[arg-type]
+                return masked_l2_loss(prediction, target, mask, area=area, impl=impl)  # type: ignore[arg-type]
 
             function: Callable[..., Tensor] = ours
         elif provider == "compile":

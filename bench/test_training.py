@@ -24,7 +24,8 @@ from bench.harness import Call, Problem, Row, UnavailableError
 from bench.plain import PlainTraining, load_photo
 from context_encoder.config import TrainConfig, preset
 from context_encoder.data import PhotoFolder, make_loader
-from context_encoder.trainer import Photos, Processes, Trainer, resolve
+from context_encoder.prepare import Photos, Processes, resolve
+from context_encoder.trainer import Trainer
 
 # The paper's three: features of random regions; the centre, joint; random regions, joint.
 _PRESETS = ("features-region", "inpaint-center", "inpaint-region")
