@@ -220,7 +220,7 @@ def _where(results: Results, rows: Mapping[Key, list[Record]]) -> str:
 def _figure(height: float = 4.0) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(8, height))
+    return Figure(figsize=(8, height), layout="constrained")
 
 
 def _labels(rows: Mapping[Key, list[Record]]) -> list[str]:
@@ -291,9 +291,10 @@ def _speedup_bars(results: Results, op: str, rows: Mapping[Key, list[Record]]) -
     for i, name in enumerate(names):
         places = [j + i * height for j, (_, peers) in enumerate(bars) if name in peers]
         values = [peers[name] for _, peers in bars if name in peers]
-        axes.barh(places, values, height, color=_color(labels, name), label=name)
+        widths = [value - 1 for value in values]
+        axes.barh(places, widths, height, left=1, color=_color(labels, name), label=name)
     axes.set_yticks([j + 0.4 for j in range(len(bars))], [name for name, _ in bars], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars), -0.2)
     axes.set_xscale("log")
     axes.axvline(1, color="k", lw=1)
     axes.set_xlabel("times faster than the peer (left of the line: slower)")
@@ -339,14 +340,16 @@ def _scaling(rows: Mapping[Key, list[Record]], axis: str, fixed: Iterable[str]) 
                 x, y = zip(*points, strict=True)
                 axes.loglog(x, y, ".-", lw=1, color=_color(labels, provider), label=provider)
         axes.set_title(" ".join(filter(None, panel[:3])), fontsize=8)
+        ticks = sorted({x for points in lines.values() for x in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(axis, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3, which="both")
         if number % columns == 1 or columns == 1:
             axes.set_ylabel("s / item" if axis == "batch" else "s / item and channel", fontsize=8)
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=7, loc="center left", bbox_to_anchor=(0.98, 0.5))
-    figure.tight_layout()
+    figure.legend(handles, names, fontsize=7, loc="outside right center")
     return figure
 
 
