@@ -41,7 +41,7 @@ class TrainConfig(BaseModel):
         None, description="Folder of held-out photographs. Default: a part of --data is held out."
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.18, description="Part of the photographs that is held out (512 at most)."
+        0.18, description="Fraction of the photographs that is held out (512 at most)."
     )
     val_samples: Annotated[int, Field(ge=1)] = Field(
         96, description="Fixed crops of held-out photographs to validate on."

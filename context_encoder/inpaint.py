@@ -249,7 +249,7 @@ class Inpainter:
                 exclusive.
 
         Returns:
-            The filled picture. Outside the mask its pixels are those of ``image``, bit by bit;
+            The filled picture. Outside the mask its pixels are those of ``image``, bit for bit;
             inside, they are opaque. A mask in which nothing is set leaves all pixels as they are.
 
         Raises:
@@ -387,7 +387,7 @@ def _within(inner: tuple[int, int, int, int], outer: tuple[int, int, int, int]) 
 class Arguments:
     """Fill the masked part of a picture, or of every picture in a folder, with a trained network.
 
-    Pixels outside the mask come back bit by bit as they were. A line tells for each hole what was
+    Pixels outside the mask come back bit for bit. A line tells for each hole what was
     done. Exit status: 0 done (of a folder: at least one picture), 1 no picture of the folder could
     be filled, 2 misused.
     """

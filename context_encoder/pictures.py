@@ -168,8 +168,13 @@ def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | N
     mask: Mask = grey >= 0.5
     if mask.any():
         return mask, None
-    brightest = 100 * float(grey.max())
-    return mask, f"nothing to fill: {name} is nowhere white (at its brightest {brightest:.0f} %)"
+    brightest = float(grey.max())
+    hint = ""
+    if 0 < brightest <= 1 / 255 * 1.001:
+        hint = "; it looks like a mask of 0 and 1: multiply it by 255"
+    return mask, (
+        f"nothing to fill: {name} is nowhere white (at its brightest {brightest:.1%}){hint}"
+    )
 
 
 def whiteness(source: ImageLike) -> NDArray[np.floating[Any]]:

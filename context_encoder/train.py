@@ -247,7 +247,11 @@ def _conclude(config: TrainConfig, outcome: Outcome, out: Path) -> None:
     if outcome.best and outcome.best["step"] != outcome.step:
         log.info("    best at step %d: %.2f dB", outcome.best["step"], outcome.best["psnr"])
     if outcome.unreadable:
-        log.info("  %d files could not be read: %s", outcome.unreadable, out / "unreadable.jsonl")
+        log.info(
+            "  files that could not be read: %d, see %s",
+            outcome.unreadable,
+            out / "unreadable.jsonl",
+        )
     if outcome.sheet is not None:
         log.info("  look at %s", outcome.sheet)
     log.info("next, fill a hole in a picture of your own (x0 y0 x1 y1 in pixels, or --mask FILE):")
@@ -255,8 +259,9 @@ def _conclude(config: TrainConfig, outcome: Outcome, out: Path) -> None:
         "  python -m context_encoder.inpaint PICTURE.jpg --box 100 100 180 180 "
         "--checkpoint %s --out filled.png", out,
     )  # fmt: skip
-    log.info("or train the paper's network on your own photographs:")
-    log.info("  python -m context_encoder.train --preset inpaint-center --data FOLDER")
+    if config.data is None:
+        log.info("or train the paper's network on your own photographs:")
+        log.info("  python -m context_encoder.train --preset inpaint-center --data FOLDER")
 
 
 if __name__ == "__main__":

@@ -196,6 +196,10 @@ class Trainer:
         samples = [data[0, index] for index in order[: config.val_samples]]
         for sample in samples:
             self._note_unreadable(sample["unreadable"])
+        # What stands in for a file that cannot be read would count twice.
+        samples = [s for s in samples if s["source"] == s["index"] // crops]
+        if not samples:
+            raise ValueError(f"none of the held-out photographs in {photos.val_root} can be read")
         images = torch.stack([sample["image"] for sample in samples])
         index = torch.arange(len(images), device=self.device)
         masks, _ = self.masks.with_seed(_VALIDATION_SEED)(torch.zeros_like(index), index)
@@ -312,7 +316,8 @@ class Trainer:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        saved, mark = self.step, time.monotonic()
+        # A run stopped before its first step is saved too: it can be resumed.
+        saved, mark = (self.step if self.step else -1), time.monotonic()
         try:
             with bar:
                 while self.step < config.steps and not self._stopping():

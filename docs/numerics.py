@@ -57,6 +57,14 @@ _TRITON_LOSS = dict.fromkeys(
     ("float32", "float16", "bfloat16"),
     "float32 within a program, float64 across; gradient rounded once",
 )
+_COMPILED_LINEAR = {
+    "float32": "float32 multiply-add (on the CPU small batches by the matrix library)",
+    "float16": _ONCE,
+    "bfloat16": _ONCE,
+}
+_CPP_LOSS = dict.fromkeys(
+    ("float32", "float16", "bfloat16"), "float32 over 512 elements, float64 across"
+)
 
 IMPLEMENTATIONS = {
     "reference, CPU": Implementation("reference", "cpu", _PLAIN_LINEAR, _PLAIN_LOSS, "yes"),
@@ -64,6 +72,12 @@ IMPLEMENTATIONS = {
         "reference", "cuda",
         _PLAIN_LINEAR | dict.fromkeys(("float32, high", "float32, medium"), "TF32 by cuBLAS"),
         _PLAIN_LOSS, "as PyTorch",
+    ),
+    "cpp, CPU": Implementation(
+        "cpp", "cpu", _COMPILED_LINEAR, _CPP_LOSS, "yes, for a number of threads"
+    ),
+    "cuda, GPU": Implementation(
+        "cuda", "cuda", _COMPILED_LINEAR, _TRITON_LOSS, "by construction"
     ),
     "triton, interpreter": Implementation(
         "triton", "cpu",

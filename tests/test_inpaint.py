@@ -799,7 +799,7 @@ def test_nothing_set_returns_the_picture_and_says_why():
     image = noise(40, 50, 3)
     result = constant()(image, np.full((40, 50), 76, np.uint8))
     assert np.array_equal(np.asarray(result.image), image)
-    assert "nowhere white (at its brightest 30 %)" in str(result.report)
+    assert "nowhere white (at its brightest 29.8%)" in str(result.report)
     assert result.report.windows == ()
 
 

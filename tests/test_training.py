@@ -346,3 +346,23 @@ def test_choose_device() -> None:
     assert choose_device("cpu", Processes()).type == "cpu"
     with pytest.raises(ValueError, match="--device"):
         choose_device("warp", Processes())
+
+
+def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path: Path, photos: Path) -> None:
+    trainer = make_trainer(photos, steps=3)
+    trainer.stop_requested = True
+    assert trainer.fit(started(tmp_path, trainer)).interrupted
+    assert main(["--resume", str(tmp_path)]) == 0
+    assert lines(tmp_path, "val")[-1]["step"] == 3
+
+
+def test_held_out_files_that_cannot_be_read_are_not_replaced(tmp_path: Path, photos: Path) -> None:
+    """Each held-out picture is scored once, not again for its unreadable neighbour."""
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    for i, source in enumerate(sorted(photos.rglob("*.png"))[:3]):
+        (held_out / f"{i}.png").write_bytes(source.read_bytes())
+    (held_out / "1.png").write_bytes(b"no picture")
+    trainer = make_trainer(photos, steps=1, val_data=held_out)
+    assert len(trainer._load_validation().images) < 4  # of 2 crops of 3 files
+    assert trainer.unreadable == {"1.png"}
