@@ -133,6 +133,14 @@ class TrainConfig(BaseModel):
     )
     sample_rows: Annotated[int, Field(ge=1)] = Field(8, description="Rows of a sample sheet.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, values: Any) -> Any:
+        """What is not given comes from the preset."""
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(values.get("preset", "laptop"), {}), **values}
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         low, high = self.crop_scale
@@ -205,4 +213,4 @@ MODEL_PRESETS: dict[str, str] = {
 
 def preset(name: str) -> TrainConfig:
     """The configuration of a named recipe."""
-    return TrainConfig(preset=name, **PRESETS[name])
+    return TrainConfig.model_validate({"preset": name})

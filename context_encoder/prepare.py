@@ -52,6 +52,11 @@ class Photos:
         root = embedded_photos() if config.data is None else config.data
         files = list_images(root)
         if config.val_data is not None:
+            held_out = config.val_data.resolve()
+            # Pictures held out in a folder inside --data must not be trained on.
+            files = [file for file in files if held_out not in file.resolve().parents]
+            if not files:
+                raise ValueError(f"no photograph in --data {root} lies outside --val-data")
             return cls(files, root, list_images(config.val_data), config.val_data)
         train, val = split_photos(files, root, config.val_fraction)
         return cls(train, root, val, root)
@@ -75,6 +80,16 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
             f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
             "use --mask central, or --model random"
         )
+    if config.model in ("center", "random") and config.batch_size == 1:
+        raise ValueError(
+            f"--model {config.model} normalises over the batch; --batch-size must be at least 2"
+        )
+    for option, value, kind in (
+        ("--mask-folder", config.mask_folder, "folder"),
+        ("--voc-root", config.voc_root, "voc"),
+    ):
+        if value is not None and config.mask != kind:
+            raise ValueError(f"{option} is for --mask {kind}, this run has --mask {config.mask}")
     resize = config.resize or 2 * size
     if resize < size:
         raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
@@ -97,6 +112,13 @@ def choose_device(name: str, processes: Processes) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if processes.world_size > 1 and ":" in name:
+        raise ValueError(
+            f"--device {name} names one device for {processes.world_size} processes; "
+            "use --device cuda"
+        )
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")

@@ -20,6 +20,7 @@ Everything is JSON, text, PNG or safetensors: nothing read from here can run cod
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class RunFolder:
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         if path.exists() and not path.is_dir():
             raise RunError(f"--out {path} is a file; name a folder")
-        if resume_step is None and (path / _CONFIG).exists():
+        if resume_step is None and (path / "checkpoints").exists():
             raise RunError(
                 f"{path} already holds a run; continue it with --resume {path}, or name another "
                 "folder with --out"
@@ -97,15 +98,18 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         _write_text(self.path / _CONFIG, config.model_dump_json(indent=2) + "\n")
+        if self.resume_step is None:  # what a run without a checkpoint may have left
+            for name in ("metrics.jsonl", "unreadable.jsonl", "log.txt"):
+                (self.path / name).unlink(missing_ok=True)
         if self.resume_step is not None and self._metrics.exists():
             lines = self._metrics.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= self.resume_step]
+            kept = [line for line in lines if _step(line) <= self.resume_step]
             _write_text(self._metrics, "".join(line + "\n" for line in kept))
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to ``metrics.jsonl``."""
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"split": split, "step": step, **values}) + "\n")
+            file.write(json.dumps({"split": split, "step": step, **values}, allow_nan=False) + "\n")
 
     def log_unreadable(self, path: Path, reason: str) -> None:
         """Name a file that was skipped."""
@@ -133,6 +137,14 @@ class RunFolder:
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
         return folder
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics; infinite for one that was cut off in the writing."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -73,10 +73,14 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
     for name in ("preset", "model", "config", "resume"):
         first.add_argument(f"--{name}", nargs="?")
     known, _ = first.parse_known_args(arguments)
+    if sum(value is not None for value in (known.preset, known.config, known.resume)) > 1:
+        raise ValueError("--preset, --config and --resume each set all defaults; give one of them")
     if known.resume is not None:
         defaults = read_config(find_checkpoint(Path(known.resume), "last"))
+        # The folder may have been moved or copied, or be named from elsewhere: see _run.
+        defaults = defaults.model_copy(update={"out": None})
     elif known.config is not None:
-        defaults = read_config(Path(known.config))
+        defaults = read_config(Path(known.config)).model_copy(update={"out": None})
     else:
         name = known.preset or MODEL_PRESETS.get(known.model, "laptop")
         defaults = preset(name) if name in PRESETS else TrainConfig()
@@ -145,7 +149,10 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
     out = config.out or (resume and _run_root(resume)) or _default_out(config)
     config = config.model_copy(update={"out": out})
 
-    into_old = resume is not None and out.resolve() == _run_root(resume).resolve()
+    root = resume and _run_root(resume)
+    into_old = root is not None and out.resolve() == root.resolve()
+    if checkpoint is not None and not into_old:
+        checkpoint.state["best"] = {}  # the best one so far lies in the other folder
     run = RunFolder(out, step if into_old else None)
 
     with _process_group(processes, device):
@@ -161,9 +168,12 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
     return 0
 
 
-def _run_root(path: Path) -> Path:
-    """The run folder of a run or checkpoint folder."""
-    return path if (path / "checkpoints").is_dir() else path.parent.parent
+def _run_root(path: Path) -> Path | None:
+    """The run folder of a run or checkpoint folder; None if the checkpoint lies by itself."""
+    if (path / "checkpoints").is_dir():
+        return path
+    above = path.resolve().parent
+    return above.parent if above.name == "checkpoints" else None
 
 
 def _default_out(config: TrainConfig) -> Path:

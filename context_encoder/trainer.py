@@ -129,6 +129,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         # Dropout must differ between processes; weights must not, and are drawn by now.
         torch.manual_seed(config.seed + processes.rank)
+        self._restored = checkpoint is not None
         if checkpoint is not None:
             self._restore(checkpoint)
         self._model = self._wrap(self.model)
@@ -192,7 +193,10 @@ class Trainer:
             photos.val, photos.val_root, flip=False, seed=0, train=False, crops_per_image=crops
         )
         # Crop 0 of every photograph first, then crop 1, so that the first rows differ.
-        order = [i * crops + c for c in range(crops) for i in range(len(photos.val))]
+        # Of many photographs, evenly spaced ones: the list is sorted by folder.
+        count = min(len(photos.val), config.val_samples)
+        chosen = [i * len(photos.val) // count for i in range(count)]
+        order = [i * crops + c for c in range(crops) for i in chosen]
         samples = [data[0, index] for index in order[: config.val_samples]]
         for sample in samples:
             self._note_unreadable(sample["unreadable"])
@@ -302,7 +306,9 @@ class Trainer:
         started = time.monotonic()
         validation = self._load_validation() if first else None
         writer = (
-            SummaryWriter(self.run.path / "tensorboard", purge_step=self.step) if self.run else None
+            SummaryWriter(self.run.path / "tensorboard", purge_step=self.step + 1)
+            if self.run
+            else None
         )
         self._model.train()
         if self._discriminator is not None:
@@ -316,8 +322,9 @@ class Trainer:
             dynamic_ncols=True,
             smoothing=0.05,
         )
-        # A run stopped before its first step is saved too: it can be resumed.
-        saved, mark = (self.step if self.step else -1), time.monotonic()
+        # A new run has nothing to go on from, even before its first step.
+        saved = self.step if self._restored else -1
+        mark = time.monotonic()
         try:
             with bar:
                 while self.step < config.steps and not self._stopping():
@@ -341,10 +348,12 @@ class Trainer:
                         }
                         self._log("train", values, writer)
                     if self.step % config.val_every == 0 or last:
+                        paused = time.monotonic()
                         if validation is not None:
                             self._validate(validation, writer)
                         self._save()
-                        saved, mark = self.step, time.monotonic()
+                        saved = self.step
+                        mark += time.monotonic() - paused
             interrupted = self.step < config.steps
             if interrupted and self.step > saved:
                 if self._summed:
@@ -429,11 +438,16 @@ class Trainer:
             original, output = to_unit(image), to_unit(filled)
             for name, values in hole_metrics(output, original, mask).items():
                 per_image.setdefault(name, []).append(values)
-            shown.append(torch.stack([original, to_unit(masked), output]).cpu())
+            if sum(pictures.shape[1] for pictures in shown) < self.config.sample_rows:
+                shown.append(torch.stack([original, to_unit(masked), output]).cpu())
         self.model.train()
-        self.latest = {
-            name: float(torch.cat(values).nanmean()) for name, values in per_image.items()
-        } | validation.trivial
+        means = {name: float(torch.cat(values).mean()) for name, values in per_image.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise NonFiniteError(
+                f"the output for held-out pictures is not finite at step {self.step}; the "
+                "checkpoints of earlier steps are kept. Lower --lr."
+            )
+        self.latest = means | validation.trivial
         self._log("val", self.latest, writer)
         pictures = torch.cat(shown, dim=1)[:, : self.config.sample_rows]
         if self.run is not None:

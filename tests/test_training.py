@@ -145,25 +145,45 @@ def test_two_processes_train_together(tmp_path: Path, photos: Path) -> None:
         torch.testing.assert_close(weights(double)[name], value, atol=5e-5, rtol=1e-3, msg=name)
 
 
-def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, photos: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, photos: Path, workers: int) -> None:
+    """To the whole process group, data workers included, as torchrun, Slurm and timeout send it."""
     run = tmp_path / "run"
     script = [
-        sys.executable, "-m", "context_encoder.train", *TINY, "--data", str(photos),
-        "--steps", "100000", "--out", str(run),
+        sys.executable, "-m", "context_encoder.train", *TINY, "--workers", str(workers),
+        "--data", str(photos), "--steps", "100000", "--out", str(run),
     ]  # fmt: skip
-    process = subprocess.Popen(script, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(script, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    while "val" not in (line := process.stderr.readline()) and line:
-        if (run / "metrics.jsonl").exists():
-            break
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    while process.stderr.readline() and not (run / "metrics.jsonl").exists():
+        pass
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert f"--resume {run}" in errors
     step = json.loads((run / "checkpoints/last/state.json").read_text())["step"]
     assert 0 < step < 100_000
     assert main(["--resume", str(run), "--steps", str(step + 1)]) == 0
+
+
+def test_a_run_that_was_moved_goes_on_where_it_lies(tmp_path: Path, photos: Path) -> None:
+    assert train(tmp_path / "a", photos, "--steps", "1") == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    with (tmp_path / "b/metrics.jsonl").open("a") as file:
+        file.write('{"split": "tra')  # cut off in the writing
+    assert main(["--resume", str(tmp_path / "b"), "--steps", "2"]) == 0
+    assert not (tmp_path / "a").exists()
+    assert [row["step"] for row in lines(tmp_path / "b", "val")] == [1, 2]
+    again = ["--config", str(tmp_path / "b/config.json"), "--out", str(tmp_path / "c")]
+    assert main([*again, "--steps", "1"]) == 0
+
+
+def test_held_out_folder_inside_the_data_is_not_trained_on(tmp_path: Path, photos: Path) -> None:
+    files = Photos.from_config(TrainConfig(data=photos, val_data=photos / "a"))
+    assert len(files.train) == 8
+    assert len(files.val) == 4
+    assert not set(files.train) & set(files.val)
 
 
 def make_trainer(photos: Path, **values: object) -> Trainer:

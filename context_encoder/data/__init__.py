@@ -127,3 +127,8 @@ def _start_worker(_: int) -> None:
     # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself,
     # without a traceback from each. Torch has already set a worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So do Slurm, systemd, timeout and torchrun with SIGTERM. The first one is left to the main
+    # process, which still needs batches to finish its step; a second one ends the worker.
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None
+    )

@@ -144,7 +144,7 @@ class PhotoFolder(Dataset[Sample]):
 
         Raises:
             IndexError: ``index`` is not in ``range(len(self))``.
-            RuntimeError: none of the files can be read.
+            ValueError: none of the files can be read.
         """
         epoch, index = key
         if not 0 <= index < len(self):
@@ -185,7 +185,7 @@ class PhotoFolder(Dataset[Sample]):
             except UnreadableImage as error:
                 self._unreadable[source] = error.reason
                 failures.append((self.names[source], error.reason))
-        raise RuntimeError(
+        raise ValueError(
             f"none of the {count} image files in {self.root} can be read; the first is "
             f"{UnreadableImage(self.names[0], self._unreadable[0])}"
         )
