@@ -31,7 +31,13 @@ from context_encoder.losses import (
     overlap_weights,
     reconstruction_loss,
 )
-from context_encoder.metrics import context_mean, hole_metrics, to_unit
+from context_encoder.metrics import (
+    context_mean,
+    hole_mean,
+    hole_metrics,
+    psnr_from_squared_error,
+    to_unit,
+)
 from context_encoder.models import build_discriminator
 from context_encoder.prepare import Photos, Processes, masks_from_config
 from context_encoder.runs import (
@@ -98,6 +104,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.photos = photos
+        self._digest = photos.digest()  # of maybe a million names: once, not at every save
         self.run: RunFolder | None = None
         self.device = device
         self.processes = processes
@@ -213,8 +220,8 @@ class Trainer:
             ("psnr_mean_fill", to_unit(self.fill).view(1, 3, 1, 1)),
             ("psnr_context_mean_fill", context_mean(original, masks)),
         ):
-            psnr = hole_metrics(color.expand_as(original), original, masks)["psnr"]
-            trivial[name] = float(psnr.nanmean())
+            squared_error = hole_mean((color - original).square(), masks)
+            trivial[name] = float(psnr_from_squared_error(squared_error).mean())
         return Validation(images, masks, trivial)
 
     # --- one step -----------------------------------------------------------------------------
@@ -488,7 +495,7 @@ class Trainer:
             "best": self.best,
             "scaler": self._scaler.state_dict(),
             "unreadable": sorted(self.unreadable),
-            "photos": {"count": len(self.photos.train), "digest": self.photos.digest()},
+            "photos": {"count": len(self.photos.train), "digest": self._digest},
             "torch": torch.__version__,
         }
         return Checkpoint(
@@ -500,7 +507,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         then = checkpoint.state["photos"]
-        if then["digest"] != self.photos.digest():
+        if then["digest"] != self._digest:
             raise ValueError(
                 f"the training photographs have changed: {then['count']} files then, "
                 f"{len(self.photos.train)} now (or other names); a run continues with the same ones"
