@@ -19,16 +19,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from cekernels import reference
+from cekernels import _selfcheck, reference
 
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
 
-# Where "auto" looks, the first that can serve; the reference serves everything. On CUDA it stays
-# with the reference until the kernels' tests have passed on a GPU: impl= and the environment
-# variable choose "triton" or "cuda".
-_AUTO_ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp", "reference"), "cuda": ("reference",)}
+# Where "auto" looks, the first that can serve; the reference serves everything. On the CPU the
+# order is by measurement. On CUDA it is not yet: Triton comes first because every installation
+# has it, and an op is taken only after it has passed its check on the device (_selfcheck).
+AUTO_ORDER: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("triton", "cuda", "reference"),
+}
 
 
 class ImplementationError(RuntimeError):
@@ -55,6 +58,12 @@ def why_not(op: str, name: str, args: tuple[Any, ...]) -> str | None:
         return f"has no {op}"
     unsupported: str | None = module.unsupported(op, *args)
     return unsupported
+
+
+def fails(op: str, name: str, device: torch.device) -> str | None:
+    """Why "auto" must not take ``name`` for ``op`` on ``device`` though it says that it can."""
+    module, reason = load(name)
+    return reason if module is None else _selfcheck.failure(op, name, module, device)
 
 
 def requested(impl: str) -> str:
@@ -85,10 +94,11 @@ def select(op: str, impl: str, args: tuple[Any, ...]) -> str:
         if reason:
             raise ImplementationError(f"{op}: impl={name!r} cannot serve this call: {reason}")
         return name
-    for name in _AUTO_ORDER.get(device_of(args).type, ("reference",)):
-        if why_not(op, name, args) is None:
+    device = device_of(args)
+    for name in AUTO_ORDER.get(device.type, ("reference",)):
+        if why_not(op, name, args) is None and fails(op, name, device) is None:
             return name
-    raise ImplementationError(f"{op}: no implementation serves a call on {device_of(args)}")
+    raise ImplementationError(f"{op}: no implementation serves a call on {device}")
 
 
 def call_transformed(op: str, impl: str, *args: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 
 import torch
 
-from cekernels import _dispatch, _native
+from cekernels import _dispatch, _native, _selfcheck
 
 
 def report() -> str:
@@ -31,6 +32,8 @@ def report() -> str:
     for name in _dispatch.IMPLS[1:]:
         _, reason = _dispatch.load(name)
         lines.append(f"  {name:<10} {'available' if reason is None else f'no: {reason}'}")
+        if reason is None and torch.cuda.is_available():
+            lines += [f"  {'':<10} {line}" for line in _checks_on_devices(name)]
     for name, library in _native.record().items():
         if library["built"]:
             lines.append("")
@@ -42,6 +45,24 @@ def report() -> str:
             if name == "_C" and _native.load(name) is None:
                 lines.append(f"{name}.so runs with: {_native.instruction_set()}")
     return "\n".join(lines)
+
+
+def _checks_on_devices(name: str) -> list[str]:
+    """What the checks that precede impl="auto" say of an implementation on each GPU."""
+    module, _ = _dispatch.load(name)
+    if name not in _dispatch.AUTO_ORDER["cuda"] or name == "reference":
+        return []
+    lines = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        ops = [op for op in _selfcheck.OPS if hasattr(module, op)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            failures = {op: _dispatch.fails(op, name, device) for op in ops}
+        wrong = [f"{op}: {reason}" for op, reason in failures.items() if reason]
+        lines.append(f"{device}: {len(ops) - len(wrong)} of {len(ops)} ops pass their check")
+        lines += [f"  {line}" for line in wrong]
+    return lines
 
 
 if __name__ == "__main__":

@@ -197,11 +197,12 @@ def _loss_and_gradient(
     op = "masked_loss_and_gradient"
     args = (prediction, target, mask, area, power, normalize)
     name = _dispatch.select("masked_loss", impl, args)
-    if _dispatch.why_not(op, name, args) is None:
+    fails = _dispatch.requested(impl) == "auto" and _dispatch.fails(op, name, prediction.device)
+    if not fails and _dispatch.why_not(op, name, args) is None:
         result: tuple[Tensor, Tensor, Tensor] = _dispatch.call(op, name, *args)
         return result
     # An implementation without it serves it by its other two functions.
-    loss, scale = _dispatch.call("masked_loss", name, *args)
+    loss, scale = _dispatch.call("masked_loss", impl, *args)
     one = torch.ones_like(loss)
     grad = _dispatch.call("masked_loss_backward", impl, one, scale, *args[:3], power)
     return loss, scale, grad

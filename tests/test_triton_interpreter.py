@@ -27,7 +27,8 @@ def version(module: object) -> tuple[int, ...]:
 )
 def test_kernels_in_the_interpreter() -> None:
     folder = Path(__file__).parent
-    files = [str(folder / name) for name in ("test_implementations.py", "test_numerics.py")]
+    names = ("test_implementations.py", "test_numerics.py", "test_selfcheck.py")
+    files = [str(folder / name) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
