@@ -35,8 +35,6 @@ def failure(op: str, name: str, module: ModuleType, device: torch.device) -> str
     """
     if device.type not in DEVICES or module is reference:
         return None
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     key = (op, name, device)
     if key not in _outcomes:
         if device.type == "cuda" and _capturing():
