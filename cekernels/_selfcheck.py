@@ -167,6 +167,7 @@ _CASES: dict[str, Callable[[], Arguments]] = {
     "masked_loss_and_gradient": _loss,
     "masked_loss_backward": _loss_backward,
     "scale_gradient_": _scale_gradient,
+    "philox4x32": lambda: (*(torch.arange(5) - n for n in range(4)), 7, 2**32 - 1),
     "rasterize_polygons": lambda: (*_polygons(), 17, 18, "nonzero"),
     "rasterize_boxes": lambda: (*_boxes(), 17, 18),
     "fill_masked": lambda: (_image()[0], torch.ones(2, 1, 17, 18).tril(2) > 0, _image()[1]),

@@ -1,9 +1,9 @@
-"""Counter-based random integers as tensor arithmetic.
+"""Counter-based random integers.
 
 Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3",
-SC 2011) turns a 128-bit counter and a 64-bit key into 128 random bits, with no state. Written in
-int64 operations that never overflow, it gives the same bits on every device, in eager mode,
-under ``torch.compile`` and in a CUDA graph, and never waits for a GPU.
+SC 2011) turns a 128-bit counter and a 64-bit key into 128 random bits, with no state. It gives the
+same bits on every device, in eager mode, under ``torch.compile`` and in a CUDA graph, and never
+waits for a GPU.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cekernels import _checks
+from cekernels import _checks, _dispatch
+from cekernels._dispatch import Impl
+from cekernels._library import call_op, define
 
-_ROUNDS = 10
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
 _WORD = 0xFFFFFFFF
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox4x32(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
+def philox4x32(
+    counter: Words, key: tuple[Tensor | int, Tensor | int], *, impl: Impl = "auto"
+) -> Words:
     """Four random words of 32 bits for each counter.
 
     Args:
         counter: four int64 tensors of shapes that broadcast together, lowest word first. Each
             value counts modulo 2**32.
         key: two words, lowest first, int64 tensors that broadcast with the counter, or Python
-            integers. Also modulo 2**32.
+            integers. Also modulo 2**32. Tensors are served by the reference.
+        impl: "auto", or the implementation to force: "reference", "triton".
 
     Returns:
         four int64 tensors of the broadcast shape, values in [0, 2**32), uniform. Different
@@ -36,21 +38,25 @@ def philox4x32(counter: Words, key: tuple[Tensor | int, Tensor | int]) -> Words:
 
     Raises:
         TypeError: a tensor that is not int64.
+        ValueError: counters on different devices, an unknown ``impl``.
+        ImplementationError: the forced implementation cannot serve the call.
     """
     op = "philox4x32"
+    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
     for word in counter:
         _checks.tensor(op, "counter", word)
         _checks.dtypes(op, "counter", word, (torch.int64,))
-    for part in key:
-        if isinstance(part, Tensor):
-            _checks.dtypes(op, "key", part, (torch.int64,))
-    c0, c1, c2, c3 = (word & _WORD for word in counter)
-    k0, k1 = (word & _WORD for word in key)
-    for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    for word in counter[1:]:
+        _checks.same_device(op, "counter", word, "counter[0]", counter[0])
+    k0, k1 = key
+    if isinstance(k0, int) and isinstance(k1, int):
+        words: Tensor = call_op(op, impl, *counter, k0 & _WORD, k1 & _WORD)
+    else:
+        for part in key:
+            if isinstance(part, Tensor):
+                _checks.dtypes(op, "key", part, (torch.int64,))
+        words = _dispatch.call_transformed(op, impl, *counter, k0, k1)
+    c0, c1, c2, c3 = words.unbind(-1)
     return c0, c1, c2, c3
 
 
@@ -82,8 +88,24 @@ def random_below(words: Tensor, bound: Tensor | int) -> Tensor:
     return (words * bound) >> 32
 
 
-def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """High and low word of the 64-bit product, which itself would not fit an int64."""
-    low = factor * (word & 0xFFFF)
-    high = factor * (word >> 16) + (low >> 16)  # below 2**49
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+# --- registration -----------------------------------------------------------------------------
+
+
+def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int, impl: str) -> Tensor:
+    words: Tensor = _dispatch.call("philox4x32", impl, c0, c1, c2, c3, k0, k1)
+    return words
+
+
+def _philox_fake(
+    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int, impl: str
+) -> Tensor:
+    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
+    return c0.new_empty((*shape, 4))
+
+
+define(
+    "philox4x32(Tensor c0, Tensor c1, Tensor c2, Tensor c3, SymInt k0, SymInt k1, str impl)"
+    " -> Tensor",
+    _philox,
+    fake=_philox_fake,
+)

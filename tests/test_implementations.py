@@ -16,6 +16,7 @@ from torch import Tensor
 
 import cekernels
 from cekernels import _dispatch, reference
+from cekernels.random import philox4x32
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 every_target = pytest.mark.parametrize("target", cases.targets())
@@ -464,3 +465,42 @@ def test_float64_is_left_to_the_reference(target: Target) -> None:
     with pytest.raises(cekernels.ImplementationError, match="float64"):
         cekernels.channelwise_linear(x, w, impl="triton")
     assert cekernels.channelwise_linear(x, w).dtype == torch.float64
+
+
+# --- random words ---------------------------------------------------------------------------------
+
+
+@every_target
+@pytest.mark.parametrize("shape", [(5,), (3, 300), (2, 3, 5), (4, 0), ()], ids=str)
+@pytest.mark.parametrize("key", [(0, 0), (2**32 - 1, 2**32 - 1), (1, 0), (2**31, 5 + 2**32)])
+def test_random_words(
+    target: Target, shape: tuple[int, ...], key: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the reference, which test_random.py holds to the published vectors."""
+    cases.needs(target, "philox4x32")
+    r = cases.generator()
+    counter = [torch.randint(-(2**40), 2**40, shape, generator=r) for _ in range(4)]
+    for word in (counter[1], torch.tensor(7)):  # the second broadcasts
+        counter[1] = word
+        truth = philox4x32(tuple(counter), key, impl="reference")
+        for wide in (False, True):
+            if wide:
+                int64_offsets(target, monkeypatch)
+            given = tuple(word.to(target.device) for word in counter)
+            words = philox4x32(given, key, impl=target.impl)
+            assert all(torch.equal(w.cpu(), t) for w, t in zip(words, truth, strict=True))
+
+
+@every_target
+def test_random_words_of_rows_and_columns(target: Target) -> None:
+    """Rows and columns that broadcast, as a sampler of masks makes its counter."""
+    cases.needs(target, "philox4x32")
+    rows, columns = (
+        torch.arange(6)[:, None].to(target.device),
+        torch.arange(9, device=target.device),
+    )
+    stream = torch.full_like(columns, 2**32 - 3)
+    counter = (rows, rows + 1, stream, columns)
+    truth = philox4x32(tuple(word.cpu() for word in counter), (3, 4), impl="reference")
+    words = philox4x32(counter, (3, 4), impl=target.impl)
+    assert all(torch.equal(w.cpu(), t) for w, t in zip(words, truth, strict=True))

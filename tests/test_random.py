@@ -91,6 +91,25 @@ def test_random_below_is_uniform():
     assert ((counts - 10000) ** 2 / 10000).sum() < 20.5  # chi-square, 5 degrees: p = 0.001
 
 
+def test_registered_as_torch_expects():
+    c = torch.arange(6).view(2, 3)
+    torch.library.opcheck(
+        torch.ops.cekernels.philox4x32.default,
+        (c, c[:, :1], torch.tensor(1), c[0], 5, 2**32 - 1, "auto"),
+    )
+    compiled = torch.compile(philox4x32, fullgraph=True, dynamic=True)
+    words = compiled((c, c, c, c), (3, 4))
+    expected = philox4x32((c, c, c, c), (3, 4))
+    assert all(torch.equal(w, e) for w, e in zip(words, expected, strict=True))
+
+
+def test_vmap_looks_through_it():
+    c = torch.arange(6).view(2, 3)
+    words = torch.func.vmap(lambda row: philox4x32((row, row, row, row), (3, 4)))(c)
+    expected = philox4x32((c, c, c, c), (3, 4))
+    assert all(torch.equal(w, e) for w, e in zip(words, expected, strict=True))
+
+
 def test_errors_say_what_was_given():
     word, short = torch.tensor(1), torch.tensor(1, dtype=torch.int32)
     with pytest.raises(TypeError, match=r"counter must have dtype int64, got a int32"):
@@ -99,6 +118,8 @@ def test_errors_say_what_was_given():
         philox4x32((word, word, word, 3), (0, 0))
     with pytest.raises(TypeError, match="key must have dtype int64"):
         philox4x32((word, word, word, word), (0, short))
+    with pytest.raises(ValueError, match="impl must be one of"):
+        philox4x32((word, word, word, word), (0, 0), impl="fast")
     with pytest.raises(TypeError, match="words must have dtype int64"):
         random_below(short, 4)
     for bound in (0, -1, (1 << 31) + 1):

@@ -177,6 +177,17 @@ def test_rasterization(capability: int, dtype: torch.dtype) -> None:
     assert compiled.widest_load() >= (16 if dtype == torch.float32 else 4)
 
 
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_random_words(capability: int) -> None:
+    """One launch for all of a batch, every word written in 16 bytes."""
+    rows, columns = empty(torch.int64, 64, 1), empty(torch.int64, 1, 200)
+    args = (rows, rows, columns, columns, 7, 2**31)
+    (call,) = launches(implementation.philox4x32, *args)
+    compiled = compile_for(call, capability)
+    check(compiled, capability)
+    assert compiled.widest_store() == 16
+
+
 def test_int64_offsets_where_int32_would_overflow() -> None:
     """A map of more than 2**31 elements, and one of just fewer."""
     big, w = empty(torch.bfloat16, 2**21, 32, 36), empty(torch.bfloat16, 32, 36, 36)

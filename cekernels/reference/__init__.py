@@ -16,6 +16,7 @@ from cekernels.reference.masked_loss import (
 from cekernels.reference.masked_loss import (
     scale_gradient_ as scale_gradient_,  # no op of its own: part of the loss made in one pass
 )
+from cekernels.reference.random import philox4x32
 from cekernels.reference.rasterize import (
     fill_boxes,
     fill_masked,
@@ -32,6 +33,7 @@ __all__ = [
     "fill_polygons",
     "masked_loss",
     "masked_loss_backward",
+    "philox4x32",
     "rasterize_boxes",
     "rasterize_polygons",
 ]

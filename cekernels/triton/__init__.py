@@ -20,6 +20,7 @@ from cekernels.triton.masked_loss import (
     masked_loss_backward,
     scale_gradient_,
 )
+from cekernels.triton.random import philox4x32
 from cekernels.triton.rasterize import (
     LARGEST_SIDE,
     fill_boxes,
@@ -38,6 +39,7 @@ __all__ = [
     "masked_loss",
     "masked_loss_and_gradient",
     "masked_loss_backward",
+    "philox4x32",
     "rasterize_boxes",
     "rasterize_polygons",
     "scale_gradient_",
