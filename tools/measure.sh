@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# All that a machine, above all one with a GPU, has to show of the kernels, in one folder:
+#     tools/measure.sh OUT
+# After an installation with the extras test and bench. Every step runs, whatever became of those
+# before; OUT/summary.txt has their results, OUT/*.log what they said. PYTEST_ARGS goes to pytest
+# (say "-x -k gpu"), BENCH_ARGS to the benchmarks, TRAIN_ARGS to a short training run, LIMIT is the time a step may take (default 9m).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+[ $# = 1 ] || { sed -n '2,7s/^# //p' "$0"; exit 2; }
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+limit=${LIMIT:-9m}
+
+step() {
+    local name=$1 status
+    shift
+    SECONDS=0
+    timeout --signal=INT --kill-after=20 "$limit" "$@" >"$out/$name.log" 2>&1
+    status=$?
+    printf '%-22s exit %-3s %5ss  %s\n' "$name" "$status" "$SECONDS" \
+        "$(grep -v '^ *$' "$out/$name.log" | tail -n 1 | cut -c1-100)" | tee -a "$out/summary.txt"
+}
+
+{
+    date -u +%Y-%m-%dT%H:%MZ
+    git describe --always --dirty
+    python -c 'import torch; print("torch", torch.__version__)'
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "no GPU"
+} | tee "$out/summary.txt"
+
+# shellcheck disable=SC2086
+{
+    step info python -m cekernels.info
+    step kernels pytest tests/test_gpu.py tests/test_implementations.py tests/test_selfcheck.py \
+        ${PYTEST_ARGS:-}
+    step tests pytest --ignore=tests/test_gpu.py --ignore=tests/test_implementations.py \
+        --ignore=tests/test_selfcheck.py ${PYTEST_ARGS:-}
+    step numerics python docs/numerics.py
+    cp docs/numerics.json "$out"
+    step training python -m context_encoder.train --out "$out/run" \
+        ${TRAIN_ARGS:---preset inpaint-center --steps 200 --val-every 200}
+    step bench pytest bench/ --benchmark-json="$out/bench.json" ${BENCH_ARGS:-}
+    step report python -m bench.report "$out/bench.json"
+}
+rm -rf "$out/run/checkpoints"
