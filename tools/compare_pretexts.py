@@ -1,0 +1,183 @@
+"""What pretraining is worth: rival pretexts and random weights under one linear probe.
+
+    python tools/compare_pretexts.py --photos FOLDER --labelled FOLDER --out OUT
+
+Every pretext trains the same encoder on the same photographs for the same number of steps, with
+each seed; then a linear classifier is fitted to the frozen features of each layer. Runs that are
+done are not done again, one that was cut off goes on, so the command can be repeated until it is
+through. Results: OUT/pretexts.json and OUT/pretexts.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from context_encoder.runs import RunError, find_checkpoint
+
+PRETEXTS: dict[str, tuple[str, ...] | None] = {
+    "context encoder, region": ("--mask", "region"),
+    "context encoder, block": ("--mask", "block"),
+    "context encoder, central": ("--mask", "central"),
+    "autoencoder": ("--pretext", "autoencoder"),
+    "denoising autoencoder": ("--pretext", "denoising"),
+    "relative patch": ("--pretext", "relative-patch"),
+    "random initialisation": None,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare pretexts by a linear probe."""
+
+    photos: Path
+    """Folder of photographs to pretrain on."""
+    labelled: Path
+    """Folder with train/ and test/, each with one sub-folder a class."""
+    out: Path
+    """Where runs and results go."""
+    steps: int = 1000
+    """Pretraining steps."""
+    seeds: int = 3
+    """How many: 0, 1, ..."""
+    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", "conv4", "channelwise_fc")
+    """Layers to probe."""
+    max_dims: int = 1024
+    """Features of a layer at most."""
+    jobs: int = 1
+    """Trainings and probes at a time, each with its share of the CPU's cores."""
+    train_args: str = ""
+    """More options for every training, in one string."""
+
+
+def name_of(pretext: str, seed: int) -> str:
+    return f"{pretext.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def run(command: list[str], log: Path, threads: int) -> None:
+    """Run a module of the package; SystemExit with the end of what it said if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with log.open("a") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], stdout=file, stderr=file, env=environment
+        )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-2000:]}")
+
+
+def pretrain(options: Options, pretext: str, seed: int, threads: int) -> float | None:
+    """Train, unless it is done or there is nothing to train; seconds of training so far."""
+    arguments = PRETEXTS[pretext]
+    if arguments is None:
+        return None
+    name = name_of(pretext, seed)
+    folder, clock = options.out / "runs" / name, options.out / "runs" / f"{name}.seconds"
+    spent = float(clock.read_text()) if clock.exists() else 0.0
+    command = ["context_encoder.train"]
+    try:
+        state = find_checkpoint(folder, "last") / "state.json"
+        if json.loads(state.read_text())["step"] >= options.steps:
+            return spent
+        command += ["--resume", str(folder)]
+    except RunError:
+        command += ["--data", str(options.photos), "--out", str(folder), *arguments]
+        command += ["--seed", str(seed), "--val-fraction", "0.05", *options.train_args.split()]
+    command += ["--steps", str(options.steps), "--val-every", str(options.steps)]
+    started = time.monotonic()
+    run(command, options.out / "logs" / f"{name}.log", threads)
+    spent += time.monotonic() - started
+    clock.write_text(str(spent))
+    return spent
+
+
+def probe(options: Options, pretext: str, seed: int, threads: int) -> dict[str, Any]:
+    """What the probe says of a run; of fresh weights for random initialisation."""
+    name = name_of(pretext, seed)
+    folder = options.out / "probes" / name
+    if not (folder / "probe.json").exists():
+        if PRETEXTS[pretext] is None:
+            source = ["--model", "small", "--seeds", str(seed)]
+        else:
+            checkpoint = find_checkpoint(options.out / "runs" / name, "last")
+            source = ["--checkpoint", str(checkpoint), "--seeds", str(seed)]
+        command = ["context_encoder.transfer", "probe", "--data", str(options.labelled), *source]
+        command += ["--layers", *options.layers, "--max-dims", str(options.max_dims)]
+        run([*command, "--out", str(folder)], options.out / "logs" / f"{name}.log", threads)
+    result: dict[str, Any] = json.loads((folder / "probe.json").read_text())
+    return result
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def table(options: Options, rows: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| pretraining | " + " | ".join(options.layers) + " | wall time |",
+        "| --- " * (len(options.layers) + 2) + "|",
+    ]
+    for pretext, row in rows.items():
+        cells = [mean_and_deviation([100 * a for a in row["layers"][n]]) for n in options.layers]
+        seconds = f"{statistics.fmean(row['seconds']):.0f} s" if row["seconds"] else "none"
+        lines.append(f"| {pretext} | " + " | ".join(cells) + f" | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(options: Options) -> None:
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    tasks = [(pretext, seed) for seed in range(options.seeds) for pretext in PRETEXTS]
+
+    def work(task: tuple[str, int]) -> tuple[float | None, dict[str, Any]]:
+        seconds = pretrain(options, *task, threads)
+        result = probe(options, *task, threads)
+        best = max(layer["accuracy"] for layer in result["layers"].values())
+        print(f"{name_of(*task)}: best layer {100 * best:.1f} %", flush=True)
+        return seconds, result
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = dict(zip(tasks, pool.map(work, tasks), strict=True))
+
+    rows: dict[str, dict[str, Any]] = {}
+    for (pretext, _), (seconds, result) in found.items():
+        row = rows.setdefault(pretext, {"layers": {}, "seconds": []})
+        for layer, values in result["layers"].items():
+            row["layers"].setdefault(layer, []).append(values["accuracy"])
+        if seconds is not None:
+            row["seconds"].append(round(seconds, 1))
+    some = found[tasks[0]][1]
+    record = {
+        "command": " ".join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
+        "steps": options.steps,
+        "seeds": list(range(options.seeds)),
+        "train_images": some["train_images"],
+        "test_images": some["test_images"],
+        "chance": some["chance"],
+        "machine": {
+            "torch": torch.__version__,
+            "cpus": os.cpu_count(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        },
+        "accuracy": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "pretexts.json").write_text(json.dumps(record, indent=2) + "\n")
+    text = table(options, rows)
+    (options.out / "pretexts.md").write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
