@@ -97,7 +97,7 @@ class StepProblem(Problem):
         first = self._trainer()
         # Copies that no step has changed.
         self.model = copy.deepcopy(first.model)
-        self.discriminator = copy.deepcopy(first.discriminator)
+        self.discriminator = copy.deepcopy(first.pretext.discriminator)
         self._limit = 0.0
         self._mask = torch.empty(0)
 
@@ -115,7 +115,9 @@ class StepProblem(Problem):
             trainer = self._trainer(compile=compiled, amp="bf16" if bf16 else "off")
             first = self.batches[0]
             device = torch.device(self.row.device)
-            self._mask, _ = trainer.masks(first["epoch"].to(device), first["index"].to(device))
+            self._mask, _ = trainer.pretext.masks(
+                first["epoch"].to(device), first["index"].to(device)
+            )
             return lambda: trainer.train_step(next(batches)), {}
         region = self.model.output_region
         plain = PlainTraining(

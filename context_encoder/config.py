@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+PretextName = Literal["inpainting", "autoencoder", "denoising", "relative-patch"]
 ModelName = Literal["small", "alexnet", "alexnet-poolfree", "center", "random"]
 MaskName = Literal["central", "block", "region", "blob", "folder", "voc"]
 PresetName = Literal[
@@ -14,6 +16,9 @@ PresetName = Literal[
     "features-region",
     "features-block",
     "features-central",
+    "features-autoencoder",
+    "features-denoising",
+    "features-relative-patch",
     "inpaint-center",
     "inpaint-region",
     "inpaint-blob",
@@ -33,6 +38,11 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     preset: PresetName = Field("laptop", description="Named recipe that sets the defaults.")
+    pretext: PretextName = Field(
+        "inpainting",
+        description="Task to learn from: fill a hole; give the whole picture back, as it was or "
+        "from a corrupted one; tell how two patches lie to each other.",
+    )
 
     data: Path | None = Field(
         None, description="Folder of photographs, any nesting. Default: those that ship."
@@ -64,6 +74,10 @@ class TrainConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Dropout after the channel-wise layer (alexnet models)."
     )
+    norm: Literal["lrn", "batch", "none"] = Field(
+        "lrn",
+        description="Normalisation (alexnet models): local response as in AlexNet, batch or none.",
+    )
 
     mask: MaskName = Field("region", description="Kind of mask.")
     mask_folder: Path | None = Field(
@@ -75,6 +89,34 @@ class TrainConfig(BaseModel):
     fill: Literal["imagenet-mean", "released-order"] = Field(
         "imagenet-mean",
         description="Colour of the hole; released-order permutes the channels as train.lua does.",
+    )
+
+    noise: Literal["masking", "salt-pepper"] = Field(
+        "masking",
+        description="Corruption (--pretext denoising): cells blanked, or black and white.",
+    )
+    noise_amount: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="Part of the cells that is corrupted (--pretext denoising)."
+    )
+    noise_cell: Annotated[int, Field(ge=1)] = Field(
+        1, description="Side of such a cell in pixels (--pretext denoising)."
+    )
+
+    patch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Side of the patches in pixels (--pretext relative-patch). Default: the "
+        "largest up to half of --size that the model's strides fit.",
+    )
+    patch_gap: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Pixels between them before jitter. Default: half of --patch-size."
+    )
+    patch_jitter: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Pixels each is moved by at most. Default: 7/96 of --patch-size."
+    )
+    patch_color: Literal["drop", "projection", "none"] = Field(
+        "drop",
+        description="Against chromatic aberration (--pretext relative-patch): replace two of three "
+        "channels by noise, take green against magenta out, or leave the colours.",
     )
 
     loss: Literal["l2", "l1"] = Field("l2", description="Reconstruction loss.")
@@ -139,25 +181,135 @@ class TrainConfig(BaseModel):
         """What is not given comes from the preset."""
         if not isinstance(values, dict):
             return values
-        return {**PRESETS.get(values.get("preset", "laptop"), {}), **values}
+        recipe = PRESETS.get(values.get("preset", "laptop"), {})
+        idle = idle_options({**recipe, **values})
+        return {**{name: v for name, v in recipe.items() if name not in idle}, **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale must be 0 < from <= to <= 1, got {low} {high}")
+            raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {low} {high}")
         if self.mask == "folder" and self.mask_folder is None:
             raise ValueError("--mask folder needs --mask-folder FOLDER")
         if self.mask == "voc" and self.voc_root is None:
             raise ValueError("--mask voc needs --voc-root VOCDEVKIT")
         if self.lambda_rec == 0 and self.lambda_adv == 0:
-            raise ValueError("lambda_rec and lambda_adv are both 0: nothing to train on")
+            raise ValueError("--lambda-rec and --lambda-adv are both 0: nothing to train on")
+        for name, reason in idle_options(self.model_dump()).items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(refusal(name, reason))
         return self
 
     def fill_color(self) -> tuple[float, float, float]:
         """The hole's colour, RGB on [-1, 1]."""
         red, green, blue = FILL_COLORS[self.fill]
         return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
+
+
+# Which options need what: (names, the option that decides, whether its value will do, its values
+# in words). Where several lines name an option, all must hold.
+_ALEXNETS = ("alexnet", "alexnet-poolfree")
+_NEEDS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    (
+        "mask mask_folder voc_root normalize overlap overlap_weight lambda_rec lambda_adv "
+        "lr_discriminator_ratio",
+        "pretext",
+        lambda pretext: pretext == "inpainting",
+        "inpainting",
+    ),
+    (
+        "fill",
+        "pretext",
+        lambda pretext: pretext in ("inpainting", "denoising"),
+        "inpainting or denoising",
+    ),
+    ("loss", "pretext", lambda pretext: pretext != "relative-patch", "one that makes pictures"),
+    (
+        "noise noise_amount noise_cell",
+        "pretext",
+        lambda pretext: pretext == "denoising",
+        "denoising",
+    ),
+    (
+        "patch_size patch_gap patch_jitter patch_color",
+        "pretext",
+        lambda pretext: pretext == "relative-patch",
+        "relative-patch",
+    ),
+    ("dropout norm", "model", lambda model: model in _ALEXNETS, "alexnet or alexnet-poolfree"),
+    (
+        "dropout",
+        "pretext",
+        lambda pretext: pretext != "relative-patch",
+        "one with the channel-wise layer",
+    ),
+    ("mask_folder", "mask", lambda mask: mask == "folder", "folder"),
+    ("voc_root", "mask", lambda mask: mask == "voc", "voc"),
+    ("overlap_weight", "overlap", lambda overlap: overlap != 0, "1 or more"),
+    ("lr_discriminator_ratio", "lambda_adv", lambda weight: weight != 0, "above 0"),
+    ("fill", "noise", lambda noise: noise == "masking", "masking"),
+    ("val_fraction", "val_data", lambda folder: folder is None, "left out"),
+)
+
+
+def idle_options(values: Mapping[str, Any]) -> dict[str, str]:
+    """The options that would do nothing, each with the reason.
+
+    Args:
+        values: of a configuration, checked or not; what is missing has its default.
+    """
+    idle: dict[str, str] = {}
+    for names, decider, serves, wanted in _NEEDS:
+        value = values.get(decider, TrainConfig.model_fields[decider].default)
+        if not serves(value):
+            for name in names.split():
+                idle.setdefault(
+                    name,
+                    f"needs {option(decider)} {wanted}, this run has {option(decider)} {value}",
+                )
+    return idle
+
+
+def option(name: str) -> str:
+    """A field's name as it is spelt on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def refusal(name: str, reason: str) -> str:
+    """The sentence that refuses an idle option."""
+    return f"{option(name)} would do nothing: it {reason}; leave it out"
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One sentence for each thing that is wrong: the option, what is expected, what was given."""
+    return [_explain(problem) for problem in error.errors()]
+
+
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def _explain(problem: Any) -> str:
+    kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "value_error":  # raised in this file: a sentence already
+        return str(context["error"])
+    name = option(str(problem["loc"][0])) if problem["loc"] else "the configuration"
+    if kind == "extra_forbidden":
+        return f"there is no option {name}"
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return f"{name} must be {words} {context[key]}, got {given}"
+    if kind == "literal_error":
+        return f"{name} must be {context['expected']}, got {given!r}"
+    if kind == "finite_number":
+        return f"{name} must be a finite number, got {given}"
+    message = problem["msg"]
+    return f"{name}: {message[0].lower()}{message[1:]}, got {given!r}"
 
 
 # The published recipes (see docs/recipes.md for where each number comes from). A preset lists
@@ -180,9 +332,8 @@ _RELEASED: dict[str, Any] = {
 }
 _FEATURES: dict[str, Any] = {
     "model": "alexnet",
-    "dropout": 0.5,
-    "overlap": 0,
     "batch_size": 64,
+    "lr": 1e-4,
     "lr_schedule": "constant",
     "resize": 256,
     "crop_scale": (227 / 256, 227 / 256),
@@ -191,11 +342,16 @@ _FEATURES: dict[str, Any] = {
     "val_every": 2000,
     "log_every": 50,
 }
+_FEATURES_BY_HOLES: dict[str, Any] = {**_FEATURES, "dropout": 0.5, "overlap": 0}
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {},
-    "features-region": {**_FEATURES, "mask": "region", "lr": 1e-4},
-    "features-block": {**_FEATURES, "mask": "block", "lr": 1e-4},
-    "features-central": {**_FEATURES, "mask": "central", "lr": 1e-3},
+    "features-region": {**_FEATURES_BY_HOLES, "mask": "region"},
+    "features-block": {**_FEATURES_BY_HOLES, "mask": "block"},
+    "features-central": {**_FEATURES_BY_HOLES, "mask": "central", "lr": 1e-3},
+    "features-autoencoder": {**_FEATURES, "pretext": "autoencoder", "dropout": 0.5},
+    "features-denoising": {**_FEATURES, "pretext": "denoising", "dropout": 0.5},
+    # Crops show the same part of a photograph as above, in the 261 pixels that two patches take.
+    "features-relative-patch": {**_FEATURES, "pretext": "relative-patch", "resize": 294},
     "inpaint-center": {**_RELEASED, "model": "center", "mask": "central"},
     "inpaint-region": {**_RELEASED, "model": "random", "mask": "region"},
     "inpaint-blob": {**_RELEASED, "model": "random", "mask": "blob"},
@@ -209,6 +365,19 @@ MODEL_PRESETS: dict[str, str] = {
     "center": "inpaint-center",
     "random": "inpaint-region",
 }
+# The same for AlexNet and another pretext.
+_ALEXNET_PRESETS: dict[str, str] = {
+    "autoencoder": "features-autoencoder",
+    "denoising": "features-denoising",
+    "relative-patch": "features-relative-patch",
+}
+
+
+def default_preset(model: str | None, pretext: str | None) -> str:
+    """The recipe for a network and a pretext, either of them None (or unknown) if not chosen."""
+    if model in _ALEXNETS and pretext in _ALEXNET_PRESETS:
+        return _ALEXNET_PRESETS[pretext]
+    return MODEL_PRESETS.get(model or "small", "laptop")
 
 
 def preset(name: str) -> TrainConfig:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from tyro.conf import arg
 
 from cekernels import fill_masked
 from context_encoder.data.images import UnreadableImage, list_images, relative_name
+from context_encoder.models import ContextEncoder
 from context_encoder.pictures import (
     ImageLike,
     InpaintError,
@@ -41,8 +42,9 @@ from context_encoder.pictures import (
     read_picture,
     save_picture,
 )
-from context_encoder.prepare import Processes, choose_device, masks_from_config
-from context_encoder.runs import Which, load_model
+from context_encoder.prepare import Processes, choose_device
+from context_encoder.pretexts.inpainting import masks_from_config
+from context_encoder.runs import Which, check_fills_holes, load_model
 from context_encoder.seam import remove_seam
 from context_encoder.windows import Geometry, Hole, Window, plan_windows, reflect_indices
 
@@ -212,11 +214,13 @@ class Inpainter:
             blend, batch_size: see the class.
 
         Raises:
-            RunError: there is no checkpoint, or it cannot be used.
+            RunError: there is no checkpoint, it cannot be used, or its pretext was not to fill
+                holes.
             ValueError: no such device.
         """
         loaded = load_model(Path(path), which=which, device=choose_device(device, Processes()))
-        config, model = loaded.config, loaded.model
+        check_fills_holes(loaded)
+        config, model = loaded.config, cast(ContextEncoder, loaded.model)
         hole = None
         if config.mask == "central":
             index = torch.zeros(1, dtype=torch.int64)

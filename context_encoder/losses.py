@@ -38,6 +38,12 @@ def reconstruction_loss(
     return loss(prediction, target, weights, normalize=normalize)  # type: ignore[arg-type]
 
 
+def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:
+    """Mean squared ("l2") or absolute ("l1") error of all elements, ``()`` float32."""
+    loss = F.mse_loss if kind == "l2" else F.l1_loss
+    return loss(prediction.float(), target.float())
+
+
 def discriminator_loss(logits: Tensor, real: bool) -> Tensor:
     """Its half of the paper's equation 2 for one batch: ``-log D(x)`` or ``-log(1 - D(x))``."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))

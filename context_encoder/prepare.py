@@ -12,8 +12,8 @@ import torch
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import embedded_photos, list_images, split_photos
-from context_encoder.masks import MaskSampler, build_mask_sampler
 from context_encoder.models import check_image_size, default_image_size
+from context_encoder.pretexts import PRETEXTS
 
 
 @dataclass(frozen=True)
@@ -71,28 +71,22 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     """Fill in what the configuration leaves to be chosen, and check that its parts fit.
 
     Raises:
-        ValueError: a size the model cannot take, a mask the model cannot fill, and the like.
+        ValueError: a size the model cannot take, a pretext that does not fit it, and the like.
     """
     size = config.size or default_image_size(config.model)
     check_image_size(config.model, size)
-    if config.model == "center" and config.mask != "central":
-        raise ValueError(
-            f"--model center predicts the central region only, --mask {config.mask} is elsewhere; "
-            "use --mask central, or --model random"
-        )
     if config.model in ("center", "random") and config.batch_size == 1:
         raise ValueError(
             f"--model {config.model} normalises over the batch; --batch-size must be at least 2"
         )
-    for option, value, kind in (
-        ("--mask-folder", config.mask_folder, "folder"),
-        ("--voc-root", config.voc_root, "voc"),
-    ):
-        if value is not None and config.mask != kind:
-            raise ValueError(f"{option} is for --mask {kind}, this run has --mask {config.mask}")
+    pretext = PRETEXTS[config.pretext]
+    config = config.model_copy(update={"size": size})
+    config = config.model_copy(update=pretext.resolve(config))
+    crop = pretext.crop_size(config)
     resize = config.resize or 2 * size
-    if resize < size:
-        raise ValueError(f"--resize {resize} is smaller than the network's input, --size {size}")
+    if resize < crop:
+        what = "the crops that the patches are cut from" if crop != size else "--size"
+        raise ValueError(f"--resize {resize} is smaller than the network's input, {what}: {crop}")
     steps = config.steps
     if config.epochs is not None:
         steps = max(1, math.ceil(config.epochs * len(photos.train) / config.batch_size))
@@ -100,7 +94,7 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     if workers is None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = 0 if config.model == "small" else min(8, (os.cpu_count() or 1) // local)
-    update = {"size": size, "resize": resize, "steps": steps, "epochs": None, "workers": workers}
+    update = {"resize": resize, "steps": steps, "epochs": None, "workers": workers}
     return config.model_copy(update=update)
 
 
@@ -128,24 +122,3 @@ def choose_device(name: str, processes: Processes) -> torch.device:
             raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     return device
-
-
-def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
-    """The mask sampler of a resolved configuration.
-
-    The hole of a network that predicts its central region only leaves room for the overlap band.
-    """
-    assert config.size is not None
-    hole = None
-    if output_side < config.size:
-        hole = output_side - 2 * config.overlap
-        if hole < 1:
-            raise ValueError(f"--overlap {config.overlap} leaves no hole in {output_side} pixels")
-    return build_mask_sampler(
-        config.mask,
-        config.size,
-        config.seed,
-        hole=hole,
-        folder=config.mask_folder,
-        voc_root=config.voc_root,
-    )

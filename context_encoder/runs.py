@@ -8,7 +8,7 @@
       samples/               sheets of held-out pictures: original, masked, filled
       tensorboard/           event files
       checkpoints/last/      also best/: the lowest error in the hole of held-out pictures
-        model.safetensors    encoder, bottleneck and decoder
+        model.safetensors    encoder, bottleneck and decoder (relative-patch: encoder and head)
         discriminator.safetensors
         training.safetensors optimizer moments and random generators
         state.json           step, metrics, scalar state
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +34,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from context_encoder.config import TrainConfig
-from context_encoder.models import ContextEncoder, build_model
+from context_encoder.config import TrainConfig, explain
+from context_encoder.models import Backbone
+from context_encoder.pretexts import PRETEXTS
 
 Which = Literal["best", "last"]
 _MODEL = "model.safetensors"
@@ -52,7 +54,7 @@ class RunError(ValueError):
 class LoadedModel:
     """A network with its weights, in eval mode, and where it came from."""
 
-    model: ContextEncoder
+    model: Backbone
     config: TrainConfig
     step: int
     path: Path
@@ -131,10 +133,14 @@ class RunFolder:
         save_file(_contiguous(checkpoint.training), new / _TRAINING)
         (new / _STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n")
         (new / _CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+        # On the disk before it takes the other's place, or a power cut could leave neither.
+        for path in (*new.iterdir(), new):
+            _sync(path)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+        _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
         return folder
 
@@ -151,7 +157,17 @@ def _write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text)
+    _sync(new)
     new.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,7 +207,10 @@ def read_config(folder: Path) -> TrainConfig:
         raise RunError(f"{file} does not exist")
     try:
         return TrainConfig.model_validate_json(file.read_text())
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        reasons = "; ".join(explain(error))
+        raise RunError(f"{file} is not a training configuration: {reasons}") from error
+    except UnicodeDecodeError as error:
         raise RunError(f"{file} is not a training configuration: {error}") from error
 
 
@@ -213,12 +232,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise RunError(f"checkpoint {folder} cannot be read: {error}") from error
 
 
-def model_from_config(config: TrainConfig) -> ContextEncoder:
+def model_from_config(config: TrainConfig) -> Backbone:
     """The network of a configuration, with fresh weights."""
-    options: dict[str, Any] = {}
-    if config.model.startswith("alexnet"):
-        options["dropout"] = config.dropout
-    return build_model(config.model, image_size=config.size, **options)
+    return PRETEXTS[config.pretext].build(config)
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -229,10 +245,21 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path)
         raise RunError(f"{source} does not fit the network of its configuration: {error}") from None
 
 
+def check_fills_holes(loaded: LoadedModel) -> None:
+    """RunError unless the network was trained to fill holes."""
+    pretext = loaded.config.pretext
+    if pretext != "inpainting":
+        raise RunError(
+            f"{loaded.path} was trained with --pretext {pretext}, not to fill holes: what it made "
+            "of one would be no inpainting; name a run with --pretext inpainting (its features "
+            "can be used: python -m context_encoder.features)"
+        )
+
+
 def load_model(
     path: Path | str, *, which: Which = "best", device: torch.device | str = "cpu"
 ) -> LoadedModel:
-    """Load the trained network of a run folder or a checkpoint folder.
+    """Load the trained network of a run folder or a checkpoint folder, whatever its pretext.
 
     Args:
         path: the folder.

@@ -1,4 +1,4 @@
-"""``python -m context_encoder.train``: train a context encoder.
+"""``python -m context_encoder.train``: train a context encoder, or one of its rivals.
 
 Without arguments: a small network on the photographs that ship, in about two minutes on a CPU.
 Several GPUs: ``torchrun --nproc-per-node N -m context_encoder.train ...``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import signal
 import sys
@@ -15,14 +16,24 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import tyro
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from context_encoder.config import MODEL_PRESETS, PRESETS, TrainConfig, preset
+from context_encoder.config import (
+    PRESETS,
+    TrainConfig,
+    default_preset,
+    explain,
+    idle_options,
+    option,
+    preset,
+    refusal,
+)
 from context_encoder.prepare import Photos, Processes, choose_device, resolve
 from context_encoder.runs import (
     Checkpoint,
@@ -45,32 +56,44 @@ _FREE_ON_RESUME = (
 ).split()
 
 
-class Arguments(TrainConfig):
-    """Train a context encoder to fill holes in photographs.
+_SUMMARY = """Train a context encoder to fill holes in photographs, or a rival pretext.
 
     Without arguments: the preset "laptop", a small network on the photographs that ship, in about
-    two minutes on a CPU. --model picks the recipe made for that network and --preset a named one;
-    every other option changes one value of it.
+    two minutes on a CPU. --model and --pretext pick the recipe made for them and --preset a named
+    one; every other option changes one value of it.
     """
 
-    resume: Path | None = Field(
-        None, description="Run folder to continue; its configuration becomes the default."
-    )
-    config: Path | None = Field(
-        None, description="JSON file with the defaults, such as the config.json of a run."
-    )
+
+def _arguments(defaults: TrainConfig) -> type:
+    """What tyro parses. It checks types alone: TrainConfig checks values, in its own words."""
+    fields: list[Any] = [
+        (
+            name,
+            Annotated[field.annotation, tyro.conf.arg(help=field.description)],
+            dataclasses.field(default=getattr(defaults, name)),
+        )
+        for name, field in TrainConfig.model_fields.items()
+    ]
+    for name, text in (
+        ("resume", "Run folder to continue; its configuration becomes the default."),
+        ("config", "JSON file with the defaults, such as the config.json of a run."),
+    ):
+        kind = Annotated[Path | None, tyro.conf.arg(help=text)]
+        fields.append((name, kind, dataclasses.field(default=None)))
+    return dataclasses.make_dataclass("Arguments", fields, namespace={"__doc__": _SUMMARY})
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | None]:
     """The configuration that the command line asks for, and the run to resume, if any.
 
     Raises:
-        ValueError: values that do not go together.
+        ValueError: values that are out of range (ValidationError), that do not go together, or
+            that would do nothing.
         RunError: what --resume or --config names cannot be used.
     """
     # What sets the defaults must be known before tyro can show and change them.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "model", "config", "resume"):
+    for name in ("preset", "model", "pretext", "config", "resume"):
         first.add_argument(f"--{name}", nargs="?")
     known, _ = first.parse_known_args(arguments)
     if sum(value is not None for value in (known.preset, known.config, known.resume)) > 1:
@@ -82,19 +105,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
     elif known.config is not None:
         defaults = read_config(Path(known.config)).model_copy(update={"out": None})
     else:
-        name = known.preset or MODEL_PRESETS.get(known.model, "laptop")
+        name = known.preset or default_preset(known.model, known.pretext)
         defaults = preset(name) if name in PRESETS else TrainConfig()
 
-    parsed = tyro.cli(
-        Arguments,
-        prog="python -m context_encoder.train",
-        args=arguments,
-        default=Arguments(**defaults.model_dump()),
+    parsed: Any = tyro.cli(
+        _arguments(defaults), prog="python -m context_encoder.train", args=arguments
     )
-    config = TrainConfig(**parsed.model_dump(exclude={"resume", "config"}))
+    config = _with_options(defaults, parsed, sys.argv[1:] if arguments is None else arguments)
     if parsed.resume is not None:
         changed = [
-            "--" + name.replace("_", "-")
+            option(name)
             for name in TrainConfig.model_fields
             if name not in _FREE_ON_RESUME and getattr(config, name) != getattr(defaults, name)
         ]
@@ -107,6 +127,25 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
     return config, parsed.resume
 
 
+def _with_options(defaults: TrainConfig, parsed: Any, arguments: Sequence[str]) -> TrainConfig:
+    """The defaults with what was given on the command line.
+
+    A default that this leaves nothing to do is dropped; an option that was given is refused then.
+    """
+    names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments}
+    given = {
+        name: getattr(parsed, name)
+        for name in TrainConfig.model_fields
+        if name in names or f"no_{name}" in names
+    }
+    values = defaults.model_dump() | given
+    idle = idle_options(values)
+    for name in given:
+        if name in idle:
+            raise ValueError(refusal(name, idle[name]))
+    return TrainConfig(**{name: value for name, value in values.items() if name not in idle})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done or stopped by a signal, 1 failed, 2 misused."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -114,16 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, resume = parse(arguments)
         return _run(config, resume)
     except ValidationError as error:
-        for problem in error.errors():
-            where = ".".join(map(str, problem["loc"]))
-            print(f"error: {where + ': ' if where else ''}{problem['msg']}", file=sys.stderr)
+        for problem in explain(error):
+            print(f"error: {problem}", file=sys.stderr)
         return 2
     except (RunError, ValueError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except NonFiniteError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
 
 
 def _run(config: TrainConfig, resume: Path | None) -> int:
@@ -157,14 +192,20 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
 
     with _process_group(processes, device):
         trainer = Trainer(config, photos, device, processes, checkpoint)
-        if processes.first:
-            run.start(config)
-            _log_to(out / "log.txt")
-            _announce(config, photos, trainer, resume)
-        with _stop_on_signal(trainer), logging_redirect_tqdm():
-            outcome = trainer.fit(run if processes.first else None)
-        if processes.first:
-            _conclude(config, outcome, out)
+        if not processes.first:
+            with _stop_on_signal(trainer):
+                trainer.fit(None)
+            return 0
+        run.start(config)
+        with _log_to(out / "log.txt"):
+            try:
+                _announce(config, photos, trainer, resume)
+                with _stop_on_signal(trainer), logging_redirect_tqdm():
+                    outcome = trainer.fit(run)
+                _conclude(trainer, outcome, out)
+            except NonFiniteError as error:
+                log.error("stopped: %s", error)
+                return 1
     return 0
 
 
@@ -177,7 +218,10 @@ def _run_root(path: Path) -> Path | None:
 
 
 def _default_out(config: TrainConfig) -> Path:
-    return Path("runs") / f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    name: str = config.preset
+    if config.pretext != preset(name).pretext:
+        name += f"-{config.pretext}"
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 @contextlib.contextmanager
@@ -199,8 +243,9 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
     def request(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        # Nothing is logged in here: the loop may hold the log's lock, or be writing a line.
         trainer.stop_requested = True
-        log.info("%s: finishing the step, then saving", signal.Signals(number).name)
+        trainer.stop_reason = signal.Signals(number).name
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -210,10 +255,16 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _log_to(path: Path) -> None:
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Path | None) -> None:
@@ -228,8 +279,8 @@ def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Pat
     log.info("%s: %s", "continuing" if resume else "training", config.out)
     log.info("  data    %d %s, %d held out", len(photos.train), source, len(photos.val))
     log.info(
-        "  model   %s, %.2f M parameters, %d x %d pixels, %s masks",
-        config.model, parameters / 1e6, config.size, config.size, config.mask,
+        "  model   %s, %.2f M parameters, %d x %d pixels, %s",
+        config.model, parameters / 1e6, config.size, config.size, trainer.pretext.describe(),
     )  # fmt: skip
     log.info(
         "  run     %d steps of %d images from step %d on %s%s",
@@ -238,24 +289,19 @@ def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Pat
     )  # fmt: skip
 
 
-def _conclude(config: TrainConfig, outcome: Outcome, out: Path) -> None:
+def _conclude(trainer: Trainer, outcome: Outcome, out: Path) -> None:
     log.info("")
     if outcome.interrupted:
         log.info("stopped at step %d of %d, saved; go on with", outcome.step, outcome.steps)
         log.info("  python -m context_encoder.train --resume %s", out)
         return
-    m = outcome.metrics
+    pretext = trainer.pretext
     log.info("done: %d steps in %.0f s, in %s", outcome.step, outcome.seconds, out)
-    log.info("  hole of held-out photographs, PSNR averaged per image:")
-    log.info("    %-28s %6.2f dB", "this network", m["psnr"])
-    for key, label in (
-        ("psnr_context_mean_fill", "mean of the surroundings"),
-        ("psnr_mean_fill", "one mean colour"),
-    ):
-        log.info("    %-28s %6.2f dB   (%+.2f dB)", label, m[key], m["psnr"] - m[key])
-    log.info("    L1 %.2f %%, L2 %.2f %%, SSIM %.3f", 100 * m["l1"], 100 * m["l2"], m["ssim"])
+    for line in pretext.summary(outcome.metrics):
+        log.info("  %s", line)
     if outcome.best and outcome.best["step"] != outcome.step:
-        log.info("    best at step %d: %.2f dB", outcome.best["step"], outcome.best["psnr"])
+        figure = pretext.best_metric
+        log.info("  best at step %d: %s %.4g", outcome.best["step"], figure, outcome.best[figure])
     if outcome.unreadable:
         log.info(
             "  files that could not be read: %d, see %s",
@@ -264,14 +310,8 @@ def _conclude(config: TrainConfig, outcome: Outcome, out: Path) -> None:
         )
     if outcome.sheet is not None:
         log.info("  look at %s", outcome.sheet)
-    log.info("next, fill a hole in a picture of your own (x0 y0 x1 y1 in pixels, or --mask FILE):")
-    log.info(
-        "  python -m context_encoder.inpaint PICTURE.jpg --box 100 100 180 180 "
-        "--checkpoint %s --out filled.png", out,
-    )  # fmt: skip
-    if config.data is None:
-        log.info("or train the paper's network on your own photographs:")
-        log.info("  python -m context_encoder.train --preset inpaint-center --data FOLDER")
+    for line in pretext.advice(out):
+        log.info("%s", line)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The training loop: masks, joint loss, alternating Adam, validation, checkpoints.
+"""The training loop: batches, Adam, validation, checkpoints, whatever the pretext.
 
-Nothing in a step waits for the device: losses are summed there and read every ``log_every``
-steps. What a step sees depends on (seed, step) alone, so a resumed run goes on exactly.
+What the pretexts differ in is in :mod:`context_encoder.pretexts`. Nothing in a step waits for the
+device: losses are summed there and read every ``log_every`` steps. What a step sees depends on
+(seed, step) alone, so a resumed run goes on exactly.
 """
 
 from __future__ import annotations
@@ -22,51 +23,25 @@ from torch.optim import Adam, Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cekernels import fill_masked
 from context_encoder.config import TrainConfig
 from context_encoder.data import PhotoFolder, make_loader
-from context_encoder.losses import (
-    discriminator_loss,
-    generator_loss,
-    overlap_weights,
-    reconstruction_loss,
-)
-from context_encoder.metrics import (
-    context_mean,
-    hole_mean,
-    hole_metrics,
-    psnr_from_squared_error,
-    to_unit,
-)
-from context_encoder.models import build_discriminator
-from context_encoder.prepare import Photos, Processes, masks_from_config
+from context_encoder.prepare import Photos, Processes
+from context_encoder.pretexts import PRETEXTS, Samples
 from context_encoder.runs import (
     Checkpoint,
     RunFolder,
     load_weights,
-    model_from_config,
 )
 from context_encoder.sheets import save_sheet
 
 log = logging.getLogger(__name__)
 
-# Held-out pictures get the same holes in every run, whatever its seed.
-_VALIDATION_SEED = 20160427
 _VALIDATION_BATCH = 32
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteError(RuntimeError):
     """The loss or a weight is no longer a finite number."""
-
-
-@dataclasses.dataclass
-class Validation:
-    """Held-out pictures with their holes, and how good trivial fills of these are."""
-
-    images: Tensor  # uint8 (N, 3, S, S)
-    masks: Tensor  # bool (N, 1, S, S)
-    trivial: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,37 +85,32 @@ class Trainer:
         self.processes = processes
         self.step = 0
         self.stop_requested = False
+        #: What asked for it, for the log; empty if nothing did.
+        self.stop_reason = ""
         self.unreadable: set[str] = set()
+        self._unreported: list[tuple[str, str]] = []
         self.best: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.sheet: Path | None = None
 
         torch.manual_seed(config.seed)
-        self.model = model_from_config(config)
-        top, left, height, width = self.model.output_region
-        self._region = (..., slice(top, top + height), slice(left, left + width))
-        self.masks = masks_from_config(config, height).to(device)
-        self.discriminator = build_discriminator(height) if config.lambda_adv > 0 else None
-        self.fill = torch.tensor(config.fill_color(), device=device)
+        self.pretext = PRETEXTS[config.pretext](config, device)
+        self.model = self.pretext.model
+        self._parts = self.pretext.parts()
 
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._memory_format = memory_format
-        self.model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-        self._optimizer = self._adam(self.model, config.lr)
-        self._discriminator_optimizer: Optimizer | None = None
-        if self.discriminator is not None:
-            self.discriminator.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-            self._discriminator_optimizer = self._adam(
-                self.discriminator, config.lr * config.lr_discriminator_ratio
-            )
+        self._optimizers: dict[str, Optimizer] = {}
+        for name, part in self._parts.items():
+            part.module.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+            self._optimizers[name] = self._adam(part.module, part.lr)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         # Dropout must differ between processes; weights must not, and are drawn by now.
         torch.manual_seed(config.seed + processes.rank)
         self._restored = checkpoint is not None
         if checkpoint is not None:
             self._restore(checkpoint)
-        self._model = self._wrap(self.model)
-        self._discriminator = None if self.discriminator is None else self._wrap(self.discriminator)
+        self._networks = {name: self._wrap(part.module) for name, part in self._parts.items()}
         self._sums: Tensor | None = None
         self._summed = 0
 
@@ -164,12 +134,11 @@ class Trainer:
 
     def _folder(self, paths: list[Path], root: Path, **options: Any) -> PhotoFolder:
         config = self.config
-        assert config.size is not None
         assert config.resize is not None
         return PhotoFolder(
             paths,
             root=root,
-            size=config.size,
+            size=self.pretext.crop_size(config),
             resize=config.resize,
             crop_scale=config.crop_scale,
             **options,
@@ -193,7 +162,8 @@ class Trainer:
             )
         )
 
-    def _load_validation(self) -> Validation:
+    def _load_validation(self) -> Tensor:
+        """Held-out pictures, uint8 ``(N, 3, S, S)``."""
         config, photos = self.config, self.photos
         crops = max(1, -(-config.val_samples // len(photos.val)))
         data = self._folder(
@@ -211,28 +181,13 @@ class Trainer:
         samples = [s for s in samples if s["source"] == s["index"] // crops]
         if not samples:
             raise ValueError(f"none of the held-out photographs in {photos.val_root} can be read")
-        images = torch.stack([sample["image"] for sample in samples])
-        index = torch.arange(len(images), device=self.device)
-        masks, _ = self.masks.with_seed(_VALIDATION_SEED)(torch.zeros_like(index), index)
-        original = to_unit(self._to_float(images.to(self.device)))
-        trivial: dict[str, float] = {}
-        for name, color in (
-            ("psnr_mean_fill", to_unit(self.fill).view(1, 3, 1, 1)),
-            ("psnr_context_mean_fill", context_mean(original, masks)),
-        ):
-            squared_error = hole_mean((color - original).square(), masks)
-            trivial[name] = float(psnr_from_squared_error(squared_error).mean())
-        return Validation(images, masks, trivial)
+        return torch.stack([sample["image"] for sample in samples])
 
     # --- one step -----------------------------------------------------------------------------
 
     def _to_float(self, image: Tensor) -> Tensor:
         floating = image.to(self.device, non_blocking=True).float().div_(127.5).sub_(1)
         return floating.contiguous(memory_format=self._memory_format)
-
-    def _autocast(self) -> torch.autocast:
-        dtype = _AMP_DTYPES.get(self.config.amp)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _lr_factor(self) -> float:
         config = self.config
@@ -243,57 +198,36 @@ class Trainer:
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of the loader: the losses, 0-dimensional, still on the device."""
-        config = self.config
-        image = self._to_float(batch["image"])
-        epoch = batch["epoch"].to(self.device, non_blocking=True)
-        index = batch["index"].to(self.device, non_blocking=True)
-        mask, _ = self.masks(epoch, index)
-        weights = overlap_weights(mask, config.overlap, config.overlap_weight)
-        target = image[self._region]
-
-        with self._autocast():
-            prediction = self._model(fill_masked(image, mask, self.fill))
-            loss_rec = reconstruction_loss(
-                prediction,
-                target,
-                weights[self._region],
-                kind=config.loss,
-                normalize=config.normalize,
-            )
-        losses = {"loss_rec": loss_rec.detach()}
-        loss = config.lambda_rec * loss_rec
-        if self.discriminator is not None:
-            losses["loss_d"] = self._discriminator_step(target, prediction.detach())
-            with self._autocast():
-                loss_adv = generator_loss(self.discriminator(prediction))
-            losses["loss_adv"] = loss_adv.detach()
-            loss = loss + config.lambda_adv * loss_adv
-        self._scaler.scale(loss).backward()
-        self._apply(self._optimizer, config.lr)
+        samples = Samples(
+            self._to_float(batch["image"]),
+            batch["epoch"].to(self.device, non_blocking=True),
+            batch["index"].to(self.device, non_blocking=True),
+        )
+        losses = self.pretext.losses(samples, self)
+        self.backward(losses["loss"])
+        self.update("model")
         self._scaler.update()
-        return {"loss": loss.detach(), **losses}
+        return {name: loss.detach() for name, loss in losses.items()}
 
-    def _discriminator_step(self, real: Tensor, fake: Tensor) -> Tensor:
-        assert self.discriminator is not None
-        assert self._discriminator is not None
-        assert self._discriminator_optimizer is not None
-        self.discriminator.requires_grad_(True)
-        total = torch.zeros((), device=self.device)
-        # Real and predicted pictures apart: batch norm must not see them mixed.
-        for images, is_real in ((real, True), (fake, False)):
-            with self._autocast():
-                loss = discriminator_loss(self._discriminator(images), is_real)
-            self._scaler.scale(loss).backward()
-            total += loss.detach()
-        lr = self.config.lr * self.config.lr_discriminator_ratio
-        self._apply(self._discriminator_optimizer, lr)
-        # The generator's loss needs gradients through the discriminator, not of its weights.
-        self.discriminator.requires_grad_(False)
-        return total
+    @property
+    def world_size(self) -> int:
+        """See :class:`context_encoder.pretexts.Learner`, whose methods follow."""
+        return self.processes.world_size
 
-    def _apply(self, optimizer: Optimizer, lr: float) -> None:
+    def network(self, name: str) -> nn.Module:
+        return self._networks[name]
+
+    def autocast(self) -> torch.autocast:
+        dtype = _AMP_DTYPES.get(self.config.amp)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def update(self, name: str) -> None:
+        optimizer = self._optimizers[name]
         for group in optimizer.param_groups:
-            group["lr"] = lr * self._lr_factor()
+            group["lr"] = self._parts[name].lr * self._lr_factor()
         self._scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
 
@@ -317,9 +251,8 @@ class Trainer:
             if self.run
             else None
         )
-        self._model.train()
-        if self._discriminator is not None:
-            self._discriminator.train()
+        for network in self._networks.values():
+            network.train()
         loader = self._loader() if self.step < config.steps else iter(())
         bar = tqdm(
             total=config.steps,
@@ -344,6 +277,7 @@ class Trainer:
                     last = self.step == config.steps
                     if self.step % config.log_every == 0 or last:
                         means = self._read_losses(losses.keys())
+                        self._report_unreadable()
                         now = time.monotonic()
                         speed = self._summed * config.batch_size / (now - mark)
                         self._summed, mark = 0, now
@@ -351,7 +285,7 @@ class Trainer:
                         values = {
                             **means,
                             "images_per_s": round(speed, 1),
-                            "lr": self._optimizer.param_groups[0]["lr"],
+                            "lr": self._optimizers["model"].param_groups[0]["lr"],
                         }
                         self._log("train", values, writer)
                     if self.step % config.val_every == 0 or last:
@@ -362,9 +296,12 @@ class Trainer:
                         saved = self.step
                         mark += time.monotonic() - paused
             interrupted = self.step < config.steps
+            if interrupted and self.stop_reason and first:
+                log.info("%s: stopped after step %d, saving", self.stop_reason, self.step)
             if interrupted and self.step > saved:
                 if self._summed:
                     self._read_losses(losses.keys())
+                self._report_unreadable()
                 self._save()
         finally:
             if writer is not None:
@@ -427,26 +364,41 @@ class Trainer:
         for name, reason in failures:
             if name not in self.unreadable:
                 self.unreadable.add(name)
+                if not self.processes.first:
+                    self._unreported.append((name, reason))
+                    continue
                 log.warning("skipped %s: %s", name, reason)
                 if self.run is not None:
                     self.run.log_unreadable(Path(name), reason)
 
+    def _report_unreadable(self) -> None:
+        """Tell the first process what the others could not read."""
+        if self.world_size == 1:
+            return
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, self._unreported)
+        self._unreported = []
+        if self.processes.first:
+            for failures in gathered:
+                self._note_unreadable(failures)
+
     # --- validation and checkpoints -----------------------------------------------------------
 
     @torch.no_grad()
-    def _validate(self, validation: Validation, writer: SummaryWriter | None) -> None:
+    def _validate(self, images: Tensor, writer: SummaryWriter | None) -> None:
         self.model.eval()
+        rows = self.config.sample_rows
         per_image: dict[str, list[Tensor]] = {}
-        shown: list[Tensor] = []
-        for part in torch.arange(len(validation.images)).split(_VALIDATION_BATCH):
-            image, mask = self._to_float(validation.images[part]), validation.masks[part]
-            masked = fill_masked(image, mask, self.fill)
-            filled = complete(image, mask, self.model(masked), self._region)
-            original, output = to_unit(image), to_unit(filled)
-            for name, values in hole_metrics(output, original, mask).items():
+        shown: dict[str, list[Tensor]] = {}
+        for index in torch.arange(len(images)).split(_VALIDATION_BATCH):
+            on_device = index.to(self.device)
+            samples = Samples(self._to_float(images[index]), torch.zeros_like(on_device), on_device)
+            metrics, columns = self.pretext.validate(samples)
+            for name, values in metrics.items():
                 per_image.setdefault(name, []).append(values)
-            if sum(pictures.shape[1] for pictures in shown) < self.config.sample_rows:
-                shown.append(torch.stack([original, to_unit(masked), output]).cpu())
+            if index[0] < rows:
+                for title, pictures in columns:
+                    shown.setdefault(title, []).append(pictures.cpu())
         self.model.train()
         means = {name: float(torch.cat(values).mean()) for name, values in per_image.items()}
         if not all(map(math.isfinite, means.values())):
@@ -454,16 +406,12 @@ class Trainer:
                 f"the output for held-out pictures is not finite at step {self.step}; the "
                 "checkpoints of earlier steps are kept. Lower --lr."
             )
-        self.latest = means | validation.trivial
+        self.latest = means
         self._log("val", self.latest, writer)
-        pictures = torch.cat(shown, dim=1)[:, : self.config.sample_rows]
         if self.run is not None:
+            sheet = [(title, torch.cat(pictures)[:rows]) for title, pictures in shown.items()]
             self.sheet = self.run.sample_path(self.step)
-            save_sheet(
-                self.sheet,
-                list(zip(("original", "input", "filled"), pictures, strict=True)),
-                panels=2 if pictures.shape[1] % 2 == 0 else 1,
-            )
+            save_sheet(self.sheet, sheet, panels=2 if len(sheet[0][1]) % 2 == 0 else 1)
 
     def _save(self) -> None:
         if self.run is None:
@@ -475,8 +423,8 @@ class Trainer:
                     f"weights {name} are not finite at step {self.step}; the checkpoints of "
                     "earlier steps are kept. Lower --lr."
                 )
-        is_best = "psnr" in self.latest and self.latest["psnr"] > self.best.get("psnr", -math.inf)
-        if is_best:
+        figure = self.pretext.best_metric
+        if figure in self.latest and self.latest[figure] > self.best.get(figure, -math.inf):
             self.best = {"step": self.step, **self.latest}
             checkpoint.state["best"] = self.best
             self.run.save("best", checkpoint, self.config)
@@ -486,9 +434,8 @@ class Trainer:
         training = {"random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             training["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        training |= _optimizer_tensors("model", self._optimizer)
-        if self._discriminator_optimizer is not None:
-            training |= _optimizer_tensors("discriminator", self._discriminator_optimizer)
+        for name, optimizer in self._optimizers.items():
+            training |= _optimizer_tensors(name, optimizer)
         state = {
             "step": self.step,
             "metrics": self.latest,
@@ -498,9 +445,10 @@ class Trainer:
             "photos": {"count": len(self.photos.train), "digest": self._digest},
             "torch": torch.__version__,
         }
+        discriminator = self._parts.get("discriminator")
         return Checkpoint(
             model=self.model.state_dict(),
-            discriminator=None if self.discriminator is None else self.discriminator.state_dict(),
+            discriminator=None if discriminator is None else discriminator.module.state_dict(),
             training=training,
             state=state,
         )
@@ -513,11 +461,10 @@ class Trainer:
                 f"{len(self.photos.train)} now (or other names); a run continues with the same ones"
             )
         source = Path("the checkpoint")
-        load_weights(self.model, checkpoint.model, source)
-        _load_optimizer("model", self._optimizer, checkpoint.training)
-        if self.discriminator is not None and self._discriminator_optimizer is not None:
-            load_weights(self.discriminator, checkpoint.discriminator or {}, source)
-            _load_optimizer("discriminator", self._discriminator_optimizer, checkpoint.training)
+        weights = {"model": checkpoint.model, "discriminator": checkpoint.discriminator}
+        for name, part in self._parts.items():
+            load_weights(part.module, weights[name] or {}, source)
+            _load_optimizer(name, self._optimizers[name], checkpoint.training)
         self.step = int(checkpoint.state["step"])
         self.best = dict(checkpoint.state["best"])
         self.latest = dict(checkpoint.state["metrics"])
@@ -531,13 +478,6 @@ class Trainer:
         else:
             # Only the first process's generators are saved; the others start afresh.
             torch.manual_seed(self.config.seed + self.processes.rank + (self.step << 16))
-
-
-def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:
-    """The picture with its hole filled from the prediction for ``region``, elsewhere as it was."""
-    whole = image.clone()
-    whole[region] = prediction.to(image.dtype)
-    return torch.where(mask, whole, image)
 
 
 def _optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:

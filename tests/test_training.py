@@ -275,7 +275,7 @@ def test_unreadable_files_are_skipped_and_named_once(
         (["--device", "cuda"], "cuda"),
         (["--device", "nonsense"], "nonsense"),
         (["--resize", "10"], "resize"),
-        (["--crop-scale", "0.1", "7"], "crop_scale"),
+        (["--crop-scale", "0.1", "7"], "crop-scale"),
         (["--resume", "{missing}"], "missing"),
         (["--config", "{missing}"], "missing"),
     ],
@@ -384,5 +384,5 @@ def test_held_out_files_that_cannot_be_read_are_not_replaced(tmp_path: Path, pho
         (held_out / f"{i}.png").write_bytes(source.read_bytes())
     (held_out / "1.png").write_bytes(b"no picture")
     trainer = make_trainer(photos, steps=1, val_data=held_out)
-    assert len(trainer._load_validation().images) < 4  # of 2 crops of 3 files
+    assert len(trainer._load_validation()) < 4  # of 2 crops of 3 files
     assert trainer.unreadable == {"1.png"}

@@ -92,11 +92,24 @@ class MaskSampler(nn.Module):
 
     def words(self, epoch: Tensor, index: Tensor, count: int) -> Tensor:
         """``count`` random words for each sample: int64 ``(B, count)``, in [0, 2**32)."""
-        block = torch.arange(-(-count // 4), device=index.device)
-        stream = torch.full_like(block, self._stream)
-        counter = (index[:, None], epoch[:, None], stream, block)
-        words = torch.stack(philox4x32(counter, (self.seed, self.seed >> 32)), dim=-1)
-        return words.flatten(1)[:, :count]
+        return sample_words(self.seed, self._stream, epoch, index, count)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, seed={self.seed}"
+
+
+def sample_words(seed: int, stream: int, epoch: Tensor, index: Tensor, count: int) -> Tensor:
+    """``count`` random words for each sample, keyed and counted as :class:`MaskSampler` says.
+
+    Args:
+        seed: 0 to 2**64 - 1.
+        stream: tells apart what is drawn for the same samples.
+        epoch, index: int64 ``(B,)``.
+
+    Returns:
+        int64 ``(B, count)``, in [0, 2**32).
+    """
+    block = torch.arange(-(-count // 4), device=index.device)
+    counter = (index[:, None], epoch[:, None], torch.full_like(block, stream), block)
+    words = torch.stack(philox4x32(counter, (seed, seed >> 32)), dim=-1)
+    return words.flatten(1)[:, :count]

@@ -1,0 +1,190 @@
+"""The paper's pretext: fill a hole (Pathak et al. 2016, section 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cekernels import fill_masked
+from context_encoder.config import TrainConfig
+from context_encoder.losses import (
+    discriminator_loss,
+    generator_loss,
+    overlap_weights,
+    reconstruction_loss,
+)
+from context_encoder.masks import MaskSampler, build_mask_sampler
+from context_encoder.metrics import (
+    context_mean,
+    hole_mean,
+    hole_metrics,
+    psnr_from_squared_error,
+    to_unit,
+)
+from context_encoder.models import ContextEncoder, build_discriminator
+from context_encoder.pretexts.base import (
+    VALIDATION_SEED,
+    Column,
+    Learner,
+    Part,
+    Pretext,
+    Samples,
+)
+
+
+class Inpainting(Pretext):
+    """Masks, joint loss, and a discriminator where it has a weight."""
+
+    best_metric = "psnr"
+    model: ContextEncoder
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        top, left, height, width = self.model.output_region
+        self._region = (..., slice(top, top + height), slice(left, left + width))
+        self.masks = masks_from_config(config, height).to(device)
+        self._validation_masks = self.masks.with_seed(VALIDATION_SEED)
+        self.discriminator = build_discriminator(height) if config.lambda_adv > 0 else None
+        self.fill = torch.tensor(config.fill_color(), device=device)
+
+    @classmethod
+    def resolve(cls, config: TrainConfig) -> dict[str, Any]:
+        if config.model == "center" and config.mask != "central":
+            raise ValueError(
+                f"--model center predicts the central region only, --mask {config.mask} is "
+                "elsewhere; use --mask central, or --model random"
+            )
+        return {}
+
+    def parts(self) -> dict[str, Part]:
+        parts = super().parts()
+        if self.discriminator is not None:
+            rate = self.config.lr * self.config.lr_discriminator_ratio
+            parts["discriminator"] = Part(self.discriminator, rate)
+        return parts
+
+    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+        config, image = self.config, samples.image
+        mask, _ = self.masks(samples.epoch, samples.index)
+        weights = overlap_weights(mask, config.overlap, config.overlap_weight)[self._region]
+        target = image[self._region]
+
+        with learner.autocast():
+            prediction = learner.network("model")(fill_masked(image, mask, self.fill))
+            loss_rec = reconstruction_loss(
+                prediction, target, weights, kind=config.loss, normalize=config.normalize
+            )
+        if config.normalize == "mask" and learner.world_size > 1:
+            loss_rec = loss_rec * _share(weights, learner.world_size)
+        losses = {"loss_rec": loss_rec.detach()}
+        loss = config.lambda_rec * loss_rec
+        if self.discriminator is not None:
+            losses["loss_d"] = self._discriminator_step(target, prediction.detach(), learner)
+            with learner.autocast():
+                loss_adv = generator_loss(self.discriminator(prediction))
+            losses["loss_adv"] = loss_adv.detach()
+            loss = loss + config.lambda_adv * loss_adv
+        return {"loss": loss, **losses}
+
+    def _discriminator_step(self, real: Tensor, fake: Tensor, learner: Learner) -> Tensor:
+        assert self.discriminator is not None
+        self.discriminator.requires_grad_(True)
+        total = torch.zeros((), device=real.device)
+        # Real and predicted pictures apart: batch norm must not see them mixed.
+        for images, is_real in ((real, True), (fake, False)):
+            with learner.autocast():
+                loss = discriminator_loss(learner.network("discriminator")(images), is_real)
+            learner.backward(loss)
+            total += loss.detach()
+        learner.update("discriminator")
+        # The generator's loss needs gradients through the discriminator, not of its weights.
+        self.discriminator.requires_grad_(False)
+        return total
+
+    def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
+        image = samples.image
+        mask, _ = self._validation_masks(samples.epoch, samples.index)
+        masked = fill_masked(image, mask, self.fill)
+        filled = complete(image, mask, self.model(masked), self._region)
+        original, output = to_unit(image), to_unit(filled)
+        metrics = hole_metrics(output, original, mask)
+        for name, color in (
+            ("psnr_mean_fill", to_unit(self.fill).view(1, 3, 1, 1)),
+            ("psnr_context_mean_fill", context_mean(original, mask)),
+        ):
+            squared_error = hole_mean((color - original).square(), mask)
+            metrics[name] = psnr_from_squared_error(squared_error)
+        return metrics, [("original", original), ("input", to_unit(masked)), ("filled", output)]
+
+    def describe(self) -> str:
+        return f"{self.config.mask} masks"
+
+    def summary(self, metrics: dict[str, float]) -> list[str]:
+        psnr = metrics["psnr"]
+        lines = [
+            "hole of held-out photographs, PSNR averaged per image:",
+            f"  {'this network':<28} {psnr:6.2f} dB",
+        ]
+        for key, label in (
+            ("psnr_context_mean_fill", "mean of the surroundings"),
+            ("psnr_mean_fill", "one mean colour"),
+        ):
+            lines.append(f"  {label:<28} {metrics[key]:6.2f} dB   ({psnr - metrics[key]:+.2f} dB)")
+        lines.append(
+            f"  L1 {100 * metrics['l1']:.2f} %, L2 {100 * metrics['l2']:.2f} %, "
+            f"SSIM {metrics['ssim']:.3f}"
+        )
+        return lines
+
+    def advice(self, run: Path) -> list[str]:
+        lines = [
+            "next, fill a hole in a picture of your own (x0 y0 x1 y1 in pixels, or --mask FILE):",
+            "  python -m context_encoder.inpaint PICTURE.jpg --box 100 100 180 180 "
+            f"--checkpoint {run} --out filled.png",
+        ]
+        if self.config.data is None:
+            lines += [
+                "or train the paper's network on your own photographs:",
+                "  python -m context_encoder.train --preset inpaint-center --data FOLDER",
+            ]
+        return lines
+
+
+def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
+    """The mask sampler of a resolved configuration.
+
+    The hole of a network that predicts its central region only leaves room for the overlap band.
+    """
+    assert config.size is not None
+    hole = None
+    if output_side < config.size:
+        hole = output_side - 2 * config.overlap
+        if hole < 1:
+            raise ValueError(f"--overlap {config.overlap} leaves no hole in {output_side} pixels")
+    return build_mask_sampler(
+        config.mask,
+        config.size,
+        config.seed,
+        hole=hole,
+        folder=config.mask_folder,
+        voc_root=config.voc_root,
+    )
+
+
+def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:
+    """The picture with its hole filled from the prediction for ``region``, elsewhere as it was."""
+    whole = image.clone()
+    whole[region] = prediction.to(image.dtype)
+    return torch.where(mask, whole, image)
+
+
+def _share(weights: Tensor, world_size: int) -> Tensor:
+    """What makes the mean over processes of weighted means the weighted mean over all of them."""
+    own = weights.sum(dtype=torch.float64)
+    total = own.clone()
+    dist.all_reduce(total)
+    return (own * world_size / total.clamp(min=1)).float()

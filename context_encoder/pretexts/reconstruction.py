@@ -1,0 +1,162 @@
+"""Pretexts that give the whole picture back: autoencoder and denoising autoencoder.
+
+The rivals that Pathak et al. 2016 (section 5.2, table 2) set beside the context encoder: the same
+network, its input whole, or corrupted locally (Vincent et al. 2010, "Stacked denoising
+autoencoders"), and a loss over all pixels.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cekernels import fill_masked
+from context_encoder.config import TrainConfig
+from context_encoder.losses import whole_loss
+from context_encoder.masks.base import sample_words
+from context_encoder.metrics import hole_mean, hole_metrics, psnr_from_squared_error, to_unit
+from context_encoder.models import ContextEncoder
+from context_encoder.pretexts.base import (
+    VALIDATION_SEED,
+    Column,
+    Learner,
+    Pretext,
+    Samples,
+    feature_advice,
+)
+
+_STREAM = zlib.crc32(b"corruption")
+
+
+class Autoencoder(Pretext):
+    """The whole picture in, the whole picture out."""
+
+    best_metric = "psnr"
+    model: ContextEncoder
+
+    @classmethod
+    def resolve(cls, config: TrainConfig) -> dict[str, Any]:
+        if config.model == "center":
+            raise ValueError(
+                f"--pretext {config.pretext} gives the whole picture back, --model center predicts "
+                "the central region only; use --model random"
+            )
+        return {}
+
+    def corrupt(self, samples: Samples, seed: int) -> Tensor:
+        """What the network is shown, ``(B, 3, S, S)``."""
+        return samples.image
+
+    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+        shown = self.corrupt(samples, self.config.seed)
+        with learner.autocast():
+            prediction = learner.network("model")(shown)
+        return {"loss": whole_loss(prediction, samples.image, kind=self.config.loss)}
+
+    def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
+        shown = self.corrupt(samples, VALIDATION_SEED)
+        original, given = to_unit(samples.image), to_unit(shown)
+        output = to_unit(self.model(shown))
+        everywhere = torch.ones_like(original[:, :1], dtype=torch.bool)
+        metrics = hole_metrics(output, original, everywhere)
+        for name, baseline in self._baselines(original, given).items():
+            squared_error = hole_mean((baseline - original).square(), everywhere)
+            metrics[name] = psnr_from_squared_error(squared_error)
+        return metrics, [("original", original), ("input", given), ("output", output)]
+
+    def _baselines(self, original: Tensor, given: Tensor) -> dict[str, Tensor]:
+        return {"psnr_mean_color": original.mean((2, 3), keepdim=True)}
+
+    def describe(self) -> str:
+        return "autoencoder"
+
+    def summary(self, metrics: dict[str, float]) -> list[str]:
+        psnr = metrics["psnr"]
+        lines = [
+            "held-out photographs given back whole, PSNR averaged per image:",
+            f"  {'this network':<28} {psnr:6.2f} dB",
+        ]
+        for key, label in (
+            ("psnr_mean_color", "their mean colour"),
+            ("psnr_input", "the corrupted input"),
+        ):
+            if key in metrics:
+                difference = psnr - metrics[key]
+                lines.append(f"  {label:<28} {metrics[key]:6.2f} dB   ({difference:+.2f} dB)")
+        return lines
+
+    def advice(self, run: Path) -> list[str]:
+        return feature_advice(run)
+
+
+class DenoisingAutoencoder(Autoencoder):
+    """A picture with corrupted cells in, the picture as it was out; the loss is over all pixels."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self._fill = torch.tensor(config.fill_color(), device=device)
+
+    @classmethod
+    def resolve(cls, config: TrainConfig) -> dict[str, Any]:
+        super().resolve(config)
+        assert config.size is not None
+        if config.noise_cell > config.size // 4:
+            raise ValueError(
+                f"--noise-cell {config.noise_cell} is no local corruption in {config.size} pixels; "
+                f"give at most {config.size // 4}, or hide large parts with --pretext inpainting"
+            )
+        return {}
+
+    def corrupt(self, samples: Samples, seed: int) -> Tensor:
+        config, image = self.config, samples.image
+        hidden, white = corrupted_cells(
+            *(seed, samples.epoch, samples.index, image.shape[-1]),
+            amount=config.noise_amount,
+            cell=config.noise_cell,
+        )
+        if config.noise == "masking":
+            return fill_masked(image, hidden, self._fill)
+        return torch.where(hidden, white.to(image.dtype) * 2 - 1, image)
+
+    def _baselines(self, original: Tensor, given: Tensor) -> dict[str, Tensor]:
+        return super()._baselines(original, given) | {"psnr_input": given}
+
+    def describe(self) -> str:
+        config = self.config
+        cells = "pixels" if config.noise_cell == 1 else f"{config.noise_cell} px cells"
+        return f"{config.noise} noise on {config.noise_amount:.0%} of the {cells}"
+
+
+def corrupted_cells(
+    seed: int, epoch: Tensor, index: Tensor, size: int, *, amount: float, cell: int
+) -> tuple[Tensor, Tensor]:
+    """Which pixels are corrupted, drawn for each cell by itself.
+
+    Functions of ``(seed, epoch, index)``, the same on every device.
+
+    Args:
+        seed: 0 to 2**64 - 1.
+        epoch, index: int64 ``(B,)``.
+        size: S, side of the picture in pixels.
+        amount: probability of a cell.
+        cell: its side in pixels; cells begin at the top-left corner, those at the other edges
+            may be cut off.
+
+    Returns:
+        bool ``(B, 1, S, S)`` each: corrupted; and, of these, white rather than black, half of
+        the cells.
+    """
+    side = -(-size // cell)
+    words = sample_words(seed, _STREAM, epoch, index, side * side).view(-1, 1, side, side)
+    hidden = (words >> 1) < round(amount * 2**31)
+    white = (words & 1).bool()
+    if cell > 1:
+        hidden, white = (
+            values.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[:, :, :size, :size]
+            for values in (hidden, white)
+        )
+    return hidden.contiguous(), white.contiguous()

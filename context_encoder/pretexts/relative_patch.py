@@ -1,0 +1,338 @@
+"""The 8-way relative-patch pretext (Doersch, Gupta and Efros 2015, "Unsupervised Visual
+Representation Learning by Context Prediction"), which the paper's table 2 compares itself with.
+
+Two patches are cut out of one crop, and the network tells at which of the eight places around the
+first the second lies. Gap and jitter keep it from continuing lines over the border.
+
+Where this differs from Doersch et al.: the encoder is the one that the other pretexts train (its
+pooling and normalisation included), one pair a picture and step, Adam, batch normalisation in the
+head alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cekernels.random import random_below
+from context_encoder.config import TrainConfig
+from context_encoder.masks.base import sample_words
+from context_encoder.metrics import to_unit
+from context_encoder.models import Backbone
+from context_encoder.pretexts.base import (
+    VALIDATION_SEED,
+    Column,
+    Learner,
+    Pretext,
+    Samples,
+    build_context_encoder,
+    feature_advice,
+)
+
+#: Steps (down, right) from the first patch to the second, by label: row by row.
+DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+
+_PLACES = zlib.crc32(b"patch places")
+_COLORS = zlib.crc32(b"patch colors")
+_NOISE = zlib.crc32(b"patch noise")
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Sizes in pixels: of a patch, the gap to the next, and how far each is moved at most."""
+
+    patch: int
+    gap: int
+    jitter: int
+
+    @property
+    def pitch(self) -> int:
+        return self.patch + self.gap
+
+    @property
+    def crop(self) -> int:
+        """Side of the smallest crop that any pair fits in."""
+        return 2 * self.patch + self.gap + 2 * self.jitter
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> PatchGrid:
+        """That of a resolved configuration."""
+        sizes = (config.patch_size, config.patch_gap, config.patch_jitter)
+        assert None not in sizes
+        return cls(*sizes)  # type: ignore[arg-type]
+
+
+def draw_places(
+    grid: PatchGrid, size: int, seed: int, epoch: Tensor, index: Tensor, label: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Where the two patches of each sample lie.
+
+    The first is placed uniformly, as far as the second has room, then each is moved by itself
+    along both axes by -jitter .. jitter.
+
+    Args:
+        grid: of sizes.
+        size: side of the crops in pixels, at least ``grid.crop``.
+        seed: 0 to 2**64 - 1.
+        epoch, index: int64 ``(B,)``; what is drawn is a function of these and the seed.
+        label: int64 ``(B,)``, the entry of :data:`DIRECTIONS` to take; None: drawn too.
+
+    Returns:
+        the labels; int64 ``(B, 2, 2)``: for the first and the second patch, top and left.
+    """
+    words = sample_words(seed, _PLACES, epoch, index, 7)
+    if label is None:
+        label = random_below(words[:, 0], len(DIRECTIONS))
+    # Not built from a list on the device: that would be a copy, which waits.
+    number = label + (label >= 4).long()  # of the 3 x 3 places, without the middle
+    step = torch.stack((torch.div(number, 3, rounding_mode="floor"), number % 3), 1) - 1
+    low = grid.jitter + (-step).clamp(min=0) * grid.pitch
+    room = size - grid.patch - 2 * grid.jitter - step.abs() * grid.pitch
+    first = low + random_below(words[:, 1:3], room + 1)
+    places = torch.stack((first, first + step * grid.pitch), 1)
+    moves = random_below(words[:, 3:], 2 * grid.jitter + 1).view(-1, 2, 2) - grid.jitter
+    return label, places + moves
+
+
+def cut(image: Tensor, places: Tensor, patch: int) -> Tensor:
+    """Squares of ``patch`` pixels, ``(B, N, C, p, p)``, at ``places`` ``(B, N, 2)`` (top, left)."""
+    span = torch.arange(patch, device=image.device)
+    sample = torch.arange(len(image), device=image.device).view(-1, 1, 1, 1, 1)
+    channel = torch.arange(image.shape[1], device=image.device).view(1, 1, -1, 1, 1)
+    rows = (places[:, :, :1] + span)[:, :, None, :, None]
+    columns = (places[:, :, 1:] + span)[:, :, None, None, :]
+    return image[sample, channel, rows, columns]
+
+
+def treat_colors(patches: Tensor, kind: str, seed: int, epoch: Tensor, index: Tensor) -> Tensor:
+    """Take away what a lens's chromatic aberration tells about a patch's place in the picture.
+
+    Args:
+        patches: ``(B, 2, 3, p, p)`` on [-1, 1].
+        kind: "drop": of each patch, one channel is kept, and the other two are Gaussian noise of
+            a hundredth of its standard deviation (their "color dropping"); "projection": the
+            part along green - magenta, (-1, 2, -1), is taken out; "none".
+        seed, epoch, index: as for :func:`draw_places`.
+
+    Returns:
+        as ``patches``.
+    """
+    if kind == "none":
+        return patches
+    if kind == "projection":
+        along = patches.new_ones(3, 1, 1)
+        along[0], along[2] = -1, -1
+        along[1] = 2
+        return patches - along * (patches * along).sum(2, keepdim=True) / 6
+    B, N, C = patches.shape[:3]
+    kept = random_below(sample_words(seed, _COLORS, epoch, index, N), C).view(B, N, 1, 1, 1)
+    keep = torch.arange(C, device=patches.device).view(1, 1, C, 1, 1) == kept
+    deviation = torch.where(keep, patches, 0).sum(2).std((2, 3)).view(B, N, 1, 1, 1)
+    noise = _gaussian(sample_words(seed, _NOISE, epoch, index, patches[0].numel()))
+    return torch.where(keep, patches, noise.view(patches.shape).to(patches) * deviation / 100)
+
+
+def _gaussian(words: Tensor) -> Tensor:
+    """Standard normal numbers, float32, from words of 32 bits ``(B, 2 n)`` (Box, Muller)."""
+    # The middles of 2**23 steps, which float32 holds exactly: neither 0 nor 1.
+    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
+    first, second = uniform.chunk(2, dim=1)
+    radius, angle = torch.sqrt(-2 * torch.log(first)), 2 * math.pi * second
+    return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
+
+
+class PatchNetwork(Backbone):
+    """The encoder of a context encoder, shared by two patches, and a head that tells how they lie.
+
+    Late fusion: each patch's map goes through a fully-connected layer of its own (the same for
+    both), the two results together through another, then 8 scores. ReLU and batch normalisation
+    follow the first two layers.
+
+    Args:
+        image_size: S, side in pixels of the square pictures that :meth:`features` takes.
+        encoder: to use; it is fully convolutional and takes patches as well.
+        patch: their side in pixels.
+    """
+
+    def __init__(self, image_size: int, encoder: nn.Sequential, patch: int) -> None:
+        super().__init__(image_size, encoder)
+        self.patch = patch
+        channels, side = patch_map(encoder, patch)
+        units = 4 * channels
+        self.head = nn.ModuleDict(
+            {
+                "each": nn.Sequential(
+                    nn.Flatten(),
+                    nn.Linear(channels * side**2, units, bias=False),
+                    nn.BatchNorm1d(units),
+                    nn.ReLU(inplace=True),
+                ),
+                "both": nn.Sequential(
+                    nn.Linear(2 * units, units, bias=False),
+                    nn.BatchNorm1d(units),
+                    nn.ReLU(inplace=True),
+                    nn.Linear(units, len(DIRECTIONS)),
+                ),
+            }
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Scores of the eight places, ``(B, 8)``, for patches ``(B, 2, 3, p, p)``."""
+        expected = (2, 3, self.patch, self.patch)
+        if patches.dim() != 5 or tuple(patches.shape[1:]) != expected:
+            raise ValueError(
+                f"PatchNetwork takes (B, {', '.join(map(str, expected))}), "
+                f"got {tuple(patches.shape)}"
+            )
+        each = self.head["each"](self.encoder(patches.flatten(0, 1)))
+        scores: Tensor = self.head["both"](each.view(len(patches), -1))
+        return scores
+
+
+def patch_map(encoder: nn.Sequential, patch: int) -> tuple[int, int]:
+    """Channels and side of the map that a patch gives; side 0 if it is too small for any.
+
+    Nothing is computed.
+    """
+    shapes_only = copy.deepcopy(encoder).to("meta").eval()
+    try:
+        shape = shapes_only(torch.empty(1, 3, patch, patch, device="meta")).shape
+    except RuntimeError:  # a kernel larger than its input
+        return 0, 0
+    return int(shape[1]), int(shape[3])
+
+
+class RelativePatch(Pretext):
+    """Tell where the second of two patches lies."""
+
+    best_metric = "accuracy"
+    model: PatchNetwork
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.grid = PatchGrid.of(config)
+
+    @classmethod
+    def resolve(cls, config: TrainConfig) -> dict[str, Any]:
+        assert config.size is not None
+        if config.batch_size == 1:
+            raise ValueError(
+                "--pretext relative-patch normalises over the batch; --batch-size must be at "
+                "least 2"
+            )
+        with torch.device("meta"):
+            encoder = build_context_encoder(config).encoder
+        # Sizes that the strides fit: one pixel less would give a smaller map.
+        sides = [patch_map(encoder, patch)[1] for patch in range(config.size + 1)]
+        fitting = [p for p in range(1, len(sides)) if sides[p] > sides[p - 1]]
+        patch = config.patch_size
+        if patch is None:
+            patch = max([p for p in fitting if p <= config.size // 2] or fitting[:1])
+        elif patch not in fitting:
+            nearest = sorted(sorted(fitting, key=lambda p: abs(p - patch))[:2])
+            raise ValueError(
+                f"--patch-size must be one that the strides of --model {config.model} fit, got "
+                f"{patch}; nearest: {' or '.join(map(str, nearest))}"
+            )
+        gap, jitter = config.patch_gap, config.patch_jitter
+        return {
+            "patch_size": patch,
+            "patch_gap": patch // 2 if gap is None else gap,
+            "patch_jitter": round(patch * 7 / 96) if jitter is None else jitter,
+        }
+
+    @classmethod
+    def crop_size(cls, config: TrainConfig) -> int:
+        return PatchGrid.of(config).crop
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> PatchNetwork:
+        # Made whole, so that one seed starts the encoders of all pretexts from the same weights.
+        whole = build_context_encoder(config)
+        return PatchNetwork(whole.image_size, whole.encoder, PatchGrid.of(config).patch)
+
+    def _pairs(
+        self, samples: Samples, seed: int, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, places and patches of a batch."""
+        keys = (seed, samples.epoch, samples.index)
+        label, places = draw_places(self.grid, samples.image.shape[-1], *keys, label)
+        patches = cut(samples.image, places, self.grid.patch)
+        return label, places, treat_colors(patches, self.config.patch_color, *keys)
+
+    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+        label, _, patches = self._pairs(samples, self.config.seed)
+        with learner.autocast():
+            scores = learner.network("model")(patches)
+            loss = F.cross_entropy(scores, label)
+        accuracy = (scores.detach().argmax(1) == label).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+    def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
+        """Every picture with each of the eight answers, so that chance is 12.5 % exactly."""
+        losses, right = [], []
+        for answer in range(len(DIRECTIONS)):
+            wanted = torch.full_like(samples.index, answer)
+            # Other patches for each answer.
+            keyed = Samples(samples.image, samples.epoch + answer, samples.index)
+            label, _, patches = self._pairs(keyed, VALIDATION_SEED, wanted)
+            scores = self.model(patches)
+            losses.append(F.cross_entropy(scores, label, reduction="none"))
+            right.append((scores.argmax(1) == label).float())
+        metrics = {"loss": torch.stack(losses).mean(0), "accuracy": torch.stack(right).mean(0)}
+        return metrics, self._columns(samples)
+
+    def _columns(self, samples: Samples) -> list[Column]:
+        """The crop with the first patch framed white, the answer green, a wrong one red; the
+        patches as the network sees them."""
+        label, places, patches = self._pairs(samples, VALIDATION_SEED)
+        answer = self.model(patches).argmax(1)
+        crop = to_unit(samples.image)
+        size = crop.shape[-1]
+        framed = crop.clone()
+        steps = torch.tensor(DIRECTIONS)
+        for i, (first, second) in enumerate(places.tolist()):
+            if answer[i] != label[i]:
+                guess = torch.tensor(first) + steps[answer[i]] * self.grid.pitch
+                _frame(framed[i], guess.tolist(), self.grid.patch, (1.0, 0.0, 0.0))
+            _frame(framed[i], first, self.grid.patch, (1.0, 1.0, 1.0))
+            _frame(framed[i], second, self.grid.patch, (0.0, 0.8, 0.0))
+        seen = to_unit(patches)
+        large = [F.interpolate(seen[:, k], (size, size), mode="nearest") for k in range(2)]
+        return [("white to green", framed), ("first", large[0]), ("second", large[1])]
+
+    def describe(self) -> str:
+        grid = self.grid
+        return f"pairs of {grid.patch} px patches, gap {grid.gap}, jitter {grid.jitter}"
+
+    def summary(self, metrics: dict[str, float]) -> list[str]:
+        return [
+            "held-out photographs, place of the second patch told right:",
+            f"  {'this network':<28} {metrics['accuracy']:7.1%}",
+            f"  {'chance':<28} {1 / len(DIRECTIONS):7.1%}",
+        ]
+
+    def advice(self, run: Path) -> list[str]:
+        return feature_advice(run)
+
+
+def _frame(picture: Tensor, place: list[int], side: int, color: tuple[float, ...]) -> None:
+    """Draw a square's outline, 1 pixel wide, into ``(3, H, W)``; what lies outside is left out."""
+    height, width = picture.shape[1:]
+    top, left, bottom, right = place[0], place[1], place[0] + side - 1, place[1] + side - 1
+    paint = picture.new_tensor(color)[:, None]
+    rows, columns = slice(max(top, 0), bottom + 1), slice(max(left, 0), right + 1)
+    for row in (top, bottom):
+        if 0 <= row < height:
+            picture[:, row, columns] = paint
+    for column in (left, right):
+        if 0 <= column < width:
+            picture[:, rows, column] = paint
