@@ -37,6 +37,9 @@ PRETEXTS: dict[str, tuple[str, ...] | None] = {
 }
 
 
+BOTTLENECK = "channelwise_fc"
+
+
 @dataclass(frozen=True)
 class Options:
     """Compare pretexts by a linear probe."""
@@ -51,8 +54,8 @@ class Options:
     """Pretraining steps."""
     seeds: int = 3
     """How many: 0, 1, ..."""
-    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", "conv4", "channelwise_fc")
-    """Layers to probe."""
+    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", "conv4", BOTTLENECK)
+    """Layers to probe; of relative-patch networks, which end with the encoder, those they have."""
     max_dims: int = 1024
     """Features of a layer at most."""
     jobs: int = 1
@@ -113,7 +116,8 @@ def probe(options: Options, pretext: str, seed: int, threads: int) -> dict[str, 
             checkpoint = find_checkpoint(options.out / "runs" / name, "last")
             source = ["--checkpoint", str(checkpoint), "--seeds", str(seed)]
         command = ["context_encoder.transfer", "probe", "--data", str(options.labelled), *source]
-        command += ["--layers", *options.layers, "--max-dims", str(options.max_dims)]
+        layers = [n for n in options.layers if n != BOTTLENECK or pretext != "relative patch"]
+        command += ["--layers", *layers, "--max-dims", str(options.max_dims)]
         run([*command, "--out", str(folder)], options.out / "logs" / f"{name}.log", threads)
     result: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     return result
@@ -130,7 +134,12 @@ def table(options: Options, rows: dict[str, dict[str, Any]]) -> str:
         "| --- " * (len(options.layers) + 2) + "|",
     ]
     for pretext, row in rows.items():
-        cells = [mean_and_deviation([100 * a for a in row["layers"][n]]) for n in options.layers]
+        cells = [
+            mean_and_deviation([100 * a for a in row["layers"][n]])
+            if n in row["layers"]
+            else "none"
+            for n in options.layers
+        ]
         seconds = f"{statistics.fmean(row['seconds']):.0f} s" if row["seconds"] else "none"
         lines.append(f"| {pretext} | " + " | ".join(cells) + f" | {seconds} |")
     return "\n".join(lines) + "\n"
