@@ -54,9 +54,9 @@ class Options:
     """Pretraining steps."""
     seeds: int = 3
     """How many: 0, 1, ..."""
-    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", "conv4", BOTTLENECK)
+    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", BOTTLENECK)
     """Layers to probe; of relative-patch networks, which end with the encoder, those they have."""
-    max_dims: int = 1024
+    max_dims: int = 2048
     """Features of a layer at most."""
     jobs: int = 1
     """Trainings and probes at a time, each with its share of the CPU's cores."""
