@@ -55,6 +55,13 @@ Names = Literal["native", "torchvision", "caffe"]
 Norm = Literal["lrn", "batch", "none"]
 
 _PLACES = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
+_SHAPES = {
+    "conv1": (96, 3, 11, 11),
+    "conv2": (256, 48, 5, 5),
+    "conv3": (384, 256, 3, 3),
+    "conv4": (384, 192, 3, 3),
+    "conv5": (256, 192, 3, 3),
+}
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _INPUT = "RGB, value / 127.5 - 1"
 # What others wrap their weights in.
@@ -119,15 +126,20 @@ def export_encoder(encoder: nn.Sequential, names: Names = "native") -> dict[str,
 
 def _plain_convolutions(encoder: nn.Sequential, names: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Weight and bias of conv1 to conv5, batch normalisation folded in."""
+    own = encoder.state_dict()
+    others = {
+        name for name, layer in encoder.named_children() if any(True for _ in layer.parameters())
+    } - _SHAPES.keys()
+    shapes = {name: tuple(own.get(f"{name}.conv.weight", torch.empty(0)).shape) for name in _SHAPES}
+    if others or shapes != _SHAPES:
+        raise WeightsError(
+            f"--names {names} has a place for AlexNet's conv1 to conv5 alone, this encoder has "
+            f"{'also ' + ', '.join(sorted(others)) if others else 'other layers'}; "
+            "use --names native"
+        )
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, layer in encoder.named_children():
-        if not any(True for _ in layer.parameters()):
-            continue
-        if name not in _PLACES:
-            raise WeightsError(
-                f"--names {names} has no place for the layer {name}: it names the convolutions of "
-                "AlexNet alone; use --names native"
-            )
+    for name in _SHAPES:
+        layer = encoder.get_submodule(name)
         conv, norm = layer.get_submodule("conv"), getattr(layer, "norm", None)
         assert isinstance(conv, nn.Conv2d)
         weight, bias = conv.weight, conv.bias
@@ -140,11 +152,6 @@ def _plain_convolutions(encoder: nn.Sequential, names: str) -> dict[str, tuple[T
             bias = nn.Parameter(shift if bias is None else shift + bias * scale)
         assert bias is not None
         found[name] = (weight, bias)
-    if found.keys() != _PLACES.keys():
-        raise WeightsError(
-            f"--names {names} names AlexNet's conv1 to conv5; this network has "
-            f"{', '.join(name for name, _ in encoder.named_children())}; use --names native"
-        )
     return found
 
 
