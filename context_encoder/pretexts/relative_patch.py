@@ -40,6 +40,9 @@ from context_encoder.pretexts.base import (
 #: Steps (down, right) from the first patch to the second, by label: row by row.
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
+# Every network's encoder has this stride or a smaller one.
+_STRIDE = 32
+
 _PLACES = zlib.crc32(b"patch places")
 _COLORS = zlib.crc32(b"patch colors")
 _NOISE = zlib.crc32(b"patch noise")
@@ -165,7 +168,7 @@ class PatchNetwork(Backbone):
     def __init__(self, image_size: int, encoder: nn.Sequential, patch: int) -> None:
         super().__init__(image_size, encoder)
         self.patch = patch
-        channels, side = patch_map(encoder, patch)
+        channels, side = patch_map(copy.deepcopy(encoder).to("meta"), patch)
         units = 4 * channels
         self.head = nn.ModuleDict(
             {
@@ -197,14 +200,16 @@ class PatchNetwork(Backbone):
         return scores
 
 
-def patch_map(encoder: nn.Sequential, patch: int) -> tuple[int, int]:
+def patch_map(shapes_only: nn.Sequential, patch: int) -> tuple[int, int]:
     """Channels and side of the map that a patch gives; side 0 if it is too small for any.
 
-    Nothing is computed.
+    Args:
+        shapes_only: the encoder on the device "meta", where nothing is computed.
+        patch: side in pixels.
     """
-    shapes_only = copy.deepcopy(encoder).to("meta").eval()
     try:
-        shape = shapes_only(torch.empty(1, 3, patch, patch, device="meta")).shape
+        picture = torch.empty(1, 3, patch, patch, device="meta")
+        shape = shapes_only.eval()(picture).shape
     except RuntimeError:  # a kernel larger than its input
         return 0, 0
     return int(shape[1]), int(shape[3])
@@ -231,16 +236,18 @@ class RelativePatch(Pretext):
         with torch.device("meta"):
             encoder = build_context_encoder(config).encoder
         # Sizes that the strides fit: one pixel less would give a smaller map.
-        sides = [patch_map(encoder, patch)[1] for patch in range(config.size + 1)]
-        fitting = [p for p in range(1, len(sides)) if sides[p] > sides[p - 1]]
-        patch = config.patch_size
-        if patch is None:
-            patch = max([p for p in fitting if p <= config.size // 2] or fitting[:1])
-        elif patch not in fitting:
-            nearest = sorted(sorted(fitting, key=lambda p: abs(p - patch))[:2])
+        wanted = config.patch_size or config.size // 2
+        near = range(max(1, wanted - _STRIDE), wanted + 2 * _STRIDE)
+        fitting = [p for p in near if patch_map(encoder, p)[1] > patch_map(encoder, p - 1)[1]]
+        if config.patch_size is None:
+            patch = max([p for p in fitting if p <= wanted] or fitting[:1])
+        elif config.patch_size in fitting:
+            patch = config.patch_size
+        else:
+            nearest = sorted(sorted(fitting, key=lambda p: abs(p - wanted))[:2])
             raise ValueError(
                 f"--patch-size must be one that the strides of --model {config.model} fit, got "
-                f"{patch}; nearest: {' or '.join(map(str, nearest))}"
+                f"{wanted}; nearest: {' or '.join(map(str, nearest))}"
             )
         gap, jitter = config.patch_gap, config.patch_jitter
         return {
