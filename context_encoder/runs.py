@@ -34,7 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from context_encoder.config import TrainConfig
-from context_encoder.models import ContextEncoder, build_model
+from context_encoder.models import Backbone, ContextEncoder, build_model
 
 Which = Literal["best", "last"]
 _MODEL = "model.safetensors"
@@ -52,7 +52,7 @@ class RunError(ValueError):
 class LoadedModel:
     """A network with its weights, in eval mode, and where it came from."""
 
-    model: ContextEncoder
+    model: Backbone
     config: TrainConfig
     step: int
     path: Path

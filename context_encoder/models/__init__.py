@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from context_encoder.models.alexnet import AlexNetContextEncoder
-from context_encoder.models.base import ContextEncoder
+from context_encoder.models.base import Backbone, ContextEncoder
 from context_encoder.models.dcgan import DCGANContextEncoder, Discriminator
 from context_encoder.models.small import SmallContextEncoder
 
 __all__ = [
     "MODELS",
     "AlexNetContextEncoder",
+    "Backbone",
     "ContextEncoder",
     "DCGANContextEncoder",
     "Discriminator",

@@ -14,15 +14,75 @@ from cekernels import ChannelwiseLinear
 OutputActivation = Literal["linear", "relu", "tanh"]
 
 
-class ContextEncoder(nn.Module):
+class Backbone(nn.Module):
+    """A network whose features can be used: an encoder of named stages, and what may follow it.
+
+    ``model.encoder`` alone is fully convolutional and takes any size that its strides leave
+    something of; everything else takes ``image_size`` only.
+
+    Args:
+        image_size: S, the side of the square input in pixels.
+        encoder: ``(B, 3, S, S)`` to a feature map.
+    """
+
+    def __init__(self, image_size: int, encoder: nn.Sequential) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.encoder = encoder
+
+    def feature_parts(self) -> tuple[nn.Sequential, ...]:
+        """The parts whose stages :meth:`features` gives, in the order in which they are applied."""
+        return (self.encoder,)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's feature map of ``x``, ``(B, C, n, n)``.
+
+        Args:
+            x: ``(B, 3, S, S)``, floating point, RGB in [-1, 1].
+
+        Raises:
+            TypeError, ValueError: ``x`` is of another type or shape.
+        """
+        self._check_input(x)
+        features: Tensor = self.encoder(x)
+        return features
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The output of every stage of :meth:`feature_parts`, by the stage's name, in order.
+
+        A stage includes its activation: ``conv1`` is what follows the ReLU, as in Caffe, where
+        the ReLU overwrites its input. ``channelwise_fc`` is taken before dropout. Gradients flow;
+        call it in eval mode and under ``torch.no_grad()`` to extract features.
+        Arguments and errors as in :meth:`encode`.
+        """
+        self._check_input(x)
+        outputs: dict[str, Tensor] = {}
+        for part in self.feature_parts():
+            for name, layer in part.named_children():
+                x = outputs[name] = layer(x)
+        return outputs
+
+    def _check_input(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{type(self).__name__} takes floating point in [-1, 1], got {x.dtype}; "
+                "uint8 pictures become that with x / 127.5 - 1"
+            )
+        expected = (3, self.image_size, self.image_size)
+        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"{type(self).__name__} takes (B, {', '.join(map(str, expected))}), "
+                f"got {tuple(x.shape)}; resize or crop the pictures, or build the model with "
+                "another image_size"
+            )
+
+
+class ContextEncoder(Backbone):
     """Predicts what is missing of a picture from what is left (Pathak et al. 2016, section 3).
 
     The three parts are made of named stages, so that weights are found under
     ``encoder.conv1.conv.weight``, ``bottleneck.channelwise_fc.weight``, ``decoder.up1.conv.weight``
     and so on. No stage of the encoder reaches the decoder but through the bottleneck.
-
-    ``model.encoder`` alone is fully convolutional and takes any size that its strides leave
-    something of; everything else takes ``image_size`` only.
 
     Args:
         image_size: S, the side of the square input in pixels.
@@ -41,12 +101,13 @@ class ContextEncoder(nn.Module):
         decoder: nn.Sequential,
         output_region: tuple[int, int, int, int] | None = None,
     ) -> None:
-        super().__init__()
-        self.image_size = image_size
+        super().__init__(image_size, encoder)
         self.output_region = output_region or (0, 0, image_size, image_size)
-        self.encoder = encoder
         self.bottleneck = bottleneck
         self.decoder = decoder
+
+    def feature_parts(self) -> tuple[nn.Sequential, ...]:
+        return (self.encoder, self.bottleneck)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict ``output_region``.
@@ -63,41 +124,6 @@ class ContextEncoder(nn.Module):
         """
         prediction: Tensor = self.decoder(self.bottleneck(self.encode(x)))
         return prediction
-
-    def encode(self, x: Tensor) -> Tensor:
-        """The encoder's feature map of ``x``, ``(B, C, n, n)``; arguments as in :meth:`forward`."""
-        self._check_input(x)
-        features: Tensor = self.encoder(x)
-        return features
-
-    def features(self, x: Tensor) -> dict[str, Tensor]:
-        """The output of every stage of encoder and bottleneck, by the stage's name, in order.
-
-        A stage includes its activation: ``conv1`` is what follows the ReLU, as in Caffe, where
-        the ReLU overwrites its input. ``channelwise_fc`` is taken before dropout. Gradients flow;
-        call it in eval mode and under ``torch.no_grad()`` to extract features.
-        Arguments and errors as in :meth:`forward`.
-        """
-        self._check_input(x)
-        outputs: dict[str, Tensor] = {}
-        for part in (self.encoder, self.bottleneck):
-            for name, layer in part.named_children():
-                x = outputs[name] = layer(x)
-        return outputs
-
-    def _check_input(self, x: Tensor) -> None:
-        if not x.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__} takes floating point in [-1, 1], got {x.dtype}; "
-                "uint8 pictures become that with x / 127.5 - 1"
-            )
-        expected = (3, self.image_size, self.image_size)
-        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"{type(self).__name__} takes (B, {', '.join(map(str, expected))}), "
-                f"got {tuple(x.shape)}; resize or crop the pictures, or build the model with "
-                "another image_size"
-            )
 
 
 def stage(
