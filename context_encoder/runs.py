@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class RunFolder:
         self.resume_step = resume_step
         self._metrics = path / "metrics.jsonl"
 
-    def start(self, config: TrainConfig) -> None:
+    def start(self, config: BaseModel) -> None:
         """Make the folder and write the configuration.
 
         A run that goes on loses the lines of ``metrics.jsonl`` behind its step: it makes them anew.
@@ -119,7 +119,7 @@ class RunFolder:
     def sample_path(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:07d}.png"
 
-    def save(self, which: Which, checkpoint: Checkpoint, config: TrainConfig) -> Path:
+    def save(self, which: Which, checkpoint: Checkpoint, config: BaseModel) -> Path:
         """Write a checkpoint whole, then put it in the place of the previous one."""
         folder = self.path / "checkpoints" / which
         new, old = folder.with_name(f".{which}.new"), folder.with_name(f".{which}.old")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -192,14 +193,22 @@ def _process_group(processes: Processes, device: torch.device) -> Iterator[None]
         dist.destroy_process_group()
 
 
+class Stoppable(Protocol):
+    """A training loop that looks at ``stop_requested`` after every step."""
+
+    stop_requested: bool
+    stop_reason: str
+
+
 @contextlib.contextmanager
-def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
+def _stop_on_signal(trainer: Stoppable) -> Iterator[None]:
     """SIGINT and SIGTERM end the run after the current step; a second SIGINT ends it at once."""
 
     def request(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop_requested = True
+        trainer.stop_reason = signal.Signals(number).name
         log.info("%s: finishing the step, then saving", signal.Signals(number).name)
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

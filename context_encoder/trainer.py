@@ -110,6 +110,8 @@ class Trainer:
         self.processes = processes
         self.step = 0
         self.stop_requested = False
+        #: What asked for it, for the log; empty if nothing did.
+        self.stop_reason = ""
         self.unreadable: set[str] = set()
         self.best: dict[str, float] = {}
         self.latest: dict[str, float] = {}

@@ -15,6 +15,9 @@ from context_encoder.trainer import NonFiniteError
 # Each is a module with main(arguments) -> exit status; imported only when asked for.
 COMMANDS = {
     "probe": ("probe", "accuracy of a linear classifier on each layer's frozen features"),
+    "voc-classify": ("classify", "VOC07 classification by Krähenbühl's recipe"),
+    "voc-segment": ("segment", "VOC12 segmentation as FCN-32s"),
+    "voc-detect": ("detect", "VOC07 detection as Fast R-CNN"),
 }
 
 
