@@ -29,14 +29,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from context_encoder.config import TrainConfig, explain
 from context_encoder.models import Backbone
 from context_encoder.pretexts import PRETEXTS
+=======
+from context_encoder.config import TrainConfig
+from context_encoder.models import Backbone, ContextEncoder, build_model
+>>>>>>> transfer
 
 Which = Literal["best", "last"]
 _MODEL = "model.safetensors"
@@ -93,7 +98,7 @@ class RunFolder:
         self.resume_step = resume_step
         self._metrics = path / "metrics.jsonl"
 
-    def start(self, config: TrainConfig) -> None:
+    def start(self, config: BaseModel) -> None:
         """Make the folder and write the configuration.
 
         A run that goes on loses the lines of ``metrics.jsonl`` behind its step: it makes them anew.
@@ -121,7 +126,7 @@ class RunFolder:
     def sample_path(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:07d}.png"
 
-    def save(self, which: Which, checkpoint: Checkpoint, config: TrainConfig) -> Path:
+    def save(self, which: Which, checkpoint: Checkpoint, config: BaseModel) -> Path:
         """Write a checkpoint whole, then put it in the place of the previous one."""
         folder = self.path / "checkpoints" / which
         new, old = folder.with_name(f".{which}.new"), folder.with_name(f".{which}.old")

@@ -16,7 +16,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+<<<<<<< HEAD
 from typing import Annotated, Any
+=======
+from typing import Protocol
+>>>>>>> transfer
 
 import torch
 import torch.distributed as dist
@@ -236,8 +240,15 @@ def _process_group(processes: Processes, device: torch.device) -> Iterator[None]
         dist.destroy_process_group()
 
 
+class Stoppable(Protocol):
+    """A training loop that looks at ``stop_requested`` after every step."""
+
+    stop_requested: bool
+    stop_reason: str
+
+
 @contextlib.contextmanager
-def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
+def _stop_on_signal(trainer: Stoppable) -> Iterator[None]:
     """SIGINT and SIGTERM end the run after the current step; a second SIGINT ends it at once."""
 
     def request(number: int, frame: FrameType | None) -> None:
@@ -246,6 +257,10 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
         # Nothing is logged in here: the loop may hold the log's lock, or be writing a line.
         trainer.stop_requested = True
         trainer.stop_reason = signal.Signals(number).name
+<<<<<<< HEAD
+=======
+        log.info("%s: finishing the step, then saving", signal.Signals(number).name)
+>>>>>>> transfer
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -68,41 +68,44 @@ def name_of(pretext: str, seed: int) -> str:
     return f"{pretext.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def run(command: list[str], log: Path, threads: int) -> None:
-    """Run a module of the package; SystemExit with the end of what it said if it fails."""
+def run(command: list[str], log: Path, threads: int) -> float:
+    """Run a module of the package; its CPU seconds. SystemExit with what it said if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", *command], stdout=file, stderr=file, env=environment
         )
-    if done.returncode:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime
 
 
-def pretrain(options: Options, pretext: str, seed: int, threads: int) -> float | None:
-    """Train, unless it is done or there is nothing to train; seconds of training so far."""
+def pretrain(options: Options, pretext: str, seed: int, threads: int) -> tuple[float, float] | None:
+    """Train, unless it is done or there is nothing to train; wall and CPU seconds of training."""
     arguments = PRETEXTS[pretext]
     if arguments is None:
         return None
     name = name_of(pretext, seed)
     folder, clock = options.out / "runs" / name, options.out / "runs" / f"{name}.seconds"
-    spent = float(clock.read_text()) if clock.exists() else 0.0
+    wall, cpu = json.loads(clock.read_text()) if clock.exists() else (0.0, 0.0)
     command = ["context_encoder.train"]
     try:
         state = find_checkpoint(folder, "last") / "state.json"
         if json.loads(state.read_text())["step"] >= options.steps:
-            return spent
+            return wall, cpu
         command += ["--resume", str(folder)]
     except RunError:
         command += ["--data", str(options.photos), "--out", str(folder), *arguments]
         command += ["--seed", str(seed), "--val-fraction", "0.05", *options.train_args.split()]
     command += ["--steps", str(options.steps), "--val-every", str(options.steps)]
     started = time.monotonic()
-    run(command, options.out / "logs" / f"{name}.log", threads)
-    spent += time.monotonic() - started
-    clock.write_text(str(spent))
-    return spent
+    cpu += run(command, options.out / "logs" / f"{name}.log", threads)
+    wall += time.monotonic() - started
+    clock.write_text(json.dumps([wall, cpu]))
+    return wall, cpu
 
 
 def probe(options: Options, pretext: str, seed: int, threads: int) -> dict[str, Any]:
@@ -130,8 +133,8 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def table(options: Options, rows: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| pretraining | " + " | ".join(options.layers) + " | wall time |",
-        "| --- " * (len(options.layers) + 2) + "|",
+        "| pretraining | " + " | ".join(options.layers) + " | wall time | CPU time |",
+        "| --- " * (len(options.layers) + 3) + "|",
     ]
     for pretext, row in rows.items():
         cells = [
@@ -140,8 +143,9 @@ def table(options: Options, rows: dict[str, dict[str, Any]]) -> str:
             else "none"
             for n in options.layers
         ]
-        seconds = f"{statistics.fmean(row['seconds']):.0f} s" if row["seconds"] else "none"
-        lines.append(f"| {pretext} | " + " | ".join(cells) + f" | {seconds} |")
+        for clock in ("wall_seconds", "cpu_seconds"):
+            cells.append(f"{statistics.fmean(row[clock]):.0f} s" if row[clock] else "none")
+        lines.append(f"| {pretext} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -149,7 +153,7 @@ def main(options: Options) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     tasks = [(pretext, seed) for seed in range(options.seeds) for pretext in PRETEXTS]
 
-    def work(task: tuple[str, int]) -> tuple[float | None, dict[str, Any]]:
+    def work(task: tuple[str, int]) -> tuple[tuple[float, float] | None, dict[str, Any]]:
         seconds = pretrain(options, *task, threads)
         result = probe(options, *task, threads)
         best = max(layer["accuracy"] for layer in result["layers"].values())
@@ -161,11 +165,12 @@ def main(options: Options) -> None:
 
     rows: dict[str, dict[str, Any]] = {}
     for (pretext, _), (seconds, result) in found.items():
-        row = rows.setdefault(pretext, {"layers": {}, "seconds": []})
+        row = rows.setdefault(pretext, {"layers": {}, "wall_seconds": [], "cpu_seconds": []})
         for layer, values in result["layers"].items():
             row["layers"].setdefault(layer, []).append(values["accuracy"])
         if seconds is not None:
-            row["seconds"].append(round(seconds, 1))
+            row["wall_seconds"].append(round(seconds[0], 1))
+            row["cpu_seconds"].append(round(seconds[1], 1))
     some = found[tasks[0]][1]
     record = {
         "command": " ".join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),

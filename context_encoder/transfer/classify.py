@@ -1,0 +1,198 @@
+"""VOC07 classification by Krähenbühl's recipe (Krähenbühl et al. 2016; Pathak et al. 2016, 5.2)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from context_encoder.data import UnreadableImage, read_image
+from context_encoder.models import Backbone
+from context_encoder.transfer.backbone import to_input
+from context_encoder.transfer.engine import (
+    Task,
+    TransferConfig,
+    fully_connected,
+    map_shape,
+    number_or_none,
+    parse,
+    run_task,
+)
+from context_encoder.transfer.metrics import classification_ap, mean
+from context_encoder.transfer.voc import Item, check_classes, read_split
+
+Tuned = Literal["all", "fc6-8", "fc8", "linear"]
+
+
+class ClassifyConfig(TransferConfig):
+    """VOC07 classification: which classes are in a picture."""
+
+    tune: Tuned = Field(
+        "all",
+        description="What is trained: all; fc6-8 or fc8 alone; or linear, one layer on the "
+        "encoder's map in place of fc6 to fc8.",
+    )
+    scale: tuple[float, float] = Field(
+        (0.5, 2.0), description="Pictures are scaled by a factor from .. to, times size / 227."
+    )
+    test_crops: Annotated[int, Field(ge=1)] = Field(
+        10, description="Random crops of a test picture whose scores are averaged."
+    )
+    lr_step: Annotated[int, Field(ge=1)] | None = Field(10_000, description="Halve the rate so.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-6, description="L2 penalty.")
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        10.0, description="Largest norm of the gradient."
+    )
+
+
+def random_crop(
+    image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> Tensor:
+    """A square of a randomly scaled picture, mirrored or not: uint8 ``(3, size, size)``.
+
+    The factor is uniform in ``scale``, times size / 227, and raised where the picture would be
+    smaller than the square.
+    """
+    factor = max(rng.uniform(*scale) * size / 227, size / min(image.size))
+    side = size / factor
+    left, top = (rng.uniform(0, max(length - side, 0)) for length in image.size)
+    mirror = rng.random() < 0.5
+    square = image.resize(
+        (size, size),
+        Image.Resampling.BILINEAR,
+        box=(left, top, min(left + side, image.width), min(top + side, image.height)),
+    )
+    return torch.from_numpy(np.asarray(square)[:, :: -1 if mirror else 1].transpose(2, 0, 1).copy())
+
+
+class Classify(Task):
+    """Encoder, fc6 to fc8 (or one linear layer), per-class sigmoid loss."""
+
+    def __init__(
+        self, config: ClassifyConfig, network: Backbone, train: list[Item], test: list[Item]
+    ) -> None:
+        self.config, self.items, self._test = config, train, test
+        self._size = network.image_size
+        self.encoder = network.encoder
+        channels, side = map_shape(network, self.encoder)
+        dim, classes = config.fc_dim, len(config.classes)
+        layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+        inputs = channels * side**2
+        if config.tune != "linear":
+            for name in ("6", "7"):
+                layers += [
+                    (f"fc{name}", nn.Linear(inputs, dim)),
+                    (f"relu{name}", nn.ReLU()),
+                    (f"drop{name}", nn.Dropout(config.dropout)),
+                ]
+                inputs = dim
+        layers.append(("fc8", nn.Linear(inputs, classes)))
+        head = nn.Sequential(OrderedDict(layers))
+        for layer in head:
+            if isinstance(layer, nn.Linear):
+                fully_connected(layer.weight, layer.bias)
+        self.model = nn.Sequential(OrderedDict(encoder=self.encoder, head=head))
+        if config.tune != "all":
+            self.encoder.requires_grad_(False)
+        if config.tune == "fc8":
+            head.requires_grad_(False)
+            head.fc8.requires_grad_(True)
+
+    def sample(
+        self, image: Image.Image, item: Item, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        crop = random_crop(image, self._size, self.config.scale, rng)
+        return crop, torch.from_numpy(item.presence(len(self.config.classes)))
+
+    def losses(
+        self, samples: list[tuple[Tensor, Tensor]], device: torch.device
+    ) -> dict[str, Tensor]:
+        """Cross-entropy summed over the classes that count, averaged over pictures."""
+        images = torch.stack([image for image, _ in samples]).to(device)
+        labels = torch.stack([label for _, label in samples]).to(device)
+        scores = self.model(to_input(images)).float()
+        loss = F.binary_cross_entropy_with_logits(
+            scores, (labels == 1).float(), weight=(labels >= 0).float(), reduction="sum"
+        )
+        return {"loss": loss / len(samples)}
+
+    def evaluate(self, device: torch.device) -> dict[str, Any]:
+        config = self.config
+        scores, labels, unreadable = [], [], 0
+        for number, item in enumerate(tqdm(self._test, unit="picture", dynamic_ncols=True)):
+            try:
+                image = read_image(item.image)
+            except UnreadableImage:
+                unreadable += 1
+                continue
+            rng = np.random.default_rng((0, number))
+            crops = torch.stack(
+                [
+                    random_crop(image, self._size, config.scale, rng)
+                    for _ in range(config.test_crops)
+                ]
+            )
+            scores.append(self.model(to_input(crops.to(device))).double().mean(0).cpu().numpy())
+            labels.append(item.presence(len(config.classes)))
+        if not scores:
+            raise ValueError("none of the test pictures can be read")
+        all_scores, all_labels = np.stack(scores), np.stack(labels)
+        per_class = {
+            name: {
+                "ap_11_point": classification_ap(all_scores[:, k], all_labels[:, k], "11-point"),
+                "ap_area": classification_ap(all_scores[:, k], all_labels[:, k], "area"),
+            }
+            for k, name in enumerate(config.classes)
+        }
+        return summary(per_class, len(scores), unreadable)
+
+
+def summary(
+    per_class: dict[str, dict[str, float]], test_images: int, unreadable: int
+) -> dict[str, Any]:
+    """The parts of ``results.json`` for figures by class."""
+    names = list(next(iter(per_class.values())))
+    means = {name: mean([values[name] for values in per_class.values()]) for name in names}
+    return {
+        "metrics": means,
+        "per_class": {
+            name: {key: number_or_none(value) for key, value in values.items()}
+            for name, values in per_class.items()
+        },
+        "test_images": test_images,
+        "unreadable": unreadable,
+    }
+
+
+def digest(items: Sequence[Item]) -> str:
+    """Changes when the names of the pictures do."""
+    return hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    config = parse(ClassifyConfig, "voc-classify", arguments)
+    low, high = config.scale
+    if not 0 < low <= high:
+        raise ValueError(f"--scale must be 0 < from <= to, got {low} {high}")
+    splits = []
+    for split in (config.train_split, config.test_split):
+        items = read_split(config.voc, config.year, split, "Main", config.classes)
+        check_classes(split, items, config.classes)
+        splits.append(items)
+    train, test = splits
+    return run_task(
+        config,
+        "voc-classify",
+        lambda network: Classify(config, network, train, test),
+        digest(train),
+    )

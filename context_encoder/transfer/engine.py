@@ -1,0 +1,412 @@
+"""The training loop that the three transfers to PASCAL VOC share, and its configuration.
+
+What a step sees depends on (seed, step) alone, so a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from context_encoder.data import SampleStream, UnreadableImage, _start_worker, read_image
+from context_encoder.models import Backbone
+from context_encoder.prepare import Processes, choose_device
+from context_encoder.runs import (
+    Checkpoint,
+    RunError,
+    RunFolder,
+    find_checkpoint,
+    load_weights,
+    read_checkpoint,
+)
+from context_encoder.train import _stop_on_signal
+from context_encoder.trainer import NonFiniteError, _load_optimizer, _optimizer_tensors
+from context_encoder.transfer.backbone import BackboneConfig
+from context_encoder.transfer.voc import CLASSES, Item
+
+log = logging.getLogger("context_encoder")
+
+_FREE_ON_RESUME = ("voc", "steps", "workers", "device", "out", "log_every", "save_every", "resume")
+
+
+class TransferConfig(BackboneConfig):
+    """What the transfers to VOC share."""
+
+    voc: Path = Field(Path("VOCdevkit"), description="VOCdevkit folder.")
+    year: str = Field("VOC2007", description="Its data set.")
+    train_split: str = Field("trainval", description="Split to train on.")
+    test_split: str = Field("test", description="Split to judge on.")
+    classes: tuple[str, ...] = Field(CLASSES, description="Names of the classes, in order.")
+
+    steps: Annotated[int, Field(ge=1)] = Field(80_000, description="Training steps.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="Pictures a step.")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="SGD's rate.")
+    lr_step: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps after which the rate is multiplied by --lr-gamma, again and again."
+    )
+    lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="See --lr-step.")
+    bias_lr: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="The biases' rate as a multiple; other than 1, they are not decayed."
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty.")
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Largest norm of the gradient."
+    )
+    fc_dim: Annotated[int, Field(ge=1)] = Field(4096, description="Width of fc6 and fc7.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="After fc6 and fc7.")
+
+    amp: Literal["off", "bf16"] = Field("off", description="Mixed precision by autocast.")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Data processes.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Of new weights, order, crops, dropout."
+    )
+    out: Path | None = Field(
+        None, description="Run folder to make. Default: runs/<command>-<time>."
+    )
+    resume: Path | None = Field(None, description="Run folder to continue, as it began.")
+    log_every: Annotated[int, Field(ge=1)] = Field(20, description="Steps between lines.")
+    save_every: Annotated[int, Field(ge=1)] = Field(1000, description="Steps between checkpoints.")
+
+
+C = TypeVar("C", bound=TransferConfig)
+
+
+class Task(ABC):
+    """What a transfer is: network, samples, loss and judgement.
+
+    Attributes:
+        model: encoder and head.
+        encoder: its part that was pretrained; kept in eval mode, so that the statistics of batch
+            normalisation stay what they were.
+        items: pictures to train on.
+    """
+
+    model: nn.Module
+    encoder: nn.Module
+    items: Sequence[Item]
+
+    @abstractmethod
+    def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> Any:
+        """A training sample of a picture, all randomness from ``rng``."""
+
+    @abstractmethod
+    def losses(self, samples: list[Any], device: torch.device) -> dict[str, Tensor]:
+        """The losses of a batch, 0-dimensional; the first is the one to minimise."""
+
+    @abstractmethod
+    def evaluate(self, device: torch.device) -> dict[str, Any]:
+        """What ``results.json`` holds: "metrics", "per_class" {class: {name: value}}, and more."""
+
+
+class _Samples(Dataset[Any]):
+    """Training samples by (epoch, index); a file that cannot be read gives way to the next."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task = task
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
+        epoch, index = key
+        items = self.task.items
+        failures: list[tuple[str, str]] = []
+        for shift in range(len(items)):
+            item = items[(index + shift) % len(items)]
+            try:
+                image = read_image(item.image)
+            except UnreadableImage as error:
+                failures.append((str(error.path), error.reason))
+                continue
+            return self.task.sample(
+                image, item, np.random.default_rng((self.seed, epoch, index))
+            ), failures
+        raise ValueError(f"none of the {len(items)} pictures can be read, as {failures[0]}")
+
+
+def _collate(samples: list[tuple[Any, list[tuple[str, str]]]]) -> tuple[list[Any], Any]:
+    return [sample for sample, _ in samples], [f for _, failures in samples for f in failures]
+
+
+class Training:
+    """One run of a task, on one device."""
+
+    def __init__(
+        self, config: TransferConfig, task: Task, device: torch.device, digest: str
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.device = device
+        self.digest = digest
+        self.step = 0
+        self.stop_requested = False
+        self.stop_reason = ""
+        self.unreadable: dict[str, str] = {}
+        task.model.to(device)
+        self._optimizer = self._sgd()
+
+    def _sgd(self) -> torch.optim.SGD:
+        config = self.config
+        named = [(n, p) for n, p in self.task.model.named_parameters() if p.requires_grad]
+        biases = [p for n, p in named if n.endswith("bias")]
+        others = [p for n, p in named if not n.endswith("bias")]
+        decay = config.weight_decay if config.bias_lr == 1 else 0.0
+        return torch.optim.SGD(
+            [
+                {"params": others, "factor": 1.0},
+                {"params": biases, "factor": config.bias_lr, "weight_decay": decay},
+            ],
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; ValueError if the pictures are others."""
+        if checkpoint.state["digest"] != self.digest:
+            raise ValueError("the training pictures have changed; a run continues with the same")
+        load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
+        _load_optimizer("model", self._optimizer, checkpoint.training)
+        self.step = int(checkpoint.state["step"])
+        self.unreadable = dict(checkpoint.state["unreadable"])
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            model=self.task.model.state_dict(),
+            discriminator=None,
+            training=_optimizer_tensors("model", self._optimizer),
+            state={"step": self.step, "digest": self.digest, "unreadable": self.unreadable},
+        )
+
+    def fit(self, run: RunFolder) -> bool:
+        """Train to the last step or until ``stop_requested``; whether the last step was reached.
+
+        Raises:
+            NonFiniteError: the loss is no finite number.
+        """
+        config = self.config
+        self.task.model.train()
+        self.task.encoder.eval()
+        loader: DataLoader[Any] = DataLoader(
+            _Samples(self.task, config.seed),
+            batch_size=config.batch_size,
+            sampler=SampleStream(
+                len(self.task.items),
+                seed=config.seed,
+                batch_size=config.batch_size,
+                start_step=self.step,
+                num_steps=config.steps - self.step,
+            ),
+            collate_fn=_collate,
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
+        sums: dict[str, Tensor] = {}
+        summed, mark, saved = 0, time.monotonic(), self.step
+        with tqdm(total=config.steps, initial=self.step, unit="step", dynamic_ncols=True) as bar:
+            while self.step < config.steps and not self.stop_requested:
+                samples, failures = next(batches)
+                self._note(failures, run)
+                losses = self._train_step(samples)
+                for name, value in losses.items():
+                    sums[name] = sums[name] + value if name in sums else value
+                self.step += 1
+                summed += 1
+                bar.update()
+                last = self.step == config.steps
+                if self.step % config.log_every == 0 or last or self.stop_requested:
+                    means = {name: float(value) / summed for name, value in sums.items()}
+                    if not all(map(math.isfinite, means.values())):
+                        raise NonFiniteError(
+                            f"the loss is not finite at step {self.step}: {means}; lower --lr. "
+                            "Earlier checkpoints are kept."
+                        )
+                    speed = summed * config.batch_size / (time.monotonic() - mark)
+                    bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+                    lr = self._optimizer.param_groups[0]["lr"]
+                    run.log("train", self.step, {**means, "lr": lr, "images_per_s": speed})
+                    sums, summed, mark = {}, 0, time.monotonic()
+                if self.step % config.save_every == 0 or last or self.stop_requested:
+                    run.save("last", self._checkpoint(), config)
+                    saved = self.step
+        if self.stop_requested and saved < self.step:
+            run.save("last", self._checkpoint(), config)
+        return self.step == config.steps
+
+    def _train_step(self, samples: list[Any]) -> dict[str, Tensor]:
+        config = self.config
+        # Dropout is a function of (seed, step) too.
+        torch.manual_seed((config.seed * 1_000_003 + self.step) % 2**63)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+            losses = self.task.losses(samples, self.device)
+        next(iter(losses.values())).backward()
+        if config.clip is not None:
+            clip_grad_norm_(
+                [p for group in self._optimizer.param_groups for p in group["params"]], config.clip
+            )
+        decayed = config.lr
+        if config.lr_step is not None:
+            decayed *= config.lr_gamma ** (self.step // config.lr_step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = decayed * group["factor"]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _note(self, failures: list[tuple[str, str]], run: RunFolder) -> None:
+        for name, reason in failures:
+            if name not in self.unreadable:
+                self.unreadable[name] = reason
+                log.warning("skipped %s: %s", name, reason)
+                run.log_unreadable(Path(name), reason)
+
+
+def parse(kind: type[C], command: str, arguments: Sequence[str] | None) -> C:
+    """The configuration that the command line asks for; --resume makes the run's the default.
+
+    Raises:
+        RunError: what --resume names cannot be used.
+        ValueError: an option would change the run that is resumed.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--resume", nargs="?")
+    known, _ = first.parse_known_args(arguments)
+    defaults = kind()
+    if known.resume is not None:
+        file = find_checkpoint(Path(known.resume), "last") / "config.json"
+        try:
+            defaults = kind.model_validate_json(file.read_text())
+        except (OSError, ValidationError) as error:
+            raise RunError(f"{file} is not a configuration of {command}: {error}") from error
+    config = tyro.cli(
+        kind,
+        prog=f"python -m context_encoder.transfer {command}",
+        args=arguments,
+        default=defaults,
+    )
+    if config.resume is not None:
+        changed = [
+            "--" + name.replace("_", "-")
+            for name in kind.model_fields
+            if name not in _FREE_ON_RESUME and getattr(config, name) != getattr(defaults, name)
+        ]
+        if changed:
+            raise ValueError(
+                f"--resume continues {config.resume} as it began, but {', '.join(changed)} would "
+                "change it; leave that out, or start a new run"
+            )
+    return config
+
+
+def run_task(config: C, command: str, make: Any, digest: str) -> int:
+    """Train, judge, write ``results.json`` and ``results.md``. Returns the exit status.
+
+    Args:
+        config: of the run.
+        command: its name.
+        make: called with the network to start from, returns the :class:`Task`; only once
+            everything else is known to be there.
+        digest: changes when the training pictures do.
+    """
+    device = choose_device(config.device, Processes())
+    out = config.resume or config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
+    config = config.model_copy(update={"out": out, "resume": None})
+    checkpoint = None
+    if out.exists() and (out / "checkpoints").exists():
+        checkpoint = read_checkpoint(find_checkpoint(out, "last"))
+    step = None if checkpoint is None else int(checkpoint.state["step"])
+    run = RunFolder(out, step)
+    network = config.load(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        task: Task = make(network)
+    training = Training(config, task, device, digest)
+    if checkpoint is not None:
+        training.restore(checkpoint)
+    run.start(config)
+    parameters = sum(p.numel() for p in task.model.parameters())
+    log.info("%s: %s from %s", out, command, config.describe())
+    log.info(
+        "  %d pictures, %.2f M parameters, steps %d to %d on %s",
+        len(task.items), parameters / 1e6, training.step, config.steps, device,
+    )  # fmt: skip
+    with _stop_on_signal(training), logging_redirect_tqdm():
+        if not training.fit(run):
+            log.info(
+                "%s: stopped at step %d, saved; go on with", training.stop_reason, training.step
+            )
+            log.info("  python -m context_encoder.transfer %s --resume %s", command, out)
+            return 0
+    task.model.eval()
+    with torch.no_grad():
+        result = task.evaluate(device)
+    result = {
+        "command": command,
+        "network": config.describe(),
+        "steps": training.step,
+        "unreadable": len(training.unreadable) + int(result.pop("unreadable")),
+        **result,
+    }
+    run.log("test", training.step, result["metrics"])
+    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    (out / "results.md").write_text(_markdown(result))
+    log.info("%s", _markdown(result))
+    log.info("written to %s", out)
+    return 0
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    names = list(result["metrics"])
+    lines = [
+        f"{result['command']} from {result['network']}: {result['test_images']} test pictures, "
+        f"{result['steps']} steps, {result['unreadable']} pictures unreadable.",
+        "",
+        f"| class | {' | '.join(names)} |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    rows = {**result["per_class"], "**mean**": result["metrics"]}
+    for name, values in rows.items():
+        cells = ["-" if values.get(n) is None else f"{100 * values[n]:.2f} %" for n in names]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def number_or_none(value: float) -> float | None:
+    """JSON knows no nan."""
+    return None if math.isnan(value) else float(value)
+
+
+def fully_connected(weight: Tensor, bias: Tensor | None) -> None:
+    """Krähenbühl's start of a layer: weights N(0, .01), biases .1, in place."""
+    nn.init.normal_(weight, 0, 0.01)
+    if bias is not None:
+        nn.init.constant_(bias, 0.1)
+
+
+def map_shape(network: Backbone, encoder: nn.Module) -> tuple[int, int]:
+    """Channels and side of an encoder's map of a picture of the network's size."""
+    size = network.image_size
+    with torch.no_grad():
+        shape = encoder.eval()(torch.zeros(1, 3, size, size)).shape
+    return int(shape[1]), int(shape[2])

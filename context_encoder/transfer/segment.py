@@ -1,0 +1,256 @@
+"""VOC12 segmentation as FCN-32s (Long et al. 2015; Pathak et al. 2016, section 5.2)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from context_encoder.data import UnreadableImage, read_image
+from context_encoder.models import Backbone
+from context_encoder.transfer.backbone import to_input
+from context_encoder.transfer.classify import digest, summary
+from context_encoder.transfer.engine import (
+    Task,
+    TransferConfig,
+    fully_connected,
+    map_shape,
+    parse,
+    run_task,
+)
+from context_encoder.transfer.metrics import confusion, iou_per_class
+from context_encoder.transfer.voc import VOID, Item, read_labels, read_split
+
+# Long et al. sum the loss over the picture, with a rate of 1e-10 and a decay of 5e-4. Averaged
+# over the pixels of a picture of 500 x 375, the same steps need these.
+_PIXELS = 500 * 375
+
+
+class SegmentConfig(TransferConfig):
+    """VOC12 segmentation: the class of every pixel."""
+
+    year: str = Field("VOC2012", description="Its data set.")
+    train_split: str = Field("train", description="Split to train on.")
+    test_split: str = Field("val", description="Split to judge on.")
+    steps: Annotated[int, Field(ge=1)] = Field(100_000, description="Training steps.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Pictures a step.")
+    lr: Annotated[float, Field(gt=0)] = Field(1e-10 * _PIXELS, description="SGD's rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4 / _PIXELS, description="L2 penalty.")
+    bias_lr: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="The biases' rate as a multiple; other than 1, they are not decayed."
+    )
+    fc6_kernel: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Side of fc6's kernel. Default: the encoder's map (6 for AlexNet)."
+    )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the cells of a network's output lie in its input, pixel centres at whole numbers.
+
+    Cell i is centred at ``offset + stride * i``; n pixels give
+    ``floor((n - extent) / stride) + 1`` cells.
+    """
+
+    stride: int = 1
+    offset: float = 0.0
+    extent: int = 1
+
+    def then(self, kernel: int, stride: int = 1, padding: int = 0) -> Geometry:
+        """With one more convolution or pooling."""
+        return Geometry(
+            self.stride * stride,
+            self.offset + ((kernel - 1) / 2 - padding) * self.stride,
+            self.extent + (kernel - 1 - 2 * padding) * self.stride,
+        )
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Geometry:
+        """That of the convolutions and poolings in a network, in the order of its modules."""
+        geometry = cls()
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+                kernel, stride, padding = (
+                    value if isinstance(value, int) else int(value[0])  # type: ignore[arg-type, index]
+                    for value in (module.kernel_size, module.stride, module.padding)
+                )
+                geometry = geometry.then(kernel, stride, padding)
+        return geometry
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """An up-convolution whose output, cut at ``crop``, lies on the input's pixels.
+
+    Attributes:
+        kernel: 2 stride or 2 stride - 1, whichever puts its centres on pixels.
+        padding: of the input, on every side.
+        crop: pixels cut off the output's top and left.
+    """
+
+    kernel: int
+    padding: int
+    crop: int
+
+    @classmethod
+    def fit(cls, geometry: Geometry, padding: int | None = None) -> Upsampling:
+        """The smallest padding that covers pictures of every size, or the given one's crop."""
+        stride = geometry.stride
+        kernel = 2 * stride
+        if (stride - 0.5 - geometry.offset) % 1:
+            kernel -= 1
+        shift = round((kernel - 1) / 2 - geometry.offset)
+        if padding is None:
+            padding = max(0, -shift, shift + geometry.extent + stride - 1 - kernel)
+        return cls(kernel, padding, shift + padding)
+
+
+def bilinear_kernel(size: int) -> Tensor:
+    """``(size, size)``: the weights of an up-convolution of stride ``ceil(size / 2)``."""
+    stride = math.ceil(size / 2)
+    line = 1 - (torch.arange(size) - (size - 1) / 2).abs() / stride
+    return line[:, None] * line
+
+
+class FCN(nn.Module):
+    """Encoder, fc6 and fc7 as convolutions, scores, fixed bilinear upsampling to the picture.
+
+    Args:
+        network: to take the encoder of.
+        classes: K, the background included.
+        fc_dim, fc6_kernel, dropout: see :class:`SegmentConfig`.
+    """
+
+    def __init__(
+        self, network: Backbone, classes: int, fc_dim: int, fc6_kernel: int | None, dropout: float
+    ) -> None:
+        super().__init__()
+        self.encoder = network.encoder
+        channels, side = map_shape(network, self.encoder)
+        kernel = fc6_kernel or side
+        geometry = Geometry.of(self.encoder).then(kernel)
+        self.upsampling = Upsampling.fit(geometry)
+        self.head = nn.Sequential(
+            OrderedDict(
+                fc6=nn.Conv2d(channels, fc_dim, kernel),
+                relu6=nn.ReLU(),
+                drop6=nn.Dropout2d(dropout),
+                fc7=nn.Conv2d(fc_dim, fc_dim, 1),
+                relu7=nn.ReLU(),
+                drop7=nn.Dropout2d(dropout),
+                score=nn.Conv2d(fc_dim, classes, 1),
+            )
+        )
+        for layer in (self.head.fc6, self.head.fc7):
+            fully_connected(layer.weight, layer.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.score.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.score.bias)  # type: ignore[arg-type]
+        self.upscore = nn.ConvTranspose2d(
+            classes, classes, self.upsampling.kernel, geometry.stride, groups=classes, bias=False
+        )
+        self.upscore.weight.requires_grad_(False)
+        self.upscore.weight.copy_(bilinear_kernel(self.upsampling.kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``(B, K, H, W)`` of pictures ``(B, 3, H, W)`` of any size."""
+        height, width = x.shape[2:]
+        # The padding is 0, mid-grey.
+        scores = self.head(self.encoder(F.pad(x, [self.upsampling.padding] * 4)))
+        top = self.upsampling.crop
+        upscored: Tensor = self.upscore(scores)
+        return upscored[:, :, top : top + height, top : top + width]
+
+
+class Segment(Task):
+    """FCN-32s: softmax loss over the pixels that are not void."""
+
+    def __init__(
+        self, config: SegmentConfig, network: Backbone, train: list[Item], test: list[Item]
+    ) -> None:
+        self.config, self.items, self._test = config, train, test
+        self._names = ("background", *config.classes)
+        self.model = FCN(
+            network, len(self._names), config.fc_dim, config.fc6_kernel, config.dropout
+        )
+        self.encoder = self.model.encoder
+
+    def sample(
+        self, image: Image.Image, item: Item, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        pixels, labels = self._read(image, item)
+        if rng.random() < 0.5:
+            pixels, labels = pixels.flip(2), labels.flip(1)
+        return pixels, labels
+
+    def _read(self, image: Image.Image, item: Item) -> tuple[Tensor, Tensor]:
+        labels = torch.from_numpy(read_labels(item, len(self.config.classes)))
+        pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+        if labels.shape != pixels.shape[1:]:
+            raise ValueError(
+                f"{item.image} is {image.width} x {image.height} pixels, {item.segmentation} "
+                f"{labels.shape[1]} x {labels.shape[0]}"
+            )
+        return pixels, labels
+
+    def losses(
+        self, samples: list[tuple[Tensor, Tensor]], device: torch.device
+    ) -> dict[str, Tensor]:
+        height, width = (max(label.shape[i] for _, label in samples) for i in (0, 1))
+        images = torch.zeros(len(samples), 3, height, width, device=device)
+        labels = torch.full((len(samples), height, width), VOID, device=device)
+        for n, (image, label) in enumerate(samples):
+            images[n, :, : image.shape[1], : image.shape[2]] = to_input(image.to(device))
+            labels[n, : label.shape[0], : label.shape[1]] = label.to(device)
+        loss = F.cross_entropy(
+            self.model(images).float(), labels, ignore_index=VOID, reduction="sum"
+        )
+        return {"loss": loss / (labels != VOID).sum().clamp(min=1)}
+
+    def evaluate(self, device: torch.device) -> dict[str, Any]:
+        count = len(self._names)
+        matrix, unreadable = np.zeros((count, count)), 0
+        for item in tqdm(self._test, unit="picture", dynamic_ncols=True):
+            try:
+                pixels, labels = self._read(read_image(item.image), item)
+            except UnreadableImage:
+                unreadable += 1
+                continue
+            prediction = self.model(to_input(pixels[None].to(device)))[0].argmax(0).cpu().numpy()
+            matrix += confusion(prediction, labels.numpy(), count)
+        if not matrix.any():
+            raise ValueError("none of the test pictures can be read")
+        values = iou_per_class(matrix)
+        per_class = {name: {"iou": float(values[k])} for k, name in enumerate(self._names)}
+        result = summary(per_class, len(self._test) - unreadable, unreadable)
+        result["pixel_accuracy"] = float(np.diag(matrix).sum() / matrix.sum())
+        return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    config = parse(SegmentConfig, "voc-segment", arguments)
+    splits = []
+    for split in (config.train_split, config.test_split):
+        items = read_split(config.voc, config.year, split, "Segmentation", config.classes)
+        seen: set[int] = set()
+        for item in tqdm(items, unit="picture", desc=f"checking {split}", dynamic_ncols=True):
+            seen.update(np.unique(read_labels(item, len(config.classes))).tolist())
+        absent = [name for k, name in enumerate(config.classes, 1) if k not in seen]
+        if absent:
+            raise ValueError(f"no pixel of class {', '.join(absent)} in split {split!r}")
+        splits.append(items)
+    train, test = splits
+    return run_task(
+        config, "voc-segment", lambda network: Segment(config, network, train, test), digest(train)
+    )

@@ -1,0 +1,188 @@
+"""PASCAL VOC's development kit: what its folders hold.
+
+VOCdevkit/VOC2007/
+  JPEGImages/000001.jpg
+  Annotations/000001.xml
+  ImageSets/Main/trainval.txt, test.txt           one picture name a line
+  ImageSets/Segmentation/train.txt, val.txt
+  SegmentationClass/000001.png                    palette index = class, 255 = void
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+CLASSES = tuple(
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+    "person pottedplant sheep sofa train tvmonitor".split()
+)
+VOID = 255
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture.
+
+    Attributes:
+        name: as ImageSets lists it.
+        image: the file.
+        boxes: ``(M, 4)``, pixels counted from 0, see :mod:`context_encoder.transfer.boxes`.
+        labels: ``(M,)`` class numbers, from 0.
+        difficult: ``(M,)``.
+        segmentation: the file of classes, for segmentation only.
+    """
+
+    name: str
+    image: Path
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+    segmentation: Path | None = None
+
+    def presence(self, classes: int) -> NDArray[np.int64]:
+        """``(K,)``: 1 where a class is there, -1 where only difficult objects are, else 0."""
+        result = np.zeros(classes, np.int64)
+        result[self.labels[self.difficult]] = -1
+        result[self.labels[~self.difficult]] = 1
+        return result
+
+
+def voc_folder(root: Path, year: str) -> Path:
+    """The folder of a year: ``root/year``, or ``root`` where that is it.
+
+    Raises:
+        FileNotFoundError: no such folder, or not VOC's layout.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"VOCdevkit folder {root} does not exist")
+    base = root / year if (root / year).is_dir() else root
+    missing = [name for name in ("ImageSets", "JPEGImages") if not (base / name).is_dir()]
+    if missing:
+        found = ", ".join(sorted(p.name for p in base.iterdir())[:8]) or "nothing"
+        raise FileNotFoundError(
+            f"{root} does not look like a VOCdevkit: expected {year}/{missing[0]} in it, "
+            f"found {found}"
+        )
+    return base
+
+
+def read_split(
+    root: Path,
+    year: str,
+    split: str,
+    kind: Literal["Main", "Segmentation"],
+    classes: Sequence[str] = CLASSES,
+) -> list[Item]:
+    """The pictures of a split, their annotations read and checked.
+
+    Raises:
+        FileNotFoundError: the folder, the split, or files that it lists are missing.
+        ValueError: an empty split, a damaged annotation, or an object of an unknown class.
+    """
+    base = voc_folder(root, year)
+    listing = base / "ImageSets" / kind / f"{split}.txt"
+    if not listing.is_file():
+        there = sorted(p.stem for p in listing.parent.glob("*.txt") if "_" not in p.stem)
+        raise FileNotFoundError(
+            f"split {split!r} is missing: no {listing}; there is {', '.join(there) or 'none'}"
+        )
+    names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{listing} lists no picture")
+    images = {p.stem: p for p in (base / "JPEGImages").iterdir() if p.suffix.lower() in _SUFFIXES}
+    _check_there(listing, "JPEGImages", names, [n for n in names if n not in images])
+    if kind == "Segmentation":
+        masks = {name: base / "SegmentationClass" / f"{name}.png" for name in names}
+        absent = [name for name in names if not masks[name].is_file()]
+        _check_there(listing, "SegmentationClass", names, absent)
+        none = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
+        return [Item(name, images[name], *none, masks[name]) for name in names]
+    notes = {name: base / "Annotations" / f"{name}.xml" for name in names}
+    absent = [name for name in names if not notes[name].is_file()]
+    _check_there(listing, "Annotations", names, absent)
+    number = {name: i for i, name in enumerate(classes)}
+    return [Item(name, images[name], *_read_annotation(notes[name], number)) for name in names]
+
+
+def _check_there(listing: Path, folder: str, names: Sequence[str], absent: Sequence[str]) -> None:
+    if absent:
+        raise FileNotFoundError(
+            f"{len(absent)} of {len(names)} pictures listed in {listing} are not in {folder}, "
+            f"the first: {absent[0]}"
+        )
+
+
+def _read_annotation(
+    path: Path, number: dict[str, int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    boxes, labels, difficult = [], [], []
+    try:
+        for entry in ElementTree.parse(path).getroot().iter("object"):
+            name = (entry.findtext("name") or "").strip()
+            if name not in number:
+                raise ValueError(
+                    f"{path} has an object of class {name!r}, which is none of "
+                    f"{', '.join(number)}; name the classes with --classes"
+                )
+            box = entry.find("bndbox")
+            if box is None:
+                raise ValueError(f"{path} has an object without bndbox")
+            corners = [float(box.findtext(k) or "nan") for k in ("xmin", "ymin", "xmax", "ymax")]
+            if not (corners[0] <= corners[2] and corners[1] <= corners[3]):
+                raise ValueError(f"{path} has a box {corners} that is none")
+            boxes.append(corners)
+            labels.append(number[name])
+            difficult.append((entry.findtext("difficult") or "0").strip() == "1")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} is not valid XML: {error}") from error
+    # VOC counts pixels from 1.
+    return (
+        np.array(boxes, np.float64).reshape(-1, 4) - 1,
+        np.array(labels, np.int64),
+        np.array(difficult, bool),
+    )
+
+
+def check_classes(split: str, items: Sequence[Item], classes: Sequence[str]) -> None:
+    """ValueError unless every class has an object that is not difficult."""
+    counts = Counter(label for item in items for label in item.labels[~item.difficult].tolist())
+    absent = [name for i, name in enumerate(classes) if not counts[i]]
+    if absent:
+        raise ValueError(
+            f"no object (but difficult ones) of class {', '.join(absent)} in split {split!r}"
+        )
+
+
+def read_labels(item: Item, classes: int) -> NDArray[np.int64]:
+    """The classes of a picture's pixels ``(H, W)``: 0 background, 255 void.
+
+    Raises:
+        ValueError: not a palette image, unreadable, or with a class above ``classes``.
+    """
+    assert item.segmentation is not None
+    try:
+        with Image.open(item.segmentation) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{item.segmentation} cannot be read: {error}") from error
+    if mode not in ("P", "L"):
+        raise ValueError(
+            f"{item.segmentation} has mode {mode}, not a palette: was it converted to colours?"
+        )
+    highest = int(labels[labels != VOID].max(initial=0))
+    if highest > classes:
+        raise ValueError(
+            f"{item.segmentation} has class {highest}; there are {classes} (and 0, background); "
+            "name the classes with --classes"
+        )
+    return labels.astype(np.int64)
