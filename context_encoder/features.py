@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """``python -m context_encoder.features``: features of whole pictures, from any layer.
 
 From Python::
@@ -59,23 +58,6 @@ __all__ = [
 
 class FeatureError(ValueError):
     """Options or files that features cannot be taken with; says what is wrong."""
-=======
-"""Features of whole pictures: a network to take them from, and what its layers say."""
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from context_encoder.models import Backbone, build_model
-from context_encoder.runs import load_model
-
-__all__ = ["encode_batch", "load_backbone"]
->>>>>>> transfer
 
 
 def load_backbone(
@@ -91,12 +73,8 @@ def load_backbone(
     Args:
         checkpoint: a run folder of any pretext (its best checkpoint) or a checkpoint folder; the
             run then decides ``model`` and ``image_size``.
-<<<<<<< HEAD
         weights: otherwise, a file of encoder weights, see :mod:`context_encoder.weights`; its
             network has the layers of the encoder only.
-=======
-        weights: otherwise, a file of encoder weights, see :mod:`context_encoder.weights`.
->>>>>>> transfer
         model: without a checkpoint, the name of the network, see
             :data:`context_encoder.models.MODELS`.
         image_size: side of its square input in pixels; None for the network's own.
@@ -108,12 +86,8 @@ def load_backbone(
 
     Raises:
         RunError: the checkpoint is not there or cannot be used.
-<<<<<<< HEAD
         ValueError: arguments that do not go together, a size that the network cannot take, or
             a file of weights that does not fit.
-=======
-        ValueError: arguments that do not go together, or a size that the network cannot take.
->>>>>>> transfer
     """
     if checkpoint is not None and weights is not None:
         raise ValueError("checkpoint and weights are both given; features come from one network")
@@ -126,17 +100,12 @@ def load_backbone(
             )
         return network
     if weights is not None:
-<<<<<<< HEAD
         return load_encoder(Path(weights), model=model, image_size=image_size)[0]
-=======
-        raise ValueError("encoder weights from a file are not read yet")
->>>>>>> transfer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(model, image_size=image_size).eval()
 
 
-<<<<<<< HEAD
 def layer_names(model: Backbone) -> list[str]:
     """The layers whose features a network gives, in order."""
     return [name for part in model.feature_parts() for name, _ in part.named_children()]
@@ -151,26 +120,16 @@ def encode_batch(
     *,
     mask: Tensor | None = None,
     fill: Sequence[float] | None = None,
-=======
-@torch.no_grad()
-def encode_batch(
-    model: Backbone, images: Tensor, layers: Sequence[str], pool: int | None = None
->>>>>>> transfer
 ) -> dict[str, Tensor]:
     """The outputs of some layers for a batch of pictures.
 
     Args:
         model: from :func:`load_backbone`, on any device.
         images: uint8 ``(B, 3, S, S)``, RGB, S the network's ``image_size``; any device.
-<<<<<<< HEAD
         layers: names of stages, such as ``conv1`` or ``pool5``; see :func:`layer_names`.
         pool: average each map to ``pool`` x ``pool`` cells where it is larger; None: as it is.
         mask: bool ``(B, 1, S, S)``, True where the picture is to be hidden; None for nowhere.
         fill: the hidden part's colour, RGB on [-1, 1]; None for the mean colour of ImageNet.
-=======
-        layers: names of stages, such as ``conv1`` or ``pool5``.
-        pool: average each map to ``pool`` x ``pool`` cells where it is larger; None: as it is.
->>>>>>> transfer
 
     Returns:
         For each layer float32 ``(B, C, h, w)``, on the network's device.
@@ -183,7 +142,6 @@ def encode_batch(
         raise TypeError(f"images must be uint8 (B, 3, S, S), got {images.dtype}")
     if pool is not None and pool < 1:
         raise ValueError(f"pool must be at least 1, got {pool}")
-<<<<<<< HEAD
     names = layer_names(model)
     unknown = [name for name in layers if name not in names]
     if unknown or not layers:
@@ -197,16 +155,6 @@ def encode_batch(
         color = [c / 127.5 - 1 for c in FILL_COLORS["imagenet-mean"]] if fill is None else fill
         x = fill_masked(x, mask.to(device), torch.tensor(color, device=device))
     outputs = model.features(x)
-=======
-    names = [name for part in model.feature_parts() for name, _ in part.named_children()]
-    unknown = [name for name in layers if name not in names]
-    if unknown:
-        raise ValueError(
-            f"the network has no layer {', '.join(unknown)}; its layers: {', '.join(names)}"
-        )
-    device = next(model.parameters()).device
-    outputs = model.features(images.to(device).float() / 127.5 - 1)
->>>>>>> transfer
     chosen = {name: outputs[name].float() for name in layers}
     if pool is None:
         return chosen
@@ -214,7 +162,6 @@ def encode_batch(
         name: F.adaptive_avg_pool2d(value, pool) if max(value.shape[2:]) > pool else value
         for name, value in chosen.items()
     }
-<<<<<<< HEAD
 
 
 @dataclass(frozen=True)
@@ -642,5 +589,3 @@ def _digest(model: Backbone) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
-=======
->>>>>>> transfer

@@ -34,14 +34,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from context_encoder.config import TrainConfig, explain
 from context_encoder.models import Backbone
 from context_encoder.pretexts import PRETEXTS
-=======
-from context_encoder.config import TrainConfig
-from context_encoder.models import Backbone, ContextEncoder, build_model
->>>>>>> transfer
 
 Which = Literal["best", "last"]
 _MODEL = "model.safetensors"

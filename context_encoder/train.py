@@ -16,11 +16,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-<<<<<<< HEAD
-from typing import Annotated, Any
-=======
-from typing import Protocol
->>>>>>> transfer
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -257,10 +253,6 @@ def _stop_on_signal(trainer: Stoppable) -> Iterator[None]:
         # Nothing is logged in here: the loop may hold the log's lock, or be writing a line.
         trainer.stop_requested = True
         trainer.stop_reason = signal.Signals(number).name
-<<<<<<< HEAD
-=======
-        log.info("%s: finishing the step, then saving", signal.Signals(number).name)
->>>>>>> transfer
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
