@@ -54,7 +54,7 @@ class Options:
     """Pretraining steps."""
     seeds: int = 3
     """How many: 0, 1, ..."""
-    layers: tuple[str, ...] = ("conv1", "conv2", "conv3", BOTTLENECK)
+    layers: tuple[str, ...] = ("conv2", "conv3", BOTTLENECK)
     """Layers to probe; of relative-patch networks, which end with the encoder, those they have."""
     max_dims: int = 2048
     """Features of a layer at most."""
@@ -126,6 +126,11 @@ def probe(options: Options, pretext: str, seed: int, threads: int) -> dict[str, 
     return result
 
 
+def revision() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
 def mean_and_deviation(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.1f}{spread}"
@@ -174,6 +179,7 @@ def main(options: Options) -> None:
     some = found[tasks[0]][1]
     record = {
         "command": " ".join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
+        "git": revision(),
         "steps": options.steps,
         "seeds": list(range(options.seeds)),
         "train_images": some["train_images"],
