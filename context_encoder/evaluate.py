@@ -50,10 +50,10 @@ from context_encoder.evaluation.tables import (
     write_json,
     write_text,
 )
-from context_encoder.inpaint import InpaintError
 from context_encoder.masks import build_mask_sampler
 from context_encoder.metrics import hole_metrics, to_unit
 from context_encoder.neighbours import same_photographs
+from context_encoder.pictures import InpaintError
 from context_encoder.prepare import Photos
 from context_encoder.runs import RunError, Which
 from context_encoder.sheets import save_sheet
@@ -113,6 +113,9 @@ class EvaluateConfig(BaseModel):
     area_bins: tuple[float, ...] = Field(
         (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1),
         description="Edges of the bins of covered area, as parts of the picture.",
+    )
+    blend: bool = Field(
+        True, description="Measure each network's fill with its seam removed, too, as inpaint does."
     )
     baselines: tuple[BaselineName, ...] | None = Field(
         None, description="What to compare with. Default: all that the installed packages allow."
@@ -232,7 +235,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     out = config.out or config.checkpoint[0] / "evaluation"
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    methods = [run.method() for run in runs] + baseline_methods(baselines, runs, candidates)
+    methods = [
+        *(method for run in runs for method in run.methods(config.blend)),
+        *baseline_methods(baselines, runs, candidates),
+    ]
     device = runs[0].inpainter.device
     distance = perceptual.FeatureDistance().to(device) if with_distance else None
     jobs = [

@@ -174,7 +174,7 @@ class EncoderFeatures:
 
     def __init__(self, candidates: Crops, run: LoadedModel, layer: str | None = None) -> None:
         model = run.model
-        size = run.config.size
+        size = model.image_size
         if size != candidates.images.shape[-1]:
             raise ValueError(
                 f"{run.path} takes pictures of {size} pixels, these have "
@@ -187,7 +187,7 @@ class EncoderFeatures:
             if part
             for name, _ in part.named_children()
         ]
-        if layer is not None and (layer not in layers or not hasattr(model, "features")):
+        if layer is not None and layer not in layers:
             raise ValueError(f"{run.path} has no layer {layer!r}; it has {', '.join(layers)}")
         self._model, self._layer, self._candidates = model, layer, candidates
         self._device = next(model.parameters()).device

@@ -29,7 +29,9 @@ from context_encoder.neighbours import (
     RawPixels,
     hog_available,
 )
+from context_encoder.prepare import Processes, choose_device
 from context_encoder.runs import LoadedModel, RunError, Which, load_model
+from context_encoder.seam import remove_seam
 
 __all__ = [
     "BASELINES",
@@ -47,6 +49,7 @@ __all__ = [
 BaselineName = Literal[
     "mean",
     "context-mean",
+    "membrane",
     "telea",
     "navier-stokes",
     "nn-hog",
@@ -56,6 +59,7 @@ BaselineName = Literal[
 BASELINES: tuple[BaselineName, ...] = (
     "mean",
     "context-mean",
+    "membrane",
     "telea",
     "navier-stokes",
     "nn-hog",
@@ -65,6 +69,8 @@ BASELINES: tuple[BaselineName, ...] = (
 
 #: Neighbourhood, in pixels, that OpenCV's methods look at: the value of OpenCV's own examples.
 CV2_RADIUS = 3
+# What networks of other pretexts are called.
+_NETWORKS = {"autoencoder": "autoencoder", "denoising": "denoising autoencoder"}
 _CV2_MISSING = "OpenCV is needed: pip install 'context-encoder[evaluation]'"
 
 
@@ -113,15 +119,18 @@ class Run:
         """It fills the centre of the picture only."""
         return not self.inpainter.geometry.anywhere
 
-    def method(self) -> Method:
-        """The network's own row."""
-        return Method(
-            self.name,
-            f"context encoder {self.name}",
-            _network_fill(self.inpainter),
-            frozenset({"central"}) if self.central_only else None,
-            {"weights": self.digest, "hole": self.inpainter.geometry.region},
-        )
+    def methods(self, blend: bool) -> list[Method]:
+        """The network's own row; with ``blend`` another one, its seam removed."""
+        masks: frozenset[MaskName] | None = frozenset({"central"}) if self.central_only else None
+        depends_on = {"weights": self.digest, "hole": self.inpainter.geometry.region}
+        bare = _network_fill(self.inpainter)
+        label = f"{_NETWORKS.get(_pretext(self.loaded), 'context encoder')} {self.name}"
+        methods = [Method(self.name, label, bare, masks, depends_on)]
+        if blend:
+            label += ", seam removed"
+            fill = _without_seam(bare)
+            methods.append(Method(f"{self.name}-blended", label, fill, masks, depends_on))
+        return methods
 
 
 def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) -> Run:
@@ -131,20 +140,23 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
         RunError: no checkpoint, a damaged one, or one of a network that fills no holes.
         ValueError: no such device.
     """
-    loaded = load_model(path, which=which)
-    pretext = getattr(loaded.config, "pretext", None)
-    if pretext == "relative-patch" or not hasattr(loaded.model, "decoder"):
+    loaded = load_model(path, which=which, device=choose_device(device, Processes()))
+    if not hasattr(loaded.model, "decoder"):
+        pretext = _pretext(loaded)
         raise RunError(
-            f"{path} was trained for another task ({pretext or type(loaded.model).__name__}) and "
-            "has no decoder, so it cannot fill holes; its features can be looked at with "
+            f"{path} was trained for another task ({pretext}) and has no decoder, so it cannot "
+            "fill holes; its features can be looked at with "
             f"python -m context_encoder.neighbours --checkpoint {path}"
         )
     inpainter = Inpainter.from_run(
         path, which=which, device=device, blend=False, batch_size=batch_size
     )
     weights = (loaded.path / "model.safetensors").read_bytes()
-    on_device = LoadedModel(inpainter.model, loaded.config, loaded.step, loaded.path)  # type: ignore[arg-type]
-    return Run(name, on_device, inpainter, hashlib.sha256(weights).hexdigest())
+    return Run(name, loaded, inpainter, hashlib.sha256(weights).hexdigest())
+
+
+def _pretext(loaded: LoadedModel) -> str:
+    return str(getattr(loaded.config, "pretext", "inpainting"))
 
 
 def missing_for(baseline: BaselineName) -> str | None:
@@ -172,10 +184,15 @@ def baseline_methods(
         if name == "mean":
             color = runs[0].loaded.config.fill_color()
             methods.append(
-                Method(name, "mean colour (training's)", mean_fill(color), None, {"color": color})
+                Method(
+                    name, "mean colour (training's fill)", mean_fill(color), None, {"color": color}
+                )
             )
         elif name == "context-mean":
             methods.append(Method(name, "mean of the context", context_mean_fill))
+        elif name == "membrane":
+            fill = _without_seam(context_mean_fill)
+            methods.append(Method(name, "membrane (removing the seam of a mean)", fill))
         elif name in ("telea", "navier-stokes"):
             label = "Telea" if name == "telea" else "Navier-Stokes"
             methods.append(
@@ -256,5 +273,17 @@ def _network_fill(inpainter: Inpainter) -> Fill:
     def fill(holes: Holes) -> Tensor:
         device = inpainter.device
         return inpainter.complete(holes.image.to(device), holes.mask.to(device)).cpu()
+
+    return fill
+
+
+def _without_seam(bare: Fill) -> Fill:
+    def fill(holes: Holes) -> Tensor:
+        pictures = torch.where(holes.mask, bare(holes), holes.image).permute(0, 2, 3, 1).numpy()
+        blended = [
+            remove_seam(picture, mask)
+            for picture, mask in zip(pictures, holes.mask[:, 0].numpy(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(blended)).permute(0, 3, 1, 2)
 
     return fill

