@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
@@ -128,10 +128,10 @@ class EvaluateConfig(BaseModel):
     candidate_crops: Annotated[int, Field(ge=1)] = Field(
         256, description="Crops of candidates, spread evenly over their photographs."
     )
-    perceptual: bool | None = Field(
-        None,
-        description="Measure the EfficientNet-Lite0 feature distance. Default: if its packages "
-        "are installed.",
+    perceptual: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Measure the EfficientNet-Lite0 feature distance; auto: if its packages are "
+        "installed.",
     )
     out: Path | None = Field(
         None, description="Folder for the results. Default: evaluation in the first run's folder."
@@ -141,23 +141,6 @@ class EvaluateConfig(BaseModel):
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Pictures at a time.")
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> EvaluateConfig:
-        if not self.checkpoint:
-            raise ValueError("--checkpoint needs at least one run folder")
-        edges = self.area_bins
-        if len(edges) < 2 or list(edges) != sorted(set(edges)) or edges[0] < 0 or edges[-1] > 1:
-            raise ValueError(f"--area-bins must be two or more ascending parts of 1, got {edges}")
-        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {self.crop_scale}")
-        for option, value, kind in (
-            ("--mask-folder", self.mask_folder, "folder"),
-            ("--voc-root", self.voc_root, "voc"),
-        ):
-            if (value is not None) != (kind in (self.masks or ())):
-                raise ValueError(f"{option} and --masks {kind} need each other")
-        return self
 
 
 @dataclass(frozen=True)
@@ -197,6 +180,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         ValueError, OSError: options that do not go together, folders without photographs.
         InpaintError: a network's prediction is not finite.
     """
+    _check(config)
     baselines, with_distance, facts = _installed(config)
     runs = [
         load_run(path, name, config.which, config.device, config.batch_size)
@@ -298,6 +282,23 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 # --- what is evaluated --------------------------------------------------------------------------
 
 
+def _check(config: EvaluateConfig) -> None:
+    """ValueError for options that do not go together."""
+    if not config.checkpoint:
+        raise ValueError("--checkpoint needs at least one run folder")
+    edges = config.area_bins
+    if len(edges) < 2 or list(edges) != sorted(set(edges)) or edges[0] < 0 or edges[-1] > 1:
+        raise ValueError(f"--area-bins must be two or more ascending parts of 1, got {edges}")
+    if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
+        raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {config.crop_scale}")
+    for option, value, kind in (
+        ("--mask-folder", config.mask_folder, "folder"),
+        ("--voc-root", config.voc_root, "voc"),
+    ):
+        if (value is not None) != (kind in (config.masks or ())):
+            raise ValueError(f"{option} and --masks {kind} need each other")
+
+
 def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[str]]:
     """Baselines, whether to measure the feature distance, and what is left out for want of what."""
     facts = []
@@ -310,12 +311,12 @@ def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[s
             raise ImportError(f"--baselines {name}: {missing}")
         else:
             facts.append(f"{name} is left out: {missing}")
-    with_distance = perceptual.available() if config.perceptual is None else config.perceptual
-    if not perceptual.available():
-        if config.perceptual:
-            raise ImportError(f"--perceptual: {perceptual.MISSING}")
-        if config.perceptual is None:
-            facts.append(f"no feature distance: {perceptual.MISSING}")
+    with_distance = config.perceptual != "off"
+    if with_distance and not perceptual.available():
+        if config.perceptual == "on":
+            raise ImportError(f"--perceptual on: {perceptual.MISSING}")
+        facts.append(f"no feature distance: {perceptual.MISSING}")
+        with_distance = False
     return chosen, with_distance, facts
 
 
@@ -573,10 +574,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InpaintError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
-    except ValidationError as error:
-        for problem in error.errors():
-            print(f"error: {problem['msg']}", file=sys.stderr)
-        return 2
     except (RunError, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

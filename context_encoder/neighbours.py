@@ -19,7 +19,7 @@ from typing import Annotated, Protocol
 
 import torch
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -407,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"look at {draw_sheet(config)}")
         return 0
-    except (RunError, ValidationError, ValueError, OSError) as error:
+    except (RunError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
