@@ -52,7 +52,7 @@ from context_encoder.evaluation.tables import (
 )
 from context_encoder.masks import build_mask_sampler
 from context_encoder.metrics import hole_metrics, to_unit
-from context_encoder.neighbours import same_photographs
+from context_encoder.neighbours import check_candidates, same_photographs
 from context_encoder.pictures import InpaintError
 from context_encoder.prepare import Photos
 from context_encoder.runs import RunError, Which
@@ -203,6 +203,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         candidates = training_crops(
             first, config.candidates, samples=config.candidate_crops, crop_scale=config.crop_scale
         )
+        check_candidates(crops, candidates)
     masks = [_draw(config, kind, runs, len(crops), size) for kind in kinds]
     facts = [
         *_facts(config, runs, crops, candidates),
@@ -327,7 +328,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
         whole = path.resolve()
         inside = whole.parent.name == "checkpoints"
         names.append(f"{whole.parents[1].name}-{whole.name}" if inside else whole.name)
-    count = Counter(names)
+    taken: list[str] = [*names, *BASELINES]
+    for name in names:
+        taken += [f"{name}-blended", f"nn-features-{name}"]
+    count = Counter(taken)
     return [
         name if count[name] == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)
     ]
@@ -386,8 +390,8 @@ def _facts(
     )
     facts = [f"{len(crops)} crops of {crops.photographs} {source}, {crops.images.shape[-1]} pixels"]
     facts += [
-        f"{run.name}: {run.loaded.config.model} after {run.loaded.step} steps with "
-        f"{run.loaded.config.mask} masks, {run.loaded.path}"
+        f"{run.name}: {run.loaded.config.model} after {run.loaded.step} steps of {run.task}, "
+        f"{run.loaded.path}"
         for run in runs
     ]
     if candidates is not None:

@@ -40,6 +40,7 @@ __all__ = [
     "Hog",
     "Neighbours",
     "RawPixels",
+    "check_candidates",
     "hog_available",
     "main",
     "same_photographs",
@@ -267,10 +268,7 @@ class Neighbours:
                 if len(best) == k:
                     break
             else:
-                raise ValueError(
-                    f"{len(best)} of the photographs to search are others than {path}, {k} are "
-                    "needed; name a folder with more photographs by --candidates"
-                )
+                raise _too_few(path, len(best), k)
             numbers[i] = torch.tensor(list(best.values()))
         return numbers, distances.gather(1, numbers)
 
@@ -279,6 +277,22 @@ def same_photographs(queries: Crops, candidates: Crops) -> int:
     """How many pairs of a query and a candidate are of one photograph, which search leaves out."""
     found = Counter(contents(path) for path in candidates.paths)
     return sum(found[contents(path)] for path in queries.paths)
+
+
+def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
+    """ValueError if there are fewer than ``k`` other photographs to search for some query."""
+    searched = {contents(path) for path in candidates.paths}
+    for path in queries.paths:
+        left = len(searched - {contents(path)})
+        if left < k:
+            raise _too_few(path, left, k)
+
+
+def _too_few(path: Path, left: int, k: int) -> ValueError:
+    return ValueError(
+        f"{left} of the photographs to search are others than {path}, {k} are needed; name a "
+        "folder with more photographs by --candidates"
+    )
 
 
 class NeighboursConfig(BaseModel):
@@ -333,6 +347,9 @@ def draw_sheet(config: NeighboursConfig) -> Path:
         raise ValueError(f"--out {out} must end in .png")
     queries = held_out_crops(run.config, config.data, samples=config.queries)
     candidates = training_crops(run.config, config.candidates, samples=config.candidate_crops)
+    for name, reason in (*queries.unreadable, *candidates.unreadable):
+        log.warning("skipped %s: %s", name, reason)
+    check_candidates(queries, candidates, config.k)
     descriptors: dict[str, Descriptor] = {
         "encoder": EncoderFeatures(candidates, run, config.layer),
         "raw pixels": RawPixels(candidates),

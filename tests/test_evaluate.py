@@ -396,6 +396,10 @@ def test_feature_distance_grows_with_the_damage(photos: Path) -> None:
         ("--checkpoint RUN --area-bins 0 0.3 0.2", "ascending"),
         ("--checkpoint RUN --crop-scale 0.9 0.2", "--crop-scale must be"),
         ("--checkpoint RUN --device abacus", "must be auto, cpu"),
+        (
+            "--checkpoint RUN --data ONE --candidates ONE",
+            "0 of the photographs to search are others",
+        ),
         ("--checkpoint RUN OTHER", "methods are compared on the same pixels"),
     ],
 )
@@ -411,11 +415,23 @@ def test_bad_options_are_told_before_anything_is_filled(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/a.jpg").write_bytes(b"no picture")
     places = {"RUN": run, "OTHER": other_size}
-    places |= {"EMPTY": tmp_path / "empty", "BROKEN": tmp_path / "broken"}
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "one/a.png")
+    places |= {"ONE": tmp_path / "one", "EMPTY": tmp_path / "empty", "BROKEN": tmp_path / "broken"}
     words = [str(places.get(word, word)) for word in options.split()]
     assert main(["--out", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_runs_are_unique() -> None:
+    names = evaluate_module._names
+    assert names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert names([Path("x/a"), Path("y/a")]) == ["a-1", "a-2"]
+    assert names([Path("x/a/checkpoints/last"), Path("x/a")]) == ["a-last", "a"]
+    assert names([Path("x/telea"), Path("x/a"), Path("x/a-blended")]) == [
+        "telea-1", "a", "a-blended-3",
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

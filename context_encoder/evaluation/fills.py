@@ -119,6 +119,14 @@ class Run:
         """It fills the centre of the picture only."""
         return not self.inpainter.geometry.anywhere
 
+    @property
+    def task(self) -> str:
+        """What it was trained for, in words."""
+        pretext = _pretext(self.loaded)
+        if pretext != "inpainting":
+            return f"the pretext {pretext}"
+        return f"inpainting with {self.loaded.config.mask} masks"
+
     def methods(self, blend: bool) -> list[Method]:
         """The network's own row; with ``blend`` another one, its seam removed."""
         masks: frozenset[MaskName] | None = frozenset({"central"}) if self.central_only else None
