@@ -56,7 +56,7 @@ from context_encoder.neighbours import check_candidates, same_photographs
 from context_encoder.pictures import InpaintError
 from context_encoder.prepare import Photos
 from context_encoder.runs import RunError, Which
-from context_encoder.sheets import save_sheet
+from context_encoder.sheets import save_sheet, shorten
 
 log = logging.getLogger("context_encoder")
 
@@ -537,7 +537,7 @@ def _draw_sheet(
         ("input", to_unit(torch.where(holes.mask, color, image))),
     ]
     captions = [
-        [f"{group.names[i].rpartition('/')[2]}"[-20:] for i in members],
+        [shorten(group.names[i]) for i in members],
         [f"{100 * group.areas[i]:.0f} % missing" for i in members],
     ]
     for method, result in zip(methods, group.methods, strict=True):

@@ -31,7 +31,7 @@ from context_encoder.masks import build_mask_sampler
 from context_encoder.metrics import to_unit
 from context_encoder.prepare import Processes, choose_device
 from context_encoder.runs import LoadedModel, RunError, Which, load_model
-from context_encoder.sheets import save_sheet
+from context_encoder.sheets import save_sheet, shorten
 
 __all__ = [
     "HOG_MISSING",
@@ -365,7 +365,7 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     image = torch.where(mask, 0, queries.floats(index))
     given = torch.where(mask, torch.tensor(run.config.fill_color()).view(1, 3, 1, 1), image)
     columns = [("query", to_unit(given))]
-    captions = [list(queries.names)]
+    captions = [[shorten(name) for name in queries.names]]
     found: dict[str, list[list[dict[str, str | float]]]] = {}
     for name in ("encoder", "HOG", "raw pixels"):
         if name not in descriptors:
@@ -391,7 +391,6 @@ def draw_sheet(config: NeighboursConfig) -> Path:
         f"covered in these too when they are compared; {excluded} pairs of the same file left out; "
         "below each: its distance"
     )
-    captions[0] = [_shorten(name) for name in captions[0]]
     save_sheet(out, columns, title=title, captions=captions)
     record = {
         "checkpoint": str(run.path),
@@ -409,10 +408,6 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     }
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     return out
-
-
-def _shorten(name: str, most: int = 20) -> str:
-    return name if len(name) <= most else "..." + name[3 - most :]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

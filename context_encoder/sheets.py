@@ -70,6 +70,11 @@ def save_sheet(
     sheet.save(path)
 
 
+def shorten(name: str, most: int = 20) -> str:
+    """The end of a file's name, for a caption."""
+    return name if len(name) <= most else "..." + name[3 - most :]
+
+
 def _to_bytes(pictures: Tensor) -> np.ndarray:
     """uint8 ``(B, H, W, 3)``."""
     array = (pictures.detach().float().cpu().clamp(0, 1) * 255).round().byte()

@@ -23,6 +23,7 @@ from context_encoder.evaluation.perceptual import FeatureDistance
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
 from context_encoder.metrics import hole_metrics, to_unit
 from context_encoder.runs import LoadedModel
+from context_encoder.sheets import save_sheet
 from context_encoder.train import main as train
 
 SIZE = 32
@@ -150,6 +151,30 @@ def test_sheets_have_a_column_for_every_method(results: Path) -> None:
         with Image.open(results / f"{kind}.png") as sheet:
             assert sheet.width > (2 + methods) * 128
             assert 5 * 128 < sheet.height < 6 * 160
+
+
+def test_a_sheet_puts_every_picture_in_its_place(tmp_path: Path) -> None:
+    colors = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0)).mul(255).round()
+    pictures = colors.div(255).view(2, 3, 3, 1, 1).expand(-1, -1, -1, 40, 40)
+    columns = [("a", pictures[0]), ("longer than\nits picture is wide, by far", pictures[1])]
+    save_sheet(
+        tmp_path / "s.png", columns, title="title", rows=["1", "2", "3"], captions=[["x"] * 3] * 2
+    )
+    with Image.open(tmp_path / "s.png") as image:
+        sheet = np.asarray(image)
+    tops, lefts = np.zeros((2, 2, 3), int)
+    for c in range(2):
+        for r in range(3):
+            found = (sheet == colors[c, r].numpy()).all(-1)
+            rows, across = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+            assert found.sum() == len(rows) * len(across) == 160 * 160  # enlarged by whole pixels
+            tops[c, r], lefts[c, r] = rows[0], across[0]
+    assert (tops[0] == tops[1]).all()
+    assert (np.diff(tops[0]) > 160).all()
+    assert (lefts[0] == lefts[0, 0]).all()
+    assert (lefts[1] > lefts[0] + 160).all()
+    assert (sheet[: tops[0, 0]] < 128).any()  # titles
+    assert (sheet[:, : lefts[0, 0]] < 128).any()  # labels
 
 
 def test_the_same_command_again_computes_nothing(
