@@ -390,8 +390,8 @@ def _facts(
     )
     facts = [f"{len(crops)} crops of {crops.photographs} {source}, {crops.images.shape[-1]} pixels"]
     facts += [
-        f"{run.name}: {run.loaded.config.model} after {run.loaded.step} steps of {run.task}, "
-        f"{run.loaded.path}"
+        f"{run.name}: {run.loaded.config.model} after {run.loaded.step} steps with "
+        f"{run.loaded.config.mask} masks, {run.loaded.path}"
         for run in runs
     ]
     if candidates is not None:

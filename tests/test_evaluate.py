@@ -476,7 +476,7 @@ def test_a_network_without_decoder_is_refused(
     monkeypatch.setattr(fills, "load_model", lambda *_, **__: loaded)
     assert main(["--checkpoint", str(run), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "has no decoder, so it cannot fill holes" in error
+    assert "was not trained to fill holes" in error
     assert "context_encoder.neighbours" in error
 
 

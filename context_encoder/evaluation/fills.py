@@ -69,8 +69,6 @@ BASELINES: tuple[BaselineName, ...] = (
 
 #: Neighbourhood, in pixels, that OpenCV's methods look at: the value of OpenCV's own examples.
 CV2_RADIUS = 3
-# What networks of other pretexts are called.
-_NETWORKS = {"autoencoder": "autoencoder", "denoising": "denoising autoencoder"}
 _CV2_MISSING = "OpenCV is needed: pip install 'context-encoder[evaluation]'"
 
 
@@ -120,19 +118,16 @@ class Run:
         return not self.inpainter.geometry.anywhere
 
     @property
-    def task(self) -> str:
-        """What it was trained for, in words."""
-        pretext = _pretext(self.loaded)
-        if pretext != "inpainting":
-            return f"the pretext {pretext}"
-        return f"inpainting with {self.loaded.config.mask} masks"
+    def depends_on(self) -> dict[str, Any]:
+        """What its figures hang on, see :class:`Method`."""
+        return {"weights": self.digest, "fill": self.loaded.config.fill_color()}
 
     def methods(self, blend: bool) -> list[Method]:
         """The network's own row; with ``blend`` another one, its seam removed."""
         masks: frozenset[MaskName] | None = frozenset({"central"}) if self.central_only else None
-        depends_on = {"weights": self.digest, "hole": self.inpainter.geometry.region}
+        depends_on = self.depends_on | {"hole": self.inpainter.geometry.region}
         bare = _network_fill(self.inpainter)
-        label = f"{_NETWORKS.get(_pretext(self.loaded), 'context encoder')} {self.name}"
+        label = f"context encoder {self.name}"
         methods = [Method(self.name, label, bare, masks, depends_on)]
         if blend:
             label += ", seam removed"
@@ -149,11 +144,11 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
         ValueError: no such device.
     """
     loaded = load_model(path, which=which, device=choose_device(device, Processes()))
-    if not hasattr(loaded.model, "decoder"):
-        pretext = _pretext(loaded)
+    pretext = getattr(loaded.config, "pretext", "inpainting")
+    if pretext != "inpainting" or not hasattr(loaded.model, "decoder"):
         raise RunError(
-            f"{path} was trained for another task ({pretext}) and has no decoder, so it cannot "
-            "fill holes; its features can be looked at with "
+            f"{path} was not trained to fill holes (pretext {pretext}, "
+            f"{type(loaded.model).__name__}); its features can be looked at with "
             f"python -m context_encoder.neighbours --checkpoint {path}"
         )
     inpainter = Inpainter.from_run(
@@ -161,10 +156,6 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
     )
     weights = (loaded.path / "model.safetensors").read_bytes()
     return Run(name, loaded, inpainter, hashlib.sha256(weights).hexdigest())
-
-
-def _pretext(loaded: LoadedModel) -> str:
-    return str(getattr(loaded.config, "pretext", "inpainting"))
 
 
 def missing_for(baseline: BaselineName) -> str | None:
@@ -231,7 +222,7 @@ def _neighbour_methods(name: str, runs: Sequence[Run], candidates: Crops) -> lis
             f"NN, features of {run.name}",
             neighbour_fill(Neighbours(candidates, EncoderFeatures(candidates, run.loaded))),
             None,
-            depends_on | {"weights": run.digest},
+            depends_on | run.depends_on,
         )
         for run in runs
     ]
