@@ -300,7 +300,7 @@ class Inpainter:
             batch = windows[start : start + self.batch_size]
             seen = [self._look(picture, missing, window) for window in batch]
             image, holes = (torch.cat(parts) for parts in zip(*seen, strict=True))
-            filled = self._complete(image, holes)
+            filled = self.complete(image, holes)
             for window, result in zip(batch, filled, strict=True):
                 if window.side != self.geometry.size:
                     result = F.interpolate(
@@ -338,8 +338,19 @@ class Inpainter:
         image = small[:, :3] / small[:, 3:].clamp(min=1e-6)
         return image, F.adaptive_max_pool2d(hole.float(), size) > 0
 
-    def _complete(self, image: Tensor, hole: Tensor) -> Tensor:
-        """The windows with their missing pixels predicted, ``(B, 3, S, S)``."""
+    def complete(self, image: Tensor, hole: Tensor) -> Tensor:
+        """Squares of the network's own size with their missing pixels predicted.
+
+        Args:
+            image: float32 ``(B, 3, S, S)``, RGB in [-1, 1]; missing pixels are not looked at.
+            hole: bool ``(B, 1, S, S)``, True where to fill, on the same device.
+
+        Returns:
+            float32 ``(B, 3, S, S)``.
+
+        Raises:
+            InpaintError: the prediction is not finite.
+        """
         hidden = hole
         if not self.geometry.anywhere:
             # In training all of this region was missing, always: to show the network some of it

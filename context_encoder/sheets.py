@@ -6,42 +6,92 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _MARGIN = 4
-_HEADER = 14
+_LINE = 14
 _MIN_SIDE = 128
 
 
-def save_sheet(path: Path, columns: Sequence[tuple[str, Tensor]], *, panels: int = 1) -> None:
+def save_sheet(
+    path: Path,
+    columns: Sequence[tuple[str, Tensor]],
+    *,
+    panels: int = 1,
+    title: str = "",
+    rows: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+) -> None:
     """Write a PNG with one row an image and one titled column a kind of picture.
 
     Args:
         path: the file to write.
         columns: title and pictures ``(B, 3, H, W)`` on [0, 1], the same B, H and W in each.
+            Lines of a title are separated by newlines.
         panels: lay the rows out in this many blocks side by side.
+        title: lines above everything.
+        rows: labels to the left of the B rows, with newlines where they have several lines.
+        captions: a line under each picture: B texts for every column.
     """
-    rows, _, height, width = columns[0][1].shape
+    count, _, height, width = columns[0][1].shape
     # Small pictures are enlarged by whole pixels, so that a viewer does not blur them.
     zoom = max(1, -(-_MIN_SIDE // max(height, width)))
-    cell_h, cell_w = height * zoom + _MARGIN, width * zoom + _MARGIN
-    per_panel = -(-rows // panels)
-    panel_w = cell_w * len(columns) + _MARGIN
-    sheet = Image.new(
-        "RGB", (panel_w * panels + _MARGIN, _HEADER + cell_h * per_panel + _MARGIN), "white"
-    )
-    draw = ImageDraw.Draw(sheet)
-    for c, (title, pictures) in enumerate(columns):
-        arrays = (pictures.detach().float().cpu().clamp(0, 1) * 255).round().byte()
-        arrays_np: np.ndarray = arrays.permute(0, 2, 3, 1).numpy()
-        for panel in range(panels):
-            left = _MARGIN + panel * panel_w + c * cell_w
-            draw.text((left, 1), title, fill="black")
-            for r, array in enumerate(arrays_np[panel * per_panel : (panel + 1) * per_panel]):
+    text = _Text()
+    cell_h = height * zoom + _MARGIN + (_LINE if captions else 0)
+    cell_w = max(width * zoom, *(text.width(name) for name, _ in columns)) + _MARGIN
+    if captions:
+        cell_w = max(cell_w, *(text.width(c) + _MARGIN for column in captions for c in column))
+    label_w = max((text.width(row) + _MARGIN for row in rows), default=0)
+    top = _LINE * (len(title.splitlines()) + max(name.count("\n") + 1 for name, _ in columns))
+    per_panel = -(-count // panels)
+    panel_w = label_w + cell_w * len(columns) + _MARGIN
+    sheet_w = max(panel_w * panels, text.width(title)) + _MARGIN
+    sheet = Image.new("RGB", (sheet_w, top + cell_h * per_panel + _MARGIN), "white")
+    text.draw = ImageDraw.Draw(sheet)
+    text(_MARGIN, 1, title)
+    for panel in range(panels):
+        first, left = panel * per_panel, _MARGIN + panel * panel_w
+        for r, row in enumerate(rows[first : first + per_panel]):
+            text(left, top + _MARGIN + r * cell_h, row)
+        for c, (name, pictures) in enumerate(columns):
+            x = left + label_w + c * cell_w
+            # The last line of every title stands right above its pictures.
+            text(x, top - _LINE * (name.count("\n") + 1) + 1, name)
+            for r, array in enumerate(_to_bytes(pictures[first : first + per_panel])):
+                y = top + _MARGIN + r * cell_h
                 picture = Image.fromarray(array).resize(
                     (width * zoom, height * zoom), Image.Resampling.NEAREST
                 )
-                sheet.paste(picture, (left, _HEADER + _MARGIN + r * cell_h))
+                sheet.paste(picture, (x, y))
+                if captions:
+                    text(x, y + height * zoom, captions[c][first + r])
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def shorten(name: str, most: int = 20) -> str:
+    """The end of a file's name, for a caption."""
+    return name if len(name) <= most else "..." + name[3 - most :]
+
+
+def _to_bytes(pictures: Tensor) -> np.ndarray:
+    """uint8 ``(B, H, W, 3)``."""
+    array = (pictures.detach().float().cpu().clamp(0, 1) * 255).round().byte()
+    return array.permute(0, 2, 3, 1).numpy()
+
+
+class _Text:
+    """Lines of text in Pillow's own font, and how wide they are."""
+
+    def __init__(self) -> None:
+        self._font = ImageFont.load_default()
+        self.draw: ImageDraw.ImageDraw | None = None
+
+    def width(self, text: str) -> int:
+        return max((int(self._font.getlength(line)) + 1 for line in text.splitlines()), default=0)
+
+    def __call__(self, x: int, y: int, text: str) -> None:
+        assert self.draw is not None
+        for number, line in enumerate(text.splitlines()):
+            self.draw.text((x, y + number * _LINE), line, fill="black", font=self._font)
