@@ -55,13 +55,12 @@ from context_encoder.metrics import hole_metrics, to_unit
 from context_encoder.neighbours import check_candidates, same_photographs
 from context_encoder.pictures import InpaintError
 from context_encoder.prepare import Photos
+from context_encoder.pretexts.base import VALIDATION_SEED
 from context_encoder.runs import RunError, Which
 from context_encoder.sheets import save_sheet, shorten
 
 log = logging.getLogger("context_encoder")
 
-# That of validation in training: without --data the same crops get the same holes.
-_SEED = 20160427
 _DEFAULT_MASKS: tuple[MaskName, ...] = ("central", "block", "region", "blob")
 # Changes when figures of the same fills would.
 _FORMAT = 1
@@ -109,7 +108,10 @@ class EvaluateConfig(BaseModel):
     voc_root: Path | None = Field(
         None, description="VOCdevkit folder whose object shapes are used (--masks voc)."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(_SEED, description="Seed of the masks.")
+    # Without --data the same crops get the same holes as in training's validation.
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        VALIDATION_SEED, description="Seed of the masks."
+    )
     area_bins: tuple[float, ...] = Field(
         (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1),
         description="Edges of the bins of covered area, as parts of the picture.",

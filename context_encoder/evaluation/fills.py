@@ -30,7 +30,7 @@ from context_encoder.neighbours import (
     hog_available,
 )
 from context_encoder.prepare import Processes, choose_device
-from context_encoder.runs import LoadedModel, RunError, Which, load_model
+from context_encoder.runs import LoadedModel, Which, check_fills_holes, load_model
 from context_encoder.seam import remove_seam
 
 __all__ = [
@@ -144,13 +144,7 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
         ValueError: no such device.
     """
     loaded = load_model(path, which=which, device=choose_device(device, Processes()))
-    pretext = getattr(loaded.config, "pretext", "inpainting")
-    if pretext != "inpainting" or not hasattr(loaded.model, "decoder"):
-        raise RunError(
-            f"{path} was not trained to fill holes (pretext {pretext}, "
-            f"{type(loaded.model).__name__}); its features can be looked at with "
-            f"python -m context_encoder.neighbours --checkpoint {path}"
-        )
+    check_fills_holes(loaded)
     inpainter = Inpainter.from_run(
         path, which=which, device=device, blend=False, batch_size=batch_size
     )
