@@ -737,7 +737,7 @@ def test_whole_map_layers_are_convolutions(
         if transposed
         else (WholeMapConv2d(5, 7, 4), F.conv2d, torch.randn(3, 5, 4, 4))
     )
-    layer.double().to(memory_format=memory_format)
+    layer.double().to(memory_format=memory_format)  # type: ignore[call-overload]
     x = x.double().contiguous(memory_format=memory_format).requires_grad_()
     weight = layer.weight.detach().clone().requires_grad_()
     expected, output = plain(x, weight), layer(x)
