@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from cekernels import ChannelwiseLinear
 from context_encoder.config import TrainConfig
+from context_encoder.models.base import WholeMapConv2d, WholeMapConvTranspose2d
 
 
 class PlainTraining:
@@ -134,9 +135,23 @@ class PlainTraining:
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
-    for module in copied.modules():
+    copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for name, module in list(copied.named_modules()):
         if isinstance(module, ChannelwiseLinear):
             module.impl = "reference"
+        plain: nn.Conv2d | nn.ConvTranspose2d
+        if isinstance(module, WholeMapConv2d):
+            plain = nn.Conv2d(
+                module.in_channels, module.out_channels, module.kernel_size[0], bias=False
+            )
+        elif isinstance(module, WholeMapConvTranspose2d):
+            plain = nn.ConvTranspose2d(
+                module.in_channels, module.out_channels, module.kernel_size[0], bias=False
+            )
+        else:
+            continue
+        plain.weight = module.weight
+        copied.set_submodule(name, plain)
     return copied
 
 

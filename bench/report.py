@@ -70,6 +70,7 @@ def markdown(results: Results) -> str:
     """The whole result as Markdown."""
     lines = ["# Benchmark results", "", *_machine_lines(results), ""]
     lines += _auto_lines(results)
+    lines += _loading_lines(results)
     for key, providers in results.rows.items():
         lines += [f"## {title(key)}", "", *_table(results, key, providers), ""]
         shares = {r["provider"]: r["time_shares"] for r in providers if "time_shares" in r}
@@ -121,6 +122,40 @@ def _auto_lines(results: Results) -> list[str]:
         "| row | auto chose | best | auto's speed-up over it |",
         "| --- | --- | --- | ---: |",
         *(line for _, line in sorted(slower)),
+        "",
+    ]
+
+
+def _loading_lines(results: Results) -> list[str]:
+    """Whether loading keeps up with training, for each preset that has both."""
+    steps: dict[str, Record] = {}
+    loaded: dict[str, dict[str, float]] = {}
+    for (op, _, kind, dtype, mode, _), providers in results.rows.items():
+        own = {r["provider"]: r for r in providers}
+        if op == "training_step" and dtype == "float32" and "trainer" in own:
+            steps[kind] = own["trainer"]
+        elif op == "data_loading" and "package" in own:
+            loaded.setdefault(kind, {})[mode] = own["package"]["items_per_s"]
+    lines = []
+    for kind in sorted(steps.keys() & loaded.keys()):
+        rate, modes = steps[kind]["items_per_s"], loaded[kind]
+        cells = [f"{modes[mode]:.0f}" if mode in modes else "-" for mode in ("decode", "cached")]
+        slowest = min(modes.values())
+        busy = f"{rate / slowest:.1%}" if slowest else "-"
+        lines.append(
+            f"| {kind} | {steps[kind]['device']} | {rate:.3g} | {' | '.join(cells)} | {busy} |"
+        )
+    if not lines:
+        return []
+    return [
+        "## Loading against training",
+        "",
+        "Images a second, one process that loads; in the last column the share of its time that "
+        "training takes up: 300 % needs three workers.",
+        "",
+        "| preset | step on | step | decoded | from cache | loader busy |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        *lines,
         "",
     ]
 

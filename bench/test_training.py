@@ -24,17 +24,19 @@ from bench.harness import Call, Problem, Row, UnavailableError
 from bench.plain import PlainTraining, load_photo
 from context_encoder.config import TrainConfig, preset
 from context_encoder.data import PhotoFolder, make_loader
+from context_encoder.models import default_image_size
 from context_encoder.prepare import Photos, Processes, resolve
 from context_encoder.trainer import Trainer
 
-# The paper's three: features of random regions; the centre, joint; random regions, joint.
-_PRESETS = ("features-region", "inpaint-center", "inpaint-region")
-_CPU_BATCH = {"features-region": 4, "inpaint-center": 16, "inpaint-region": 4}
+# The paper's three: features of random regions; the centre, joint; random regions, joint. And the
+# default, which is for machines without a GPU.
+_PRESETS = ("features-region", "inpaint-center", "inpaint-region", "laptop")
+_CPU_BATCH = {"features-region": 4, "inpaint-center": 16, "inpaint-region": 4, "laptop": 16}
 _BATCHES = 4
 #: Measure torch.compile of whole training steps on a CPU too (minutes of compilation).
 _COMPILE = "BENCH_COMPILE_TRAINING"
 
-_LOADING = ("laptop", *_PRESETS[:2])
+_LOADING = _PRESETS
 _LOADED = 4
 
 
@@ -44,7 +46,7 @@ def rows(device: str) -> list[Row]:
     for name in _PRESETS:
         config = preset(name)
         batch = config.batch_size if gpu else _CPU_BATCH[name]
-        size = 227 if config.model == "alexnet" else 128
+        size = config.size or default_image_size(config.model)
         for dtype in ("float32", "tf32") if gpu else ("float32",):
             result.append(
                 Row(

@@ -33,7 +33,12 @@ def torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool)
         product = torch.bmm(by_channel, weight)
     else:
         product = torch.baddbmm(bias.unsqueeze(1), by_channel, weight)
-    return (product.relu_() if relu else product).transpose(0, 1).contiguous()
+    product = product.transpose(0, 1)
+    if not relu:
+        return product.contiguous()
+    # One pass for the ReLU and the copy; bmm(out=) into a transposed view is slower than both.
+    output = product.new_empty(product.shape)
+    return torch.clamp_min(product, 0, out=output)
 
 
 def torch_linear_backward(

@@ -244,6 +244,26 @@ def test_the_table(tmp_path: Path, content: dict[str, Any]) -> None:
     assert "| implementation cuda | no compiler |" in text
 
 
+def test_loading_is_set_against_training(tmp_path: Path, content: dict[str, Any]) -> None:
+    entries = (
+        ("training_step", "step", "trainer", 40.0),
+        ("training_step", "step", "plain", 20.0),
+        ("data_loading", "decode", "package", 160.0),
+        ("data_loading", "decode", "plain", 80.0),
+        ("data_loading", "cached", "package", 3200.0),
+    )
+    content["benchmarks"] = [
+        {
+            "extra_info": record(
+                name, 1.0, 1, op=op, mode=mode, kind="laptop", items_per_s=rate, bytes=0
+            )
+        }
+        for op, mode, name, rate in entries
+    ]
+    text = report.markdown(report.Results.read(write(tmp_path / "r.json", content)))
+    assert "| laptop | cpu | 40 | 160 | 3200 | 25.0% |" in text
+
+
 def test_the_command_writes_table_and_plots(tmp_path: Path, content: dict[str, Any]) -> None:
     pytest.importorskip("matplotlib")
     assert report.main([str(write(tmp_path / "r.json", content))]) == 0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cekernels import _dispatch, _native, cpp, reference
+from cekernels._compiled import torch_linear
 
 pytestmark = pytest.mark.skipif(
     _dispatch.load("cpp")[0] is None, reason=f"C++ kernels: {_dispatch.load('cpp')[1]}"
@@ -154,6 +155,7 @@ def test_empty_linear(shape: tuple[int, int, int, int]) -> None:
 def test_nan_passes_the_relu() -> None:
     x = torch.full((50, 1, 4), math.nan)
     assert forward(x, random(1, 4, 4), None, True).isnan().all()
+    assert torch_linear(x, random(1, 4, 4), None, True).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -162,9 +164,11 @@ def test_nan_passes_the_relu() -> None:
 def test_sizes_handed_to_torch_give_the_same(
     dtype: torch.dtype, relu: bool, with_bias: bool
 ) -> None:
-    x, w, g = random(8, 3, 20, dtype=dtype), random(3, 10, 20, dtype=dtype), random(8, 3, 10)
-    b = random(3, 10, dtype=dtype) if with_bias else None
-    assert cpp._torch_is_faster(x, w)
+    n_out, n_in = 230, 300
+    x, w = random(8, 2, n_in, dtype=dtype), random(2, n_out, n_in, dtype=dtype) / 16
+    g = random(8, 2, n_out)
+    b = random(2, n_out, dtype=dtype) if with_bias else None
+    assert n_out * n_in > cpp._LARGE
     y = cpp.channelwise_linear(x, w, b, relu)
     assert y.is_contiguous()
     assert torch.allclose(y, forward(x, w, b, relu), rtol=0.05, atol=0.05)

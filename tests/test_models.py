@@ -21,6 +21,7 @@ from context_encoder.models import (
     check_image_size,
     default_image_size,
 )
+from context_encoder.models.base import WholeMapConv2d, WholeMapConvTranspose2d
 
 # One of every architecture, small enough to run.
 QUICK: dict[str, dict[str, Any]] = {
@@ -719,3 +720,57 @@ def test_class_options() -> None:
         AlexNetContextEncoder(pool="avg")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="region must be"):
         DCGANContextEncoder(region="left")  # type: ignore[arg-type]
+
+
+# --- products in place of convolutions ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_whole_map_layers_are_convolutions(
+    transposed: bool, memory_format: torch.memory_format
+) -> None:
+    """Output and gradients against torch's own convolution in float64."""
+    torch.manual_seed(0)
+    layer, plain, x = (
+        (WholeMapConvTranspose2d(5, 7, 4), F.conv_transpose2d, torch.randn(3, 5, 1, 1))
+        if transposed
+        else (WholeMapConv2d(5, 7, 4), F.conv2d, torch.randn(3, 5, 4, 4))
+    )
+    layer.double().to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = x.double().contiguous(memory_format=memory_format).requires_grad_()
+    weight = layer.weight.detach().clone().requires_grad_()
+    expected, output = plain(x, weight), layer(x)
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(output, (x, layer.weight), grad),
+        torch.autograd.grad(expected, (x, weight), grad),
+    )
+    assert layer.weight.is_contiguous()
+
+
+def test_whole_map_layers_convolve_other_sizes() -> None:
+    torch.manual_seed(0)
+    down, up = WholeMapConv2d(5, 7, 4), WholeMapConvTranspose2d(5, 7, 4)
+    x = torch.randn(2, 5, 6, 5)
+    torch.testing.assert_close(down(x), F.conv2d(x, down.weight))
+    torch.testing.assert_close(up(x), F.conv_transpose2d(x, up.weight))
+
+
+@pytest.mark.parametrize("model", [lambda: quick("center"), lambda: Discriminator(64)])
+def test_fused_adam_equals_the_plain_one_in_channels_last(model: Any) -> None:
+    """The fused kernel walks through memory: gradients must lie as their weights do."""
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = model().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=fused)
+        x = torch.randn(2, 3, *((128, 128) if isinstance(net, ContextEncoder) else (64, 64)))
+        for _ in range(2):
+            net(x.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append([p.detach() for p in net.parameters()])
+    for plain, fused_ in zip(*weights, strict=True):
+        torch.testing.assert_close(fused_, plain, rtol=1e-4, atol=1e-5)

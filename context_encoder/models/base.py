@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cekernels import ChannelwiseLinear
 
@@ -124,6 +126,53 @@ class ContextEncoder(Backbone):
         """
         prediction: Tensor = self.decoder(self.bottleneck(self.encode(x)))
         return prediction
+
+
+class WholeMapConv2d(nn.Conv2d):
+    """A convolution, without bias, whose kernel is as large as the map: a matrix product.
+
+    State dict and results are those of ``nn.Conv2d``. On the CPU the product is computed as such:
+    oneDNN's convolution would rearrange all weights in each pass, which takes longer than the
+    product, and torch's fused Adam copies each gradient that is not contiguous; so there the
+    weights stay contiguous also in a model of ``memory_format=torch.channels_last``. Maps of
+    another size are convolved as ever.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or tuple(x.shape[2:]) != self.kernel_size:
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1))[:, :, None, None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        _make_contiguous_on_cpu(self.weight)
+        return self
+
+
+class WholeMapConvTranspose2d(nn.ConvTranspose2d):
+    """The up-convolution of a single location to a whole map; see :class:`WholeMapConv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, bias=False)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if input.device.type != "cpu" or tuple(input.shape[2:]) != (1, 1):
+            return super().forward(input, output_size)
+        product = input.flatten(1) @ self.weight.flatten(1)
+        return product.view(-1, *self.weight.shape[1:])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        _make_contiguous_on_cpu(self.weight)
+        return self
+
+
+def _make_contiguous_on_cpu(weight: Tensor) -> None:
+    if weight.device.type == "cpu":
+        weight.data = weight.data.contiguous()
 
 
 def stage(

@@ -11,7 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from context_encoder.models.base import ContextEncoder, check_integer, stage
+from context_encoder.models.base import (
+    ContextEncoder,
+    WholeMapConv2d,
+    WholeMapConvTranspose2d,
+    check_integer,
+    stage,
+)
 
 Region = Literal["center", "whole"]
 
@@ -58,9 +64,10 @@ class DCGANContextEncoder(ContextEncoder):
         channels = bottleneck_units
         widths = _DECODER_CHANNELS if region == "center" else (*_DECODER_CHANNELS, 64)
         for number, width in enumerate(widths, start=1):
-            stride, padding = (1, 0) if number == 1 else (2, 1)
             decoder[f"up{number}"] = stage(
-                nn.ConvTranspose2d(channels, width, 4, stride, padding, bias=False),
+                WholeMapConvTranspose2d(channels, width, 4)
+                if number == 1
+                else nn.ConvTranspose2d(channels, width, 4, 2, 1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             )
@@ -75,7 +82,7 @@ class DCGANContextEncoder(ContextEncoder):
             nn.Sequential(
                 OrderedDict(
                     code=stage(
-                        nn.Conv2d(_ENCODER_CHANNELS[-1], bottleneck_units, 4, bias=False),
+                        WholeMapConv2d(_ENCODER_CHANNELS[-1], bottleneck_units, 4),
                         nn.BatchNorm2d(bottleneck_units),
                         nn.LeakyReLU(0.2, inplace=True),
                     )
@@ -134,7 +141,7 @@ class Discriminator(nn.Module):
         extra = (_DISCRIMINATOR_CHANNELS[0],) * (halvings - len(_DISCRIMINATOR_CHANNELS))
         channels = extra + _DISCRIMINATOR_CHANNELS[:halvings]
         self.layers = _downward(channels)
-        self.layers.add_module("logit", nn.Conv2d(channels[-1], 1, size >> halvings, bias=False))
+        self.layers.add_module("logit", WholeMapConv2d(channels[-1], 1, size >> halvings))
         _init_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
