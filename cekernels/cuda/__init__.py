@@ -53,6 +53,4 @@ def channelwise_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _torch_is_faster(input, weight):
         return torch_linear_backward(grad_output, input, weight, output, needs)
-    return _OPS.channelwise_linear_backward(
-        grad_output, input, weight, output, needs, _products()
-    )
+    return _OPS.channelwise_linear_backward(grad_output, input, weight, output, needs, _products())

@@ -47,6 +47,8 @@ __device__ __forceinline__ Region<T> region(T* data, int64_t batch, int64_t chan
   return {data == nullptr ? data : data + row0 * batch + c0 * channel, batch, channel};
 }
 
+constexpr int kRegisterFile = 65536;  // of a multiprocessor; for the bounds on blocks
+
 // How the batch is shared out: `groups` of neighbouring channels times `slices` of `rows` samples,
 // one block each.
 struct Slices {
@@ -63,7 +65,7 @@ inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, in
   return s;
 }
 
-// --- exact arithmetic -----------------------------------------------------------------------------
+// --- exact arithmetic ----------------------------------------------------------------------------
 
 // The products of T (float or double) by multiply-adds, of tiles in shared memory. A lane owns
 // kEach rows, a warp kColumns columns: weights are read by all lanes at once. For 36 locations in
@@ -72,7 +74,8 @@ inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, in
 template <class T, int N>
 struct Exact {
   static constexpr int kSize = N;
-  static constexpr int kRegisters = sizeof(T) == 8 ? 255 : 160;  // of a thread of the backward
+  // Of a thread of the backward kernel; fewer, and sums are spilled.
+  static constexpr int kRegisters = sizeof(T) == 8 ? 255 : N == 64 ? 200 : 160;
   static constexpr int kVector = 16 / sizeof(T);
   static constexpr int kColumns = N == 36 ? 12 : N == 64 ? 16 : 8;
   static constexpr int kEach = sizeof(T) == 8 || N == 64 ? 1 : 2;
@@ -203,7 +206,7 @@ struct Exact {
   };
 };
 
-// --- tensor cores ---------------------------------------------------------------------------------
+// --- tensor cores --------------------------------------------------------------------------------
 
 // TF32 operands; with three products also what the rounding left over.
 template <int kProducts, int kCount>
@@ -239,10 +242,18 @@ __device__ __forceinline__ void mma(float (&d)[4], const Tf32<kProducts, 4>& a,
 template <class T, int N, int kProducts>
 struct TensorCore {
   static constexpr int kSize = N;
-  static constexpr int kRegisters = (N == 64 ? 160 : 128) + (kProducts == 3 && N > 16 ? 64 : 0);
   static constexpr bool kWide = sizeof(T) == 4;
   static constexpr int kVector = 4;
   static constexpr int kChunks = (N + 15) / 16;  // of 16 locations, the last may be padding
+  // Of the forward kernel. Neighbouring warps take neighbouring channels of the same 16 samples:
+  // the memory sectors that two rows share meet in the L1 cache.
+  static constexpr int kForwardWarps = kProducts == 3 ? 4 : 8;
+  static constexpr int kForwardThreads = 32 * kForwardWarps;
+  static constexpr int kForwardChannels = N == 64 ? 1 : 8 / sizeof(T);
+  // Of a thread of the forward and of the backward kernel; fewer, and sums are spilled.
+  static constexpr int kForwardRegisters = kProducts == 3 ? 168 : 128;
+  static constexpr int kForwardUnroll = kProducts == 3 ? 1 : kChunks;
+  static constexpr int kRegisters = (N == 64 ? 160 : 128) + (kProducts == 3 && N > 16 ? 64 : 0);
   // Of the backward kernel, whose tiles and weights share 48 KiB.
   static constexpr int kRows = N == 16 ? 32 : N == 36 ? 48 : kWide ? 32 : 64;
   static constexpr int kChannels = N == 16 ? 4 : N == 36 && !kWide ? 2 : 1;
@@ -384,7 +395,7 @@ struct TensorCore {
   };
 };
 
-// --- forward --------------------------------------------------------------------------------------
+// --- forward -------------------------------------------------------------------------------------
 
 // `rows` and `channels` of a region as tile[channel][row][kStride]; zeros beyond, and where `gate`
 // is given and not above 0. A thread has kTogether loads under way at once.
@@ -458,7 +469,8 @@ struct Work {
 };
 
 template <class T, int N>
-__global__ void __launch_bounds__(Exact<T, N>::kThreads, 65536 / (128 * Exact<T, N>::kThreads))
+__global__ void __launch_bounds__(Exact<T, N>::kThreads,
+                                  kRegisterFile / (128 * Exact<T, N>::kThreads))
     forward_exact(LinearForward p, Slices s, bool vectors) {
   using Math = Exact<T, N>;
   alignas(16) __shared__ T tile[Math::kTile];
@@ -497,18 +509,11 @@ __global__ void __launch_bounds__(Exact<T, N>::kThreads, 65536 / (128 * Exact<T,
   }
 }
 
-constexpr int kForwardWarps = 8;
-
-// Neighbouring warps take neighbouring channels of the same 16 samples: the memory sectors that
-// two rows share meet in the L1 cache.
-template <class T, int N>
-constexpr int kForwardChannels = N == 64 ? 1 : 8 / sizeof(T);
-
-template <class T, int N, int kProducts>
-__global__ void __launch_bounds__(32 * kForwardWarps, 65536 / (128 * 32 * kForwardWarps))
+template <class Math, class T, int N>
+__global__ void __launch_bounds__(Math::kForwardThreads,
+                                  kRegisterFile / (Math::kForwardRegisters * Math::kForwardThreads))
     forward_mma(LinearForward p, Slices s, bool vectors) {
-  using Math = TensorCore<T, N, kProducts>;
-  constexpr int kChannels = kForwardChannels<T, N>;
+  constexpr int kChannels = Math::kForwardChannels;
   __shared__ typename Math::Vector weights[kChannels * Math::kFragments];
   __shared__ float biases[kChannels * N];
   const T* bias = static_cast<const T*>(p.bias);
@@ -519,7 +524,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 65536 / (128 * 32 * kForwa
     Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
                                        p.weight_channel, 0, work.c0),
                        work.channels, false, kChannels);
-    for (int i = int(threadIdx.x); i < kChannels * N; i += 32 * kForwardWarps) {
+    for (int i = int(threadIdx.x); i < kChannels * N; i += Math::kForwardThreads) {
       const bool biased = bias != nullptr && i / N < work.channels;
       biases[i] = biased ? widen(bias[(work.c0 + i / N) * p.bias_channel + i % N]) : 0.f;
     }
@@ -529,7 +534,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 65536 / (128 * 32 * kForwa
     auto from = region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, start,
                        work.c0 + my_channel);
     auto to = region(static_cast<T*>(p.output), p.channels * N, N, start, work.c0 + my_channel);
-    constexpr int kStep = kForwardWarps / kChannels * 16;
+    constexpr int kStep = Math::kForwardWarps / kChannels * 16;
     // Rows left from that of this lane on: a warp's lanes go round equally often.
     for (int64_t left = work.last - start; left + Math::g() > 0; left -= kStep) {
       typename Math::Rows x[Math::kChunks];
@@ -538,7 +543,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 65536 / (128 * 32 * kForwa
         x[k].first = Math::row_vector(from.data, k, left > 0, vectors);
         x[k].second = Math::row_vector(from.at(8, 0), k, left > 8, vectors);
       }
-#pragma unroll
+#pragma unroll(Math::kForwardUnroll)
       for (int n = 0; n < Math::kChunks; ++n) {
         float d[2][4] = {};
 #pragma unroll
@@ -563,7 +568,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, 65536 / (128 * 32 * kForwa
   }
 }
 
-// --- backward -------------------------------------------------------------------------------------
+// --- backward ------------------------------------------------------------------------------------
 
 template <class T, int N>
 __device__ __forceinline__ void grad_input(Exact<T, N>, const T* grads, T* scratch,
@@ -609,7 +614,8 @@ __device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T*
 
 // Sums of a slice: (slices, channels, N N + N), those of the weight before those of the bias.
 template <class Math, class T, int N>
-__global__ void __launch_bounds__(Math::kThreads, 65536 / (Math::kRegisters * Math::kThreads))
+__global__ void __launch_bounds__(Math::kThreads,
+                                  kRegisterFile / (Math::kRegisters * Math::kThreads))
     backward_square(LinearBackward p, Slices s, bool vectors, acc_t<T>* partial) {
   using A = acc_t<T>;
   // The padding of the last rows reads into what follows it.
@@ -691,7 +697,7 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// --- any size -------------------------------------------------------------------------------------
+// --- any size ------------------------------------------------------------------------------------
 
 constexpr int kTileSide = 64;  // rows and columns of a block
 constexpr int kDepth = 16;     // of the operands held in shared memory
@@ -791,7 +797,7 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
   }
 }
 
-// --- choice and launch ----------------------------------------------------------------------------
+// --- choice and launch ---------------------------------------------------------------------------
 
 template <class Math>
 struct Kind {
@@ -900,10 +906,11 @@ void backward_any(const LinearBackward& p, void* stream) {
 template <class T, int N, int kProducts>
 void forward_square(Kind<TensorCore<T, N, kProducts>>, const LinearForward& p, bool vectors,
                     void* stream) {
-  constexpr int kChannels = kForwardChannels<T, N>;
-  const Slices s = slices_of(p.batch, p.channels, kChannels, 16 * kForwardWarps / kChannels,
-                             kForwardWarps);
-  CEK_LAUNCH((forward_mma<T, N, kProducts>), grid_of(s.groups * s.slices), 32 * kForwardWarps,
+  using Math = TensorCore<T, N, kProducts>;
+  const Slices s = slices_of(p.batch, p.channels, Math::kForwardChannels,
+                             16 * Math::kForwardWarps / Math::kForwardChannels,
+                             Math::kForwardWarps);
+  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads,
              stream, p, s, vectors);
 }
 
