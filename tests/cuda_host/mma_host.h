@@ -79,8 +79,8 @@ inline void load_transposed(uint32_t (&r)[4], const void* row) {
   for (unsigned m = 0; m < 4; ++m) {
     uint16_t pair[2];
     for (unsigned i = 0; i < 2; ++i) {
-      const auto* from = __shfl_sync(~0u, static_cast<const uint16_t*>(row), int(8 * m + 2 * q + i));
-      pair[i] = from[g];
+      const int lane_of_row = int(8 * m + 2 * q + i);
+      pair[i] = __shfl_sync(~0u, static_cast<const uint16_t*>(row), lane_of_row)[g];
     }
     r[m] = pair[0] | uint32_t(pair[1]) << 16;
   }
