@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cekernels.reference.masked_loss import accumulation_dtype
 
+# The enum Products of csrc/params.h.
+PRODUCTS = ("ieee", "tf32x3", "tf32")
 _NORMALIZE = {"mask": 0, "all": 1, "sum": 2, "none": 3}
 
 
@@ -77,11 +79,17 @@ class CompiledOps:
         return None
 
     def channelwise_linear(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        relu: bool,
+        products: int = 0,
     ) -> Tensor:
+        """``products``: of float32, an index into :data:`PRODUCTS`; the CPU knows the first."""
         bias = None if bias is None else _dense(bias)
         output: Tensor = self._ops.channelwise_linear.default(
-            _dense(input), _dense(weight), bias, relu
+            _dense(input), _dense(weight), bias, relu, products
         )
         return output
 
@@ -92,10 +100,11 @@ class CompiledOps:
         weight: Tensor,
         output: Tensor | None,
         needs: tuple[bool, bool, bool],
+        products: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = None if output is None else _dense(output)
         grads: tuple[Tensor, Tensor, Tensor] = self._ops.channelwise_linear_backward.default(
-            _dense(grad_output), _dense(input), _dense(weight), output, *needs
+            _dense(grad_output), _dense(input), _dense(weight), output, *needs, products
         )
         return grads
 

@@ -138,7 +138,13 @@ Planes planes(const Tensor& t) {
 
 // --- channel-wise linear ------------------------------------------------------------------------
 
-Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool relu) {
+Products checked_products(const char* op, int64_t products) {
+  CEK_CHECK(op, products >= 0 && products <= 2, "products must be 0 to 2");
+  return Products(products);
+}
+
+Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool relu,
+                          int64_t products) {
   const char* op = "channelwise_linear";
   expect(op, "input", input, input, {-1, -1, -1});
   expect(op, "weight", weight, input, {input.size(1), -1, input.size(2)});
@@ -157,6 +163,7 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
     p.bias = bias->const_data_ptr(), p.bias_channel = bias->stride(0);
   }
   p.relu = relu;
+  p.products = checked_products(op, products);
   Tensor output = empty(input, input.scalar_type(), {p.batch, p.channels, p.n_out});
   p.output = output.mutable_data_ptr();
   if (output.numel() > 0) execute(input, p);
@@ -165,7 +172,7 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
 
 std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
     Tensor grad_output, Tensor input, Tensor weight, OptionalTensor output, bool needs_input,
-    bool needs_weight, bool needs_bias) {
+    bool needs_weight, bool needs_bias, int64_t products) {
   const char* op = "channelwise_linear_backward";
   expect(op, "grad_output", grad_output, grad_output, {-1, -1, -1});
   LinearBackward p{};
@@ -198,6 +205,7 @@ std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
   p.grad_input = needs_input ? grad_input.mutable_data_ptr() : nullptr;
   p.grad_weight = needs_weight ? grad_weight.mutable_data_ptr() : nullptr;
   p.grad_bias = needs_bias ? grad_bias.mutable_data_ptr() : nullptr;
+  p.products = checked_products(op, products);
   if (grad_input.numel() + grad_weight.numel() + grad_bias.numel() > 0) execute(grad_output, p);
   return {grad_input, grad_weight, grad_bias};
 }
@@ -406,12 +414,12 @@ extern "C" __attribute__((visibility("default"))) const char* cekernels_instruct
 
 CEK_LIBRARY(CEK_NAMESPACE, m) {
   m.def(
-      "channelwise_linear(Tensor input, Tensor weight, Tensor? bias, bool relu)"
-      " -> Tensor");
+      "channelwise_linear(Tensor input, Tensor weight, Tensor? bias, bool relu,"
+      " int products=0) -> Tensor");
   m.def(
       "channelwise_linear_backward(Tensor grad_output, Tensor input, Tensor weight,"
-      " Tensor? output, bool needs_input, bool needs_weight, bool needs_bias)"
-      " -> (Tensor, Tensor, Tensor)");
+      " Tensor? output, bool needs_input, bool needs_weight, bool needs_bias,"
+      " int products=0) -> (Tensor, Tensor, Tensor)");
   m.def(
       "masked_loss(Tensor prediction, Tensor target, Tensor mask, Tensor? area, int power,"
       " int normalize) -> (Tensor, Tensor)");

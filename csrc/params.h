@@ -9,6 +9,10 @@ namespace cekernels {
 
 enum class DType : int32_t { f16, bf16, f32, f64, u8 };
 
+// How float32 is multiplied: as it is, as three products of TF32 numbers, or as one. Kernels may be
+// more exact.
+enum class Products : int32_t { ieee, tf32x3, tf32 };
+
 // out[b,c,o] = act(sum_i weight[c,o,i] input[b,c,i] + bias[c,o])
 struct LinearForward {
   DType dtype;
@@ -21,6 +25,7 @@ struct LinearForward {
   int64_t bias_channel;
   bool relu;
   void* output;  // (B, C, N_out), contiguous
+  Products products;
 };
 
 // Each gradient that is null is not asked for. `output`, where not null, is that of a ReLU.
@@ -38,6 +43,7 @@ struct LinearBackward {
   void* grad_input;   // (B, C, N_in), contiguous
   void* grad_weight;  // (C, N_out, N_in), contiguous
   void* grad_bias;    // (C, N_out), contiguous
+  Products products;
 };
 
 enum class Normalize : int32_t { mask, all, sum, none };

@@ -57,8 +57,15 @@ _TRITON_LOSS = dict.fromkeys(
     ("float32", "float16", "bfloat16"),
     "float32 within a program, float64 across; gradient rounded once",
 )
-_COMPILED_LINEAR = {
-    "float32": "float32 multiply-add (on the CPU small batches by the matrix library)",
+_CPP_LINEAR = {
+    "float32": "float32 multiply-add (small batches by the matrix library)",
+    "float16": _ONCE,
+    "bfloat16": _ONCE,
+}
+_CUDA_LINEAR = {
+    "float32": "float32 multiply-add",
+    "float32, high": "maps of 16, 36, 64 locations: three TF32 products; else as float32",
+    "float32, medium": "the same maps: operands rounded to TF32, sums float32; else as float32",
     "float16": _ONCE,
     "bfloat16": _ONCE,
 }
@@ -74,10 +81,10 @@ IMPLEMENTATIONS = {
         _PLAIN_LOSS, "as PyTorch",
     ),
     "cpp, CPU": Implementation(
-        "cpp", "cpu", _COMPILED_LINEAR, _CPP_LOSS, "yes, for a number of threads"
+        "cpp", "cpu", _CPP_LINEAR, _CPP_LOSS, "yes, for a number of threads"
     ),
     "cuda, GPU": Implementation(
-        "cuda", "cuda", _COMPILED_LINEAR, _TRITON_LOSS, "by construction"
+        "cuda", "cuda", _CUDA_LINEAR, _TRITON_LOSS, "by construction"
     ),
     "triton, interpreter": Implementation(
         "triton", "cpu",

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import CSRC, Kernels, build
+from cuda_host import Kernels, build
 from torch import Tensor
 
 from cekernels import reference
@@ -232,20 +229,3 @@ def test_fill_masked(kernels: Kernels, dtype: torch.dtype, mask_dtype: torch.dty
         value = torch.tensor([1, 0, 2]).to(dtype)
         found = kernels.fill_masked(image, mask, value)
         assert torch.equal(found, reference.fill_masked(image, mask, value))
-
-
-# --- compiled by nvcc -----------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_nvcc_keeps_the_products_in_registers(tmp_path: Path) -> None:
-    """For A100, H100 and, where nvcc knows it, B200: no spills and no arrays in local memory."""
-    known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-    architectures = [a for a in ("80", "90", "100") if f"compute_{a}" in known]
-    command = ["nvcc", "-O3", "-Xptxas=-v", "-c", str(CSRC / "cuda/channelwise_linear.cu")]
-    command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    run = subprocess.run([*command, "-o", str(tmp_path / "o.o")], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", run.stderr)
-    assert len(frames) == 12 * len(architectures)  # 4 dtypes, 3 tile sizes
-    assert set(frames) == {("0", "0")}, run.stderr

@@ -62,6 +62,57 @@ def test_step_repeats_bit_for_bit(target: Target) -> None:
 
 
 @every_target
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_sums_of_a_split_batch_repeat_bit_for_bit(
+    target: Target, dtype: torch.dtype, precision: str
+) -> None:
+    """A batch so large that many blocks share the sums of one channel."""
+    before = torch.get_float32_matmul_precision()
+    r = cases.generator()
+    x, w, g = (torch.randn(s, generator=r).to("cuda", dtype)
+               for s in ((1024, 64, 36), (64, 36, 36), (1024, 64, 36)))  # fmt: skip
+    b = torch.zeros(64, 36, dtype=dtype, device="cuda")
+
+    def gradients() -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in (x, w, b)]
+        y = cekernels.channelwise_linear(*leaves, activation="relu", impl=target.impl)
+        return torch.autograd.grad(y, leaves, g)
+
+    try:
+        torch.set_float32_matmul_precision(precision)
+        first = gradients()
+        for _ in range(100):
+            assert all(map(torch.equal, gradients(), first))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@every_target
+def test_tf32_is_used_where_the_precision_allows_it(target: Target) -> None:
+    """And is all that is lost: the kernel agrees with float64 on operands rounded to TF32."""
+    before = torch.get_float32_matmul_precision()
+    r = cases.generator()
+    x, w = (torch.randn(s, generator=r).cuda() for s in ((64, 8, 36), (8, 36, 36)))
+    nearest = [((t.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32) for t in (x, w)]
+    exact, rounded = (
+        cekernels.channelwise_linear(*(t.double() for t in pair), impl="reference")
+        for pair in ((x, w), nearest)
+    )
+    found = {}
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            found[precision] = cekernels.channelwise_linear(x, w, impl=target.impl)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert cases.error(found["highest"], exact.cpu()) < 1e-6
+    assert cases.error(found["high"], exact.cpu()) < 1e-6
+    assert cases.error(found["medium"], exact.cpu()) > 1e-5
+    assert cases.error(found["medium"], rounded.cpu()) < 1e-6
+
+
+@every_target
 def test_runs_on_the_current_stream(target: Target) -> None:
     """Inputs become right only after a long wait on a side stream: who does not queue there
     reads the wrong ones."""

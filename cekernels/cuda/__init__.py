@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from cekernels import _native
-from cekernels._compiled import CompiledOps, torch_linear, torch_linear_backward
+from cekernels._compiled import PRODUCTS, CompiledOps, torch_linear, torch_linear_backward
+
+# float32 products by torch.get_float32_matmul_precision(): the rule of Triton's kernels.
+PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 _OPS = CompiledOps("cekernels_cuda", "cuda")
 unsupported = _OPS.unsupported
@@ -31,10 +34,14 @@ def _torch_is_faster(input: Tensor, weight: Tensor) -> bool:
     return weight.shape[1] * weight.shape[2] >= 256 * 256
 
 
+def _products() -> int:
+    return PRODUCTS.index(PRECISIONS[torch.get_float32_matmul_precision()])
+
+
 def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    by_torch = _torch_is_faster(input, weight)
-    function = torch_linear if by_torch else _OPS.channelwise_linear
-    return function(input, weight, bias, relu)
+    if _torch_is_faster(input, weight):
+        return torch_linear(input, weight, bias, relu)
+    return _OPS.channelwise_linear(input, weight, bias, relu, _products())
 
 
 def channelwise_linear_backward(
@@ -44,6 +51,6 @@ def channelwise_linear_backward(
     output: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    by_torch = _torch_is_faster(input, weight)
-    function = torch_linear_backward if by_torch else _OPS.channelwise_linear_backward
-    return function(grad_output, input, weight, output, needs)
+    if _torch_is_faster(input, weight):
+        return torch_linear_backward(grad_output, input, weight, output, needs)
+    return _OPS.channelwise_linear_backward(grad_output, input, weight, output, needs, _products())

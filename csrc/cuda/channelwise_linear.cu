@@ -1,15 +1,708 @@
-// Channel-wise linear map as small matrix products, one channel a block, in the exact arithmetic of
-// the accumulation type. The tile of outputs has the exact size of the paper's 6x6 maps and of
-// their neighbours 4x4 and 8x8; other sizes are covered by tiles of 64. Sums run in an order that
-// depends on the shape alone.
-#include "device.h"
+// Channel-wise linear map: a small matrix product a channel.
+//
+// Square maps of the paper's 6x6 locations and of its neighbours 4x4 and 8x8 have kernels of their
+// exact size, which hold a channel's weights on chip while the batch streams by: on tensor cores
+// (16-bit types; float32 where the precision allows TF32), or in exact arithmetic. Their backward
+// reads each operand once for all three gradients. Blocks take slices of the batch; the sums of the
+// slices meet in a workspace and a second launch adds them in order. Other sizes are covered by
+// tiles of 64, in exact arithmetic. Slices and orders depend on the shape alone.
+#include "mma.h"
 
 namespace cekernels {
 namespace cuda {
 namespace {
 
-constexpr int kDepth = 16;  // of the operands held in shared memory
-constexpr int kEach = 4;    // rows and columns of one thread
+template <class T, int V>
+__device__ __forceinline__ Pack<T, V> load_pack(const T* from, bool vectors) {
+  if (vectors) return *reinterpret_cast<const Pack<T, V>*>(from);
+  Pack<T, V> pack;
+#pragma unroll
+  for (int i = 0; i < V; ++i) pack.v[i] = from[i];
+  return pack;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_pack(T* to, const Pack<T, V>& pack, bool vectors) {
+  if (vectors) {
+    *reinterpret_cast<Pack<T, V>*>(to) = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) to[i] = pack.v[i];
+  }
+}
+
+// Rows of a group of channels, where they lie: (row, channel) at data + row * batch + c * channel.
+template <class T>
+struct Region {
+  T* data;
+  int64_t batch, channel;
+  __device__ __forceinline__ T* at(int row, int c) const {
+    return data + row * batch + c * channel;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ Region<T> region(T* data, int64_t batch, int64_t channel, int64_t row0,
+                                            int64_t c0) {
+  return {data == nullptr ? data : data + row0 * batch + c0 * channel, batch, channel};
+}
+
+constexpr int kRegisterFile = 65536;  // of a multiprocessor; for the bounds on blocks
+
+// How the batch is shared out: `groups` of neighbouring channels times `slices` of `rows` samples,
+// one block each.
+struct Slices {
+  int64_t groups, slices, rows;
+};
+
+// As many slices as give 24 warps to each of 128 multiprocessors, of whole tiles.
+inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, int warps) {
+  Slices s{divide_up(channels, group), 1, 0};
+  const int64_t tiles = batch > tile ? divide_up(batch, tile) : 1;
+  const int64_t wanted = divide_up(128 * 24, s.groups * warps);
+  s.rows = divide_up(tiles, wanted < tiles ? wanted : tiles) * tile;
+  s.slices = batch > s.rows ? divide_up(batch, s.rows) : 1;
+  return s;
+}
+
+// --- exact arithmetic ----------------------------------------------------------------------------
+
+// The products of T (float or double) by multiply-adds, of tiles in shared memory. A lane owns
+// kEach rows, a warp kColumns columns: weights are read by all lanes at once. For 36 locations in
+// float32 that is 2 + 12 loads of 16 bytes for 96 multiply-adds of a lane, which shared memory
+// serves in at most 20 cycles and the multiply-adds need 24.
+template <class T, int N>
+struct Exact {
+  static constexpr int kSize = N;
+  // Of a thread of the backward kernel; fewer, and sums are spilled.
+  static constexpr int kRegisters = sizeof(T) == 8 ? 255 : N == 64 ? 200 : 160;
+  static constexpr int kVector = 16 / sizeof(T);
+  static constexpr int kColumns = N == 36 ? 12 : N == 64 ? 16 : 8;
+  static constexpr int kEach = sizeof(T) == 8 || N == 64 ? 1 : 2;
+  static constexpr int kRows = 32 * kEach;
+  static constexpr int kChannels = sizeof(T) == 8 || N == 64 ? 1 : N == 36 ? 2 : 4;
+  static constexpr int kWarps = N / kColumns;  // of a channel
+  static constexpr int kThreads = 32 * kWarps * kChannels;
+  // An odd number of 16-byte units: the rows of eight lanes lie in different banks.
+  static constexpr int kStride = N + (N / kVector % 2 == 0 ? kVector : 0);
+  static constexpr int kTile = kChannels * kRows * kStride;
+  static constexpr int kWeights = kChannels * N * N;
+  static constexpr int kTallest = 4;                      // rows of grad_weight of a thread
+  static constexpr int kUnits = N / kTallest * kWarps;    // the pieces of grad_weight
+  static constexpr int kShares = 32 * kWarps / kUnits;    // threads that share a piece's batch
+  static_assert(kShares > 0 && N * N <= 2 * kRows * kStride, "");
+  using Weight = T;
+  using Vector = Pack<T, kVector>;
+
+  // weights[channel][column][depth].
+  static __device__ __forceinline__ void load_weights(T* weights, const Region<const T>& from,
+                                                      int channels, bool transposed) {
+#pragma unroll 2
+    for (int i = int(threadIdx.x); i < kWeights; i += kThreads) {
+      const int c = i / (N * N), r = i / N % N, k = i % N;
+      const T w = c < channels ? from.at(r, c)[k] : T(0);
+      weights[c * N * N + (transposed ? k * N + r : r * N + k)] = w;
+    }
+  }
+
+  static __device__ __forceinline__ int my_channel() { return int(threadIdx.x) / (32 * kWarps); }
+  static __device__ __forceinline__ int my_column() {
+    return int(threadIdx.x) / 32 % kWarps * kColumns;
+  }
+
+  // sum[e][n] of row lane + 32 e and column my_column() + n.
+  static __device__ __forceinline__ void product(const T* tile, const T* weights,
+                                                 T (&sum)[kEach][kColumns]) {
+    const T* rows = tile + (my_channel() * kRows + int(threadIdx.x) % 32) * kStride;
+    const T* columns = weights + (my_channel() * N + my_column()) * N;
+#pragma unroll 1
+    for (int k = 0; k < N; k += kVector) {
+      Vector x[kEach];
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        x[e] = *reinterpret_cast<const Vector*>(rows + 32 * e * kStride + k);
+      }
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const Vector w = *reinterpret_cast<const Vector*>(columns + n * N + k);
+#pragma unroll
+        for (int e = 0; e < kEach; ++e) {
+#pragma unroll
+          for (int v = 0; v < kVector; ++v) sum[e][n] += x[e].v[v] * w.v[v];
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void to_tile(const T (&sum)[kEach][kColumns], T* tile) {
+    T* rows = tile + (my_channel() * kRows + int(threadIdx.x) % 32) * kStride + my_column();
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+#pragma unroll
+      for (int n = 0; n < kColumns; n += kVector) {
+        Vector y;
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) y.v[v] = sum[e][n + v];
+        *reinterpret_cast<Vector*>(rows + 32 * e * kStride + n) = y;
+      }
+    }
+  }
+
+  // A thread's piece of the sum over the batch of grad (rows) times input (columns).
+  struct GradWeight {
+    T sum[kTallest][kColumns] = {};
+
+    static __device__ __forceinline__ int me() { return int(threadIdx.x) % (32 * kWarps); }
+    static __device__ __forceinline__ int my_row() { return me() % kUnits / kWarps * kTallest; }
+    static __device__ __forceinline__ int my_column() { return me() % kUnits % kWarps * kColumns; }
+
+    __device__ __forceinline__ void add(const T* grads, const T* inputs, int rows) {
+      if (me() >= kUnits * kShares) return;
+      const T* g_row = grads + my_channel() * kRows * kStride + my_row();
+      const T* x_row = inputs + my_channel() * kRows * kStride + my_column();
+#pragma unroll 1
+      for (int r = me() / kUnits; r < rows; r += kShares) {
+        T g[kTallest];
+#pragma unroll
+        for (int m = 0; m < kTallest; m += kVector) {
+          const Vector pack = *reinterpret_cast<const Vector*>(g_row + r * kStride + m);
+#pragma unroll
+          for (int v = 0; v < kVector; ++v) g[m + v] = pack.v[v];
+        }
+#pragma unroll
+        for (int n = 0; n < kColumns; n += kVector) {
+          const Vector x = *reinterpret_cast<const Vector*>(x_row + r * kStride + n);
+#pragma unroll
+          for (int m = 0; m < kTallest; ++m) {
+#pragma unroll
+            for (int v = 0; v < kVector; ++v) sum[m][n + v] += g[m] * x.v[v];
+          }
+        }
+      }
+    }
+
+    // The shares are added in order in shared memory (`scratch` holds both tiles).
+    template <class Write>
+    __device__ __forceinline__ void write(T* scratch, Write write) {
+      T* total = scratch + my_channel() * N * N;
+      for (int share = 0; share < kShares; ++share) {
+        __syncthreads();
+        if (me() / kUnits != share) continue;
+#pragma unroll
+        for (int m = 0; m < kTallest; ++m) {
+#pragma unroll
+          for (int n = 0; n < kColumns; ++n) {
+            T& to = total[(my_row() + m) * N + my_column() + n];
+            to = share == 0 ? sum[m][n] : to + sum[m][n];
+          }
+        }
+      }
+      __syncthreads();
+#pragma unroll 2
+      for (int i = int(threadIdx.x); i < kWeights; i += kThreads) {
+        write(i / (N * N), i % (N * N), scratch[i]);
+      }
+    }
+  };
+};
+
+// --- tensor cores --------------------------------------------------------------------------------
+
+// TF32 operands; with three products also what the rounding left over.
+template <int kProducts, int kCount>
+struct Tf32 {
+  uint32_t high[kCount], low[kProducts == 3 ? kCount : 1];
+
+  // `rounded`: the values are TF32 already.
+  __device__ __forceinline__ Tf32(const float (&x)[kCount], bool rounded = false) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      high[i] = rounded ? bit_cast<uint32_t>(x[i]) : to_tf32(x[i]);
+      if constexpr (kProducts == 3) low[i] = to_tf32(x[i] - bit_cast<float>(high[i]));
+    }
+  }
+};
+
+template <int kProducts>
+__device__ __forceinline__ void mma(float (&d)[4], const Tf32<kProducts, 4>& a,
+                                    const Tf32<kProducts, 2>& b) {
+  if constexpr (kProducts == 3) {
+    mma_tf32(d, a.low, b.high);
+    mma_tf32(d, a.high, b.low);
+  }
+  mma_tf32(d, a.high, b.high);
+}
+
+// The products of T (16 bits, or float as kProducts of TF32 numbers) on tensor cores.
+//
+// The depth of a product may be taken in any order as long as both operands agree, and its columns
+// may be any. So lane (g, q) = (lane / 4, lane % 4) holds of each 16 elements of a row the four
+// neighbours from 4q: a fragment is two vectors, of rows g and g + 8, and two fragments of results
+// are two vectors again. Rows go from memory to registers and back without a detour.
+template <class T, int N, int kProducts>
+struct TensorCore {
+  static constexpr int kSize = N;
+  static constexpr bool kWide = sizeof(T) == 4;
+  static constexpr int kVector = 4;
+  static constexpr int kChunks = (N + 15) / 16;  // of 16 locations, the last may be padding
+  // Of the forward kernel. Neighbouring warps take neighbouring channels of the same 16 samples:
+  // the memory sectors that two rows share meet in the L1 cache.
+  static constexpr int kForwardWarps = kProducts == 3 ? 4 : 8;
+  static constexpr int kForwardThreads = 32 * kForwardWarps;
+  static constexpr int kForwardChannels = N == 64 ? 1 : 8 / sizeof(T);
+  // Of a thread of the forward and of the backward kernel; fewer, and sums are spilled.
+  static constexpr int kForwardRegisters = kProducts == 3 ? 168 : 128;
+  static constexpr int kForwardUnroll = kProducts == 3 ? 1 : kChunks;
+  static constexpr int kRegisters = (N == 64 ? 160 : 128) + (kProducts == 3 && N > 16 ? 64 : 0);
+  // Of the backward kernel, whose tiles and weights share 48 KiB.
+  static constexpr int kRows = N == 16 ? 32 : N == 36 ? 48 : kWide ? 32 : 64;
+  static constexpr int kChannels = N == 16 ? 4 : N == 36 && !kWide ? 2 : 1;
+  static constexpr int kWarps = kChunks;  // of a channel: each 16 rows of grad_weight
+  static constexpr int kThreads = 32 * kWarps * kChannels;
+  // Multiples of 16 bytes for ldmatrix; 8 or 24 banks, or an odd number of 16-byte units, apart.
+  static constexpr int kStride = (N + 8) / 8 * 8;
+  static constexpr int kTile = kChannels * kRows * kStride;
+  using Vector = Pack<T, 4>;
+  using Weight = Vector;
+  static constexpr int kFragments = 2 * kChunks * kChunks * 32;  // vectors of a channel's weights
+  static constexpr int kWeights = kChannels * kFragments;
+
+  static __device__ __forceinline__ int g() { return int(threadIdx.x) % 32 / 4; }
+  static __device__ __forceinline__ int q() { return int(threadIdx.x) % 4; }
+
+  // fragments[channel][chunk of the depth][8 columns][lane]; TF32 numbers for one product.
+  static __device__ __forceinline__ void load_weights(Vector* fragments,
+                                                      const Region<const T>& from, int channels,
+                                                      bool transposed, int group = kChannels) {
+    T* elements = reinterpret_cast<T*>(fragments);
+#pragma unroll 2
+    for (int i = int(threadIdx.x); i < group * kFragments * 4; i += int(blockDim.x)) {
+      const int lane = i / 4 % 32, block = i / 128 % (2 * kChunks);
+      const int k = i / (256 * kChunks) % kChunks * 16 + lane % 4 * 4 + i % 4;
+      const int n = block / 2 * 16 + lane / 8 * 4 + block % 2 * 2 + lane / 4 % 2;
+      const int c = i / (kFragments * 4);
+      T w{};
+      if (c < channels && n < N && k < N) {
+        w = from.at(transposed ? k : n, c)[transposed ? n : k];
+        if constexpr (kWide && kProducts == 1) w = bit_cast<float>(to_tf32(w));
+      }
+      elements[i] = w;
+    }
+  }
+
+  // A row's vector of `chunk`, zeros beyond its end.
+  static __device__ __forceinline__ Vector row_vector(const T* row, int chunk, bool exists,
+                                                      bool vectors) {
+    if (!exists || 16 * chunk + 4 * q() >= N) return Vector{};
+    return load_pack<T, 4>(row + 16 * chunk + 4 * q(), vectors);
+  }
+
+  struct Rows {  // 16 of them, at the depth of one chunk
+    Vector first, second;  // rows g and g + 8
+  };
+
+  // d[0] and d[1]: of rows g and g + 8 the results of columns 16 column_chunk + 4q + {0, 1}, {2, 3}
+  // as the tensor core has them.
+  static __device__ __forceinline__ void add_product(float (&d)[2][4], const Rows& a, int chunk,
+                                                     int column_chunk, const Vector* fragments) {
+    const Vector* b = fragments + (2 * (chunk * kChunks + column_chunk)) * 32 + threadIdx.x % 32;
+    if constexpr (kWide) {
+#pragma unroll
+      for (int s = 0; s < 4; s += 2) {
+        const Tf32<kProducts, 4> rows(
+            {a.first.v[s], a.second.v[s], a.first.v[s + 1], a.second.v[s + 1]});
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          const Vector w = b[32 * t];
+          mma(d[t], rows, Tf32<kProducts, 2>({w.v[s], w.v[s + 1]}, kProducts == 1));
+        }
+      }
+    } else {
+      struct Words {
+        uint32_t w[2];
+      };
+      const Words first = bit_cast<Words>(a.first), second = bit_cast<Words>(a.second);
+      const uint32_t rows[4] = {first.w[0], second.w[0], first.w[1], second.w[1]};
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const Words w = bit_cast<Words>(b[32 * t]);
+        mma<T>(d[t], rows, {w.w[0], w.w[1]});
+      }
+    }
+  }
+
+  // The results of row g (half 0) or g + 8, columns 16 column_chunk + 4q and on.
+  static __device__ __forceinline__ Pack<float, 4> results(const float (&d)[2][4], int half) {
+    return {{d[0][2 * half], d[0][2 * half + 1], d[1][2 * half], d[1][2 * half + 1]}};
+  }
+
+  static __device__ __forceinline__ Vector narrow_pack(const Pack<float, 4>& x) {
+    return {{narrow<T>(x.v[0]), narrow<T>(x.v[1]), narrow<T>(x.v[2]), narrow<T>(x.v[3])}};
+  }
+
+  // A warp's 16 rows of the sum over the batch of grad (rows) times input (columns).
+  struct GradWeight {
+    static constexpr int kBlocks = (N + 7) / 8;
+    float sum[kBlocks][4] = {};
+
+    static __device__ __forceinline__ int my_channel() { return int(threadIdx.x) / (32 * kWarps); }
+    static __device__ __forceinline__ int my_row() { return int(threadIdx.x) / 32 % kWarps * 16; }
+
+    // What the padding reads beyond a row, the next one's elements, comes into results that are
+    // not written.
+    __device__ __forceinline__ void add(const T* grads, const T* inputs, int rows) {
+      const T* g_rows = grads + my_channel() * kRows * kStride + my_row();
+      const T* x_rows = inputs + my_channel() * kRows * kStride;
+      if constexpr (kWide) {
+#pragma unroll 1
+        for (int r = 0; r < rows; r += 8) {
+          const T* gr = g_rows + (r + q()) * kStride + g();
+          const T* xr = x_rows + (r + q()) * kStride + g();
+          const Tf32<kProducts, 4> a({gr[0], gr[8], gr[4 * kStride], gr[4 * kStride + 8]});
+#pragma unroll
+          for (int t = 0; t < kBlocks; ++t) {
+            mma(sum[t], a, Tf32<kProducts, 2>({xr[8 * t], xr[4 * kStride + 8 * t]}));
+          }
+        }
+      } else {
+        const int lane = int(threadIdx.x) % 32;
+#pragma unroll 1
+        for (int r = 0; r < rows; r += 16) {
+          uint32_t a[4];
+          load_transposed(a, g_rows + (r + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8);
+#pragma unroll
+          for (int t = 0; t < kBlocks; t += 2) {
+            uint32_t b[4];
+            load_transposed(b, x_rows + (r + lane % 16) * kStride + 8 * t + lane / 16 * 8);
+            mma<T>(sum[t], a, {b[0], b[1]});
+            if (t + 1 < kBlocks) mma<T>(sum[t + 1 < kBlocks ? t + 1 : t], a, {b[2], b[3]});
+          }
+        }
+      }
+    }
+
+    template <class Write>
+    __device__ __forceinline__ void write(T*, Write write) {
+#pragma unroll
+      for (int t = 0; t < kBlocks; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = my_row() + g() + i / 2 * 8, column = 8 * t + 2 * q() + i % 2;
+          if (row < N && column < N) write(my_channel(), row * N + column, sum[t][i]);
+        }
+      }
+    }
+  };
+};
+
+// --- forward -------------------------------------------------------------------------------------
+
+// `rows` and `channels` of a region as tile[channel][row][kStride]; zeros beyond, and where `gate`
+// is given and not above 0. A thread has kTogether loads under way at once.
+template <class Math, class T>
+__device__ __forceinline__ void load_tile(T* tile, const Region<const T>& from,
+                                          const Region<const T>& gate, int rows, int channels,
+                                          bool vectors) {
+  constexpr int V = Math::kVector, kVectors = Math::kSize / V, kRow = kVectors * Math::kChannels;
+  constexpr int kTogether = 3;
+#pragma unroll 1
+  for (int i0 = int(threadIdx.x); i0 < kRow * Math::kRows; i0 += kTogether * Math::kThreads) {
+    Pack<T, V> loaded[kTogether], open[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = i0 + j * Math::kThreads;
+      const int r = i / kRow, c = i % kRow / kVectors, k = i % kVectors * V;
+      loaded[j] = Pack<T, V>{};
+      if (r < rows && c < channels) {
+        loaded[j] = load_pack<T, V>(from.at(r, c) + k, vectors);
+        if (gate.data != nullptr) open[j] = load_pack<T, V>(gate.at(r, c) + k, vectors);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = i0 + j * Math::kThreads;
+      const int r = i / kRow, c = i % kRow / kVectors, k = i % kVectors * V;
+      if (gate.data != nullptr && r < rows && c < channels) {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          if (!(widen(open[j].v[v]) > 0)) loaded[j].v[v] = T{};
+        }
+      }
+      if (r < Math::kRows) {
+        T* to = tile + (c * Math::kRows + r) * Math::kStride + k;
+        *reinterpret_cast<Pack<T, V>*>(to) = loaded[j];
+      }
+    }
+  }
+}
+
+// The reverse.
+template <class Math, class T>
+__device__ __forceinline__ void store_tile(const T* tile, const Region<T>& to, int rows,
+                                           int channels, bool vectors) {
+  constexpr int V = Math::kVector, kVectors = Math::kSize / V, kRow = kVectors * Math::kChannels;
+#pragma unroll 2
+  for (int i = int(threadIdx.x); i < kRow * rows; i += Math::kThreads) {
+    const int r = i / kRow, c = i % kRow / kVectors, k = i % kVectors * V;
+    if (c < channels) {
+      const T* from = tile + (c * Math::kRows + r) * Math::kStride + k;
+      store_pack(to.at(r, c) + k, *reinterpret_cast<const Pack<T, V>*>(from), vectors);
+    }
+  }
+}
+
+// What a block works on: a group of channels and a slice of the batch.
+struct Work {
+  int64_t c0, first, last;
+  int channels;
+
+  __device__ __forceinline__ Work(int64_t block, const Slices& s, int64_t batch, int64_t all,
+                                  int group) {
+    c0 = block % s.groups * group;
+    channels = all - c0 < group ? int(all - c0) : group;
+    first = block / s.groups * s.rows;
+    last = first + s.rows < batch ? first + s.rows : batch;
+  }
+  __device__ __forceinline__ int rows(int64_t row0, int tile) const {
+    return last - row0 < tile ? int(last - row0) : tile;
+  }
+};
+
+template <class T, int N>
+__global__ void __launch_bounds__(Exact<T, N>::kThreads,
+                                  kRegisterFile / (128 * Exact<T, N>::kThreads))
+    forward_exact(LinearForward p, Slices s, bool vectors) {
+  using Math = Exact<T, N>;
+  alignas(16) __shared__ T tile[Math::kTile];
+  alignas(16) __shared__ T weights[Math::kWeights];
+  const T* bias = static_cast<const T*>(p.bias);
+  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
+    const Work work(block, s, p.batch, p.channels, Math::kChannels);
+    __syncthreads();  // the block before may still read
+    Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
+                                       p.weight_channel, 0, work.c0), work.channels, false);
+    for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
+      const int rows = work.rows(row0, Math::kRows);
+      __syncthreads();
+      load_tile<Math>(tile, region(static_cast<const T*>(p.input), p.input_batch, p.input_channel,
+                                   row0, work.c0), {}, rows, work.channels, vectors);
+      __syncthreads();
+      T sum[Math::kEach][Math::kColumns] = {};
+      Math::product(tile, weights, sum);
+      const bool biased = bias != nullptr && Math::my_channel() < work.channels;
+#pragma unroll
+      for (int n = 0; n < Math::kColumns; ++n) {
+        const int64_t c = work.c0 + Math::my_channel();
+        const T b = biased ? bias[c * p.bias_channel + Math::my_column() + n] : T(0);
+#pragma unroll
+        for (int e = 0; e < Math::kEach; ++e) {
+          sum[e][n] += b;
+          if (p.relu && sum[e][n] < 0) sum[e][n] = 0;  // NaN stays
+        }
+      }
+      __syncthreads();
+      Math::to_tile(sum, tile);
+      __syncthreads();
+      store_tile<Math>(tile, region(static_cast<T*>(p.output), p.channels * N, N, row0, work.c0),
+                       rows, work.channels, vectors);
+    }
+  }
+}
+
+template <class Math, class T, int N>
+__global__ void __launch_bounds__(Math::kForwardThreads,
+                                  kRegisterFile / (Math::kForwardRegisters * Math::kForwardThreads))
+    forward_mma(LinearForward p, Slices s, bool vectors) {
+  constexpr int kChannels = Math::kForwardChannels;
+  __shared__ typename Math::Vector weights[kChannels * Math::kFragments];
+  __shared__ float biases[kChannels * N];
+  const T* bias = static_cast<const T*>(p.bias);
+  const int my_channel = int(threadIdx.x) / 32 % kChannels;
+  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
+    const Work work(block, s, p.batch, p.channels, kChannels);
+    __syncthreads();  // the block before may still read
+    Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
+                                       p.weight_channel, 0, work.c0),
+                       work.channels, false, kChannels);
+    for (int i = int(threadIdx.x); i < kChannels * N; i += Math::kForwardThreads) {
+      const bool biased = bias != nullptr && i / N < work.channels;
+      biases[i] = biased ? widen(bias[(work.c0 + i / N) * p.bias_channel + i % N]) : 0.f;
+    }
+    __syncthreads();
+    if (my_channel >= work.channels) continue;
+    const int64_t start = work.first + int(threadIdx.x) / 32 / kChannels * 16 + Math::g();
+    auto from = region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, start,
+                       work.c0 + my_channel);
+    auto to = region(static_cast<T*>(p.output), p.channels * N, N, start, work.c0 + my_channel);
+    constexpr int kStep = Math::kForwardWarps / kChannels * 16;
+    // Rows left from that of this lane on: a warp's lanes go round equally often.
+    for (int64_t left = work.last - start; left + Math::g() > 0; left -= kStep) {
+      typename Math::Rows x[Math::kChunks];
+#pragma unroll
+      for (int k = 0; k < Math::kChunks; ++k) {
+        x[k].first = Math::row_vector(from.data, k, left > 0, vectors);
+        x[k].second = Math::row_vector(from.at(8, 0), k, left > 8, vectors);
+      }
+#pragma unroll(Math::kForwardUnroll)
+      for (int n = 0; n < Math::kChunks; ++n) {
+        float d[2][4] = {};
+#pragma unroll
+        for (int k = 0; k < Math::kChunks; ++k) {
+          Math::add_product(d, x[k], k, n, weights + my_channel * Math::kFragments);
+        }
+        const int column = 16 * n + 4 * Math::q();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (column >= N || left <= 8 * half) continue;
+          Pack<float, 4> y = Math::results(d, half);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            y.v[i] += biases[my_channel * N + column + i];
+            if (p.relu && y.v[i] < 0) y.v[i] = 0;  // NaN stays
+          }
+          store_pack(to.at(8 * half, 0) + column, Math::narrow_pack(y), vectors);
+        }
+      }
+      from.data += kStep * from.batch, to.data += kStep * to.batch;
+    }
+  }
+}
+
+// --- backward ------------------------------------------------------------------------------------
+
+template <class T, int N>
+__device__ __forceinline__ void grad_input(Exact<T, N>, const T* grads, T* scratch,
+                                           const T* weights, const Region<T>& to, int rows,
+                                           int channels, bool vectors) {
+  using Math = Exact<T, N>;
+  T sum[Math::kEach][Math::kColumns] = {};
+  Math::product(grads, weights, sum);
+  __syncthreads();  // the inputs, whose place the results take, have been read
+  Math::to_tile(sum, scratch);
+  __syncthreads();
+  store_tile<Math>(scratch, to, rows, channels, vectors);
+}
+
+template <class T, int N, int kProducts>
+__device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T* grads, T*,
+                                           const Pack<T, 4>* weights, const Region<T>& to,
+                                           int rows, int channels, bool vectors) {
+  using Math = TensorCore<T, N, kProducts>;
+  const int warp = int(threadIdx.x) / 32, channel = warp / Math::kWarps;
+  const int column_chunk = warp % Math::kWarps, column = 16 * column_chunk + 4 * Math::q();
+  if (channel >= channels) return;
+#pragma unroll 1
+  for (int r = 0; r < rows; r += 16) {
+    const T* from = grads + (channel * Math::kRows + r + Math::g()) * Math::kStride;
+    float d[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < Math::kChunks; ++k) {
+      const typename Math::Rows a = {Math::row_vector(from, k, true, true),
+                                     Math::row_vector(from + 8 * Math::kStride, k, true, true)};
+      Math::add_product(d, a, k, column_chunk, weights + channel * Math::kFragments);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = r + Math::g() + 8 * half;
+      if (row < rows && column < N) {
+        store_pack(to.at(row, channel) + column, Math::narrow_pack(Math::results(d, half)),
+                   vectors);
+      }
+    }
+  }
+}
+
+// Sums of a slice: (slices, channels, N N + N), those of the weight before those of the bias.
+template <class Math, class T, int N>
+__global__ void __launch_bounds__(Math::kThreads,
+                                  kRegisterFile / (Math::kRegisters * Math::kThreads))
+    backward_square(LinearBackward p, Slices s, bool vectors, acc_t<T>* partial) {
+  using A = acc_t<T>;
+  // The padding of the last rows reads into what follows it.
+  alignas(16) __shared__ T tiles[2 * Math::kTile + 16];
+  alignas(16) __shared__ typename Math::Weight weights[Math::kWeights];
+  T* const grads = tiles;
+  T* const inputs = tiles + Math::kTile;
+  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
+    const Work work(block, s, p.batch, p.channels, Math::kChannels);
+    __syncthreads();  // the block before may still read
+    if (p.grad_input != nullptr) {
+      Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
+                                         p.weight_channel, 0, work.c0), work.channels, true);
+    }
+    typename Math::GradWeight grad_weight;
+    A bias_sum = 0;  // of location threadIdx.x % N of channel threadIdx.x / N
+
+    for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
+      const int rows = work.rows(row0, Math::kRows);
+      __syncthreads();
+      load_tile<Math>(grads, region(static_cast<const T*>(p.grad_output), p.grad_batch,
+                                    p.grad_channel, row0, work.c0),
+                      region(static_cast<const T*>(p.output), p.output_batch, p.output_channel,
+                             row0, work.c0), rows, work.channels, vectors);
+      if (p.grad_weight != nullptr) {
+        load_tile<Math>(inputs, region(static_cast<const T*>(p.input), p.input_batch,
+                                       p.input_channel, row0, work.c0), {}, rows, work.channels,
+                        vectors);
+      }
+      __syncthreads();
+      if (p.grad_weight != nullptr) grad_weight.add(grads, inputs, rows);
+      if (p.grad_bias != nullptr && threadIdx.x < Math::kChannels * N) {
+        const T* column = grads + threadIdx.x / N * (Math::kRows * Math::kStride) + threadIdx.x % N;
+#pragma unroll 4
+        for (int r = 0; r < rows; ++r) bias_sum += widen(column[r * Math::kStride]);
+      }
+      if (p.grad_input != nullptr) {
+        grad_input(Math(), grads, inputs, weights,
+                   region(static_cast<T*>(p.grad_input), p.channels * N, N, row0, work.c0), rows,
+                   work.channels, vectors);
+      }
+    }
+
+    const int64_t slice = block / s.groups;
+    const auto write = [&](int channel, int i, A value) {
+      if (channel >= work.channels) return;
+      const int64_t c = work.c0 + channel;
+      if (partial != nullptr) {
+        partial[(slice * p.channels + c) * (N * N + N) + i] = value;
+      } else if (i < N * N) {
+        static_cast<T*>(p.grad_weight)[c * N * N + i] = narrow<T>(value);
+      } else {
+        static_cast<T*>(p.grad_bias)[c * N + i - N * N] = narrow<T>(value);
+      }
+    };
+    if (p.grad_bias != nullptr && threadIdx.x < Math::kChannels * N) {
+      write(int(threadIdx.x) / N, N * N + int(threadIdx.x) % N, bias_sum);
+    }
+    if (p.grad_weight != nullptr) grad_weight.write(tiles, write);
+  }
+}
+
+// The sums of the slices, added in their order.
+template <class T>
+__global__ void __launch_bounds__(256)
+    add_slices(LinearBackward p, int64_t slices, const acc_t<T>* partial) {
+  const int64_t weights = p.n_out * p.n_in, size = weights + p.n_out;
+  for (int64_t c = blockIdx.x; c < p.channels; c += gridDim.x) {
+    for (int64_t i = threadIdx.x; i < size; i += 256) {
+      if ((i < weights ? p.grad_weight : p.grad_bias) == nullptr) continue;
+      acc_t<T> sum = 0;
+      for (int64_t s = 0; s < slices; ++s) sum += partial[(s * p.channels + c) * size + i];
+      if (i < weights) {
+        static_cast<T*>(p.grad_weight)[c * weights + i] = narrow<T>(sum);
+      } else {
+        static_cast<T*>(p.grad_bias)[c * p.n_out + i - weights] = narrow<T>(sum);
+      }
+    }
+  }
+}
+
+// --- any size ------------------------------------------------------------------------------------
+
+constexpr int kTileSide = 64;  // rows and columns of a block
+constexpr int kDepth = 16;     // of the operands held in shared memory
+constexpr int kEach = 4;       // rows and columns of one thread
+constexpr int kTileThreads = kTileSide / kEach * kTileSide / kEach;
 
 // Matrices of every channel: element (row, column) of channel c.
 template <class T>
@@ -36,10 +729,10 @@ struct Product {
   T* row_sums;  // (channels, rows)
 };
 
-template <class T, int kRows, int kColumns>
-__global__ void __launch_bounds__(kRows / kEach * kColumns / kEach) multiply(Product<T> p) {
+template <class T>
+__global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
   using A = acc_t<T>;
-  constexpr int kThreads = kRows / kEach * kColumns / kEach;
+  constexpr int kRows = kTileSide, kColumns = kTileSide, kThreads = kTileThreads;
   __shared__ A a_tile[kDepth][kRows + 1];
   __shared__ A b_tile[kDepth][kColumns];
   const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
@@ -104,21 +797,68 @@ __global__ void __launch_bounds__(kRows / kEach * kColumns / kEach) multiply(Pro
   }
 }
 
-template <class T, int kRows, int kColumns>
-void start_tiles(const Product<T>& p, void* stream) {
-  const int64_t column_tiles = p.columns > 0 ? divide_up(p.columns, kColumns) : 1;
-  const int64_t blocks = p.channels * divide_up(p.rows, kRows) * column_tiles;
-  CEK_LAUNCH((multiply<T, kRows, kColumns>), grid_of(blocks), kRows / kEach * kColumns / kEach,
-             stream, p);
+// --- choice and launch ---------------------------------------------------------------------------
+
+template <class Math>
+struct Kind {
+  using type = Math;
+};
+
+// Calls f(Kind<Math>, T(), Size<N>) for the kernel of exact size that serves the call, else
+// otherwise(T()).
+template <int N>
+struct Size {};
+
+template <class T, int N, class F, class Otherwise>
+auto with_math(Products products, F f, Otherwise otherwise) {
+  if constexpr (sizeof(T) == 2) {
+    return f(Kind<TensorCore<T, N, 1>>(), T(), Size<N>());
+  } else if constexpr (sizeof(T) == 4) {
+    if (products == Products::tf32) return f(Kind<TensorCore<T, N, 1>>(), T(), Size<N>());
+    if (products == Products::tf32x3) return f(Kind<TensorCore<T, N, 3>>(), T(), Size<N>());
+    return f(Kind<Exact<T, N>>(), T(), Size<N>());
+  } else if constexpr (N < 64) {
+    return f(Kind<Exact<T, N>>(), T(), Size<N>());
+  } else {
+    return otherwise(T());  // 32 KiB of weights leave no room for the tiles
+  }
+}
+
+template <class T, class Params, class F, class Otherwise>
+auto with_size(const Params& p, F f, Otherwise otherwise) {
+  if (p.n_in == p.n_out) {
+    switch (p.n_in) {
+      case 16: return with_math<T, 16>(p.products, f, otherwise);
+      case 36: return with_math<T, 36>(p.products, f, otherwise);
+      case 64: return with_math<T, 64>(p.products, f, otherwise);
+    }
+  }
+  return otherwise(T());
+}
+
+template <class Params, class F, class Otherwise>
+auto choose(const Params& p, F f, Otherwise otherwise) {
+  switch (p.dtype) {
+    case DType::f64: return with_size<double>(p, f, otherwise);
+    case DType::bf16: return with_size<BFloat16>(p, f, otherwise);
+    case DType::f16: return with_size<Half>(p, f, otherwise);
+    default: return with_size<float>(p, f, otherwise);
+  }
+}
+
+// Whether rows can be moved by vectors of four elements (two of float64).
+template <class T>
+bool vectors_at(const void* pointer, int64_t stride = 0, int64_t other_stride = 0) {
+  constexpr int64_t elements = sizeof(T) == 8 ? 2 : 4;
+  return aligned(pointer, elements * int64_t(sizeof(T))) && stride % elements == 0 &&
+         other_stride % elements == 0;
 }
 
 template <class T>
 void start(const Product<T>& p, void* stream) {
-  switch (p.columns) {
-    case 16: return start_tiles<T, 64, 16>(p, stream);
-    case 36: return start_tiles<T, 64, 36>(p, stream);
-    default: return start_tiles<T, 64, 64>(p, stream);
-  }
+  const int64_t column_tiles = p.columns > 0 ? divide_up(p.columns, kTileSide) : 1;
+  const int64_t blocks = p.channels * divide_up(p.rows, kTileSide) * column_tiles;
+  CEK_LAUNCH(multiply<T>, grid_of(blocks), kTileThreads, stream, p);
 }
 
 template <class T>
@@ -127,7 +867,7 @@ const T* of(const void* pointer) {
 }
 
 template <class T>
-const char* forward(const LinearForward& p, void* stream) {
+void forward_any(const LinearForward& p, void* stream) {
   Product<T> q{};
   q.channels = p.channels, q.rows = p.batch, q.columns = p.n_out, q.depth = p.n_in;
   q.a = {of<T>(p.input), p.input_channel, p.input_batch, 1};
@@ -135,11 +875,10 @@ const char* forward(const LinearForward& p, void* stream) {
   q.bias = of<T>(p.bias), q.bias_channel = p.bias_channel, q.relu = p.relu;
   q.out = static_cast<T*>(p.output), q.out_channel = p.n_out, q.out_row = p.channels * p.n_out;
   start(q, stream);
-  return launch_error();
 }
 
 template <class T>
-const char* backward(const LinearBackward& p, void* stream) {
+void backward_any(const LinearBackward& p, void* stream) {
   if (p.grad_input != nullptr && p.batch * p.n_in > 0) {
     Product<T> q{};
     q.channels = p.channels, q.rows = p.batch, q.columns = p.n_in, q.depth = p.n_out;
@@ -162,27 +901,85 @@ const char* backward(const LinearBackward& p, void* stream) {
     q.row_sums = static_cast<T*>(p.grad_bias);
     start(q, stream);
   }
-  return launch_error();
+}
+
+template <class T, int N, int kProducts>
+void forward_square(Kind<TensorCore<T, N, kProducts>>, const LinearForward& p, bool vectors,
+                    void* stream) {
+  using Math = TensorCore<T, N, kProducts>;
+  const Slices s = slices_of(p.batch, p.channels, Math::kForwardChannels,
+                             16 * Math::kForwardWarps / Math::kForwardChannels,
+                             Math::kForwardWarps);
+  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads,
+             stream, p, s, vectors);
+}
+
+template <class T, int N>
+void forward_square(Kind<Exact<T, N>>, const LinearForward& p, bool vectors, void* stream) {
+  using Math = Exact<T, N>;
+  const Slices s = slices_of(p.batch, p.channels, Math::kChannels, Math::kRows,
+                             Math::kThreads / 32);
+  CEK_LAUNCH((forward_exact<T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream, p, s,
+             vectors);
+}
+
+template <class Math>
+Slices backward_slices(const LinearBackward& p) {
+  return slices_of(p.batch, p.channels, Math::kChannels, Math::kRows, Math::kThreads / 32);
+}
+
+template <class Math, class T, int N>
+void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, void* stream) {
+  const bool vectors =
+      vectors_at<T>(p.grad_output, p.grad_batch, p.grad_channel) &&
+      vectors_at<T>(p.output, p.output_batch, p.output_channel) &&
+      vectors_at<T>(p.input, p.input_batch, p.input_channel) && vectors_at<T>(p.grad_input);
+  const Slices s = backward_slices<Math>(p);
+  const bool sums = p.grad_weight != nullptr || p.grad_bias != nullptr;
+  auto* partial = sums && s.slices > 1 ? static_cast<acc_t<T>*>(workspace) : nullptr;
+  CEK_LAUNCH((backward_square<Math, T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream,
+             p, s, vectors, partial);
+  if (partial != nullptr) {
+    CEK_LAUNCH(add_slices<T>, grid_of(p.channels), 256, stream, p, s.slices, partial);
+  }
 }
 
 }  // namespace
 
-const char* run(const LinearForward& p, void*, void* stream) {
-  switch (p.dtype) {
-    case DType::f64: return forward<double>(p, stream);
-    case DType::bf16: return forward<BFloat16>(p, stream);
-    case DType::f16: return forward<Half>(p, stream);
-    default: return forward<float>(p, stream);
-  }
+size_t workspace_bytes(const LinearBackward& p) {
+  return choose(
+      p,
+      [&](auto kind, auto element, auto) -> size_t {
+        using Math = typename decltype(kind)::type;
+        if (p.grad_weight == nullptr && p.grad_bias == nullptr) return 0;
+        const Slices s = backward_slices<Math>(p);
+        const int64_t sums = s.slices * p.channels * (p.n_out * p.n_in + p.n_out);
+        return s.slices > 1 ? size_t(sums) * sizeof(acc_t<decltype(element)>) : 0;
+      },
+      [](auto) -> size_t { return 0; });
 }
 
-const char* run(const LinearBackward& p, void*, void* stream) {
-  switch (p.dtype) {
-    case DType::f64: return backward<double>(p, stream);
-    case DType::bf16: return backward<BFloat16>(p, stream);
-    case DType::f16: return backward<Half>(p, stream);
-    default: return backward<float>(p, stream);
-  }
+const char* run(const LinearForward& p, void*, void* stream) {
+  choose(
+      p,
+      [&](auto kind, auto element, auto) {
+        using T = decltype(element);
+        const bool vectors =
+            vectors_at<T>(p.input, p.input_batch, p.input_channel) && vectors_at<T>(p.output);
+        forward_square(kind, p, vectors, stream);
+      },
+      [&](auto element) { forward_any<decltype(element)>(p, stream); });
+  return launch_error();
+}
+
+const char* run(const LinearBackward& p, void* workspace, void* stream) {
+  choose(
+      p,
+      [&](auto kind, auto element, auto size) {
+        backward(kind, element, size, p, workspace, stream);
+      },
+      [&](auto element) { backward_any<decltype(element)>(p, stream); });
+  return launch_error();
 }
 
 }  // namespace cuda

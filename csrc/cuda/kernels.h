@@ -14,6 +14,7 @@ const char* run(const MaskedLossBackward& p, void* workspace, void* stream);
 const char* run(const FillMasked& p, void* workspace, void* stream);
 const char* run(const Shapes& p, void* workspace, void* stream);
 
+size_t workspace_bytes(const LinearBackward& p);
 size_t workspace_bytes(const MaskedLoss& p);
 template <class Params>
 size_t workspace_bytes(const Params&) {

@@ -63,14 +63,14 @@ _TYPES = {"i": c_int32, "l": c_int64, "p": c_void_p, "b": c_bool, "P": _Planes}
 _LINEAR = _struct(
     "LinearForward",
     "dtype:i batch:l channels:l n_out:l n_in:l input:p input_batch:l input_channel:l weight:p "
-    "weight_channel:l weight_row:l bias:p bias_channel:l relu:b output:p",
+    "weight_channel:l weight_row:l bias:p bias_channel:l relu:b output:p products:i",
     _TYPES,
 )
 _LINEAR_BACKWARD = _struct(
     "LinearBackward",
     "dtype:i batch:l channels:l n_out:l n_in:l grad_output:p grad_batch:l grad_channel:l output:p "
     "output_batch:l output_channel:l input:p input_batch:l input_channel:l weight:p "
-    "weight_channel:l weight_row:l grad_input:p grad_weight:p grad_bias:p",
+    "weight_channel:l weight_row:l grad_input:p grad_weight:p grad_bias:p products:i",
     _TYPES,
 )
 _LOSS = _struct(
@@ -118,12 +118,14 @@ class Kernels:
         error = function(ctypes.byref(struct(*values)))
         assert error is None, error
 
-    def channelwise_linear(self, x: Tensor, w: Tensor, b: Tensor | None, relu: bool) -> Tensor:
+    def channelwise_linear(
+        self, x: Tensor, w: Tensor, b: Tensor | None, relu: bool, products: int = 0
+    ) -> Tensor:
         output = x.new_empty(x.shape[0], *w.shape[:2])
         self._run(
             "run_linear", _LINEAR, _DTYPES[x.dtype], *x.shape[:2], *w.shape[1:], x.data_ptr(),
             *x.stride()[:2], w.data_ptr(), *w.stride()[:2], None if b is None else b.data_ptr(),
-            0 if b is None else b.stride(0), relu, output.data_ptr(),
+            0 if b is None else b.stride(0), relu, output.data_ptr(), products,
         )  # fmt: skip
         return output
 
@@ -134,6 +136,7 @@ class Kernels:
         w: Tensor,
         y: Tensor | None,
         needs: tuple[bool, bool, bool],
+        products: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         shapes = (x.shape, w.shape, w.shape[:2])
         grads = [x.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True)]
@@ -142,7 +145,7 @@ class Kernels:
             g.data_ptr(), *g.stride()[:2], None if y is None else y.data_ptr(),
             *((0, 0) if y is None else y.stride()[:2]), x.data_ptr(), *x.stride()[:2],
             w.data_ptr(), *w.stride()[:2],
-            *(t.data_ptr() if n else None for t, n in zip(grads, needs, strict=True)),
+            *(t.data_ptr() if n else None for t, n in zip(grads, needs, strict=True)), products,
         )  # fmt: skip
         return grads[0], grads[1], grads[2]
 

@@ -26,7 +26,7 @@ extern "C" const char* run_shapes(const void* p) {
 }
 #else
 #include "../../csrc/cuda/kernels.h"
-#include "cuda_host.h"
+#include "../../csrc/cuda/mma.h"
 
 #define CEK_RUN(name, Params)                                                                 \
   extern "C" const char* name(const void* bytes) {                                            \
@@ -48,6 +48,30 @@ static void neighbours(const int* from, int* to, bool with_barrier) {
 extern "C" void run_neighbours(const int* from, int* to, int threads, bool with_barrier) {
   cuda_host::launch(1, unsigned(threads), [=] { neighbours(from, to, with_barrier); });
 }
+
+// For the tests of the functions of mma.h: one warp, each lane with registers of its own.
+extern "C" void run_mma(int kind, const uint32_t* a, const uint32_t* b, float* d) {
+  using namespace cekernels;
+  cuda_host::launch(1, 32, [=] {
+    uint32_t my_a[4], my_b[2];
+    float my_d[4];
+    memcpy(my_a, a + 4 * threadIdx.x, sizeof(my_a));
+    memcpy(my_b, b + 2 * threadIdx.x, sizeof(my_b));
+    memcpy(my_d, d + 4 * threadIdx.x, sizeof(my_d));
+    if (kind == 0) cuda::mma<Half>(my_d, my_a, my_b);
+    if (kind == 1) cuda::mma<BFloat16>(my_d, my_a, my_b);
+    if (kind == 2) cuda::mma_tf32(my_d, my_a, my_b);
+    memcpy(d + 4 * threadIdx.x, my_d, sizeof(my_d));
+  });
+}
+extern "C" void run_load_transposed(const uint16_t* rows, int stride, uint32_t* r) {
+  cuda_host::launch(1, 32, [=] {
+    uint32_t mine[4];
+    cekernels::cuda::load_transposed(mine, rows + threadIdx.x * unsigned(stride));
+    memcpy(r + 4 * threadIdx.x, mine, sizeof(mine));
+  });
+}
+extern "C" uint32_t run_to_tf32(float x) { return cekernels::cuda::to_tf32(x); }
 #endif
 
 CEK_RUN(run_linear, cekernels::LinearForward)
