@@ -303,7 +303,7 @@ def _explain(problem: Any) -> str:
         return f"there is no option {name}"
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return f"{name} must be {words} {context[key]}, got {given}"
+        return f"{name} must be {words} {context[key]:g}, got {given}"
     if kind == "literal_error":
         return f"{name} must be {context['expected']}, got {given!r}"
     if kind == "finite_number":

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from context_encoder.config import MODEL_PRESETS, PRESETS, TrainConfig, preset
+from context_encoder.config import (
+    MODEL_PRESETS,
+    PRESETS,
+    TrainConfig,
+    default_preset,
+    explain,
+    idle_options,
+    preset,
+)
 from context_encoder.models import MODELS
 from context_encoder.train import parse
 
@@ -71,7 +79,6 @@ def test_a_file_gives_the_defaults(tmp_path: Path) -> None:
         {"lambda_rec": 0, "lambda_adv": 0},
         {"steps": 0},
         {"lr": float("nan")},
-        {"dropout": 1},
         {"unknown": 1},
         {"model": "resnet"},
     ],
@@ -79,6 +86,74 @@ def test_a_file_gives_the_defaults(tmp_path: Path) -> None:
 def test_wrong_values_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TrainConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"lr": -1}, "--lr must be above 0, got -1"),
+        ({"dropout": 1, "model": "alexnet"}, "--dropout must be below 1, got 1"),
+        ({"lr": float("inf")}, "--lr must be a finite number, got inf"),
+        ({"loss": "l3"}, "--loss must be 'l2' or 'l1', got 'l3'"),
+        ({"stpes": 1}, "there is no option --stpes"),
+        ({"crop_scale": (0.9, 0.5)}, "--crop-scale must be 0 < from <= to <= 1, got 0.9 0.5"),
+        (
+            {"dropout": 0.5},
+            "--dropout would do nothing: it needs --model alexnet or alexnet-poolfree, this run "
+            "has --model small; leave it out",
+        ),
+        ({"steps": "many"}, "--steps: input should be a valid integer, unable to parse string as "
+         "an integer, got 'many'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_sentence(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        TrainConfig(**values)  # type: ignore[arg-type]
+    assert explain(refused.value) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ("--dropout 0.1", "--dropout"),
+        ("--norm batch", "--norm"),
+        ("--pretext autoencoder --mask region", "--mask"),  # the default too, if it is given
+        ("--pretext autoencoder --overlap=3", "--overlap"),
+        ("--pretext denoising --noise salt-pepper --fill released-order", "--fill"),
+        ("--pretext relative-patch --loss l1", "--loss"),
+        ("--pretext relative-patch --model alexnet --dropout 0.5", "--dropout"),
+        ("--noise-amount 0.5", "--noise-amount"),
+        ("--patch-size 16", "--patch-size"),
+        ("--mask-folder x", "--mask-folder"),
+        ("--overlap 0 --overlap-weight 3", "--overlap-weight"),
+        ("--lr-discriminator-ratio 0.5", "--lr-discriminator-ratio"),
+        ("--val-data x --val-fraction 0.5", "--val-fraction"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} would do nothing"):
+        parse(options.split())
+
+
+def test_a_recipe_s_values_that_would_do_nothing_are_dropped() -> None:
+    config, _ = parse(["--preset", "inpaint-region", "--pretext", "denoising"])
+    assert (config.lr, config.batch_size, config.crop_scale) == (2e-3, 64, (128 / 350, 128 / 350))
+    assert (config.lambda_adv, config.overlap, config.overlap_weight) == (0, 7, 1)
+    assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+    assert parse(["--preset", "features-region", "--model", "small"])[0].dropout == 0
+
+
+def test_rivals_have_recipes() -> None:
+    assert default_preset("alexnet", "autoencoder") == "features-autoencoder"
+    assert default_preset("alexnet", None) == "features-region"
+    assert default_preset(None, "denoising") == "laptop"
+    for name in PRESETS:
+        config = preset(name)
+        idle = idle_options(config.model_dump())
+        assert not idle.keys() & PRESETS[name].keys(), name
+    config, _ = parse(["--pretext", "relative-patch", "--model", "alexnet"])
+    assert config == preset("features-relative-patch")
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:

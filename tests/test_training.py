@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -127,22 +128,90 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, photos: Path) -> None
     assert_same_weights(a, b)
 
 
+def torchrun(script: list[str]) -> None:
+    """Run a module or file in two processes, on a free port, one thread each."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, *launch, *script], check=True, env=env)
+
+
 def test_two_processes_train_together(tmp_path: Path, photos: Path) -> None:
     """Without batch norm, two processes with half a batch each are one with the whole."""
-    command = [sys.executable, "-m"]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for source in photos.rglob("*.png"):
+        (folder / source.name).write_bytes(source.read_bytes())
+        (folder / f"{source.stem}-bad.jpg").write_bytes(b"")
     rest = [
         *TINY, "--model", "alexnet", "--size", "99", "--dropout", "0", "--steps", "2",
-        "--val-samples", "2", "--normalize", "all", "--data", str(photos),
+        "--val-samples", "2", "--data", str(folder),
     ]  # fmt: skip
     single, double = tmp_path / "single", tmp_path / "double"
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = ["context_encoder.train", *rest]
-    subprocess.run([*command, *script, "--out", str(single)], check=True, env=env)
-    launch = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", "-m"]
-    subprocess.run([*command, *launch, *script, "--out", str(double)], check=True, env=env)
+    assert main([*rest, "--out", str(single)]) == 0
+    torchrun(["-m", "context_encoder.train", *rest, "--out", str(double)])
     for name, value in weights(single).items():
         # Adam turns rounding differences of tiny gradients into differences of a step's size.
         torch.testing.assert_close(weights(double)[name], value, atol=5e-5, rtol=1e-3, msg=name)
+    for a, b in zip(lines(single, "train"), lines(double, "train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    # Each process meets other files; the run folder names them all.
+    named = [
+        {json.loads(line)["file"] for line in (run / "unreadable.jsonl").read_text().splitlines()}
+        for run in (single, double)
+    ]
+    assert named[0] == named[1]
+    assert len(named[0]) > 2
+
+
+_GRADIENTS = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from context_encoder.config import TrainConfig
+from context_encoder.prepare import Photos, Processes, resolve
+from context_encoder.pretexts import Samples
+from context_encoder.trainer import Trainer
+
+processes = Processes.from_environment()
+if processes.world_size > 1:
+    dist.init_process_group("gloo")
+gradients = {}
+for options in ({}, {"normalize": "all"}, {"pretext": "denoising"}):
+    config = TrainConfig(
+        model="alexnet", size=99, batch_size=4, workers=0, data=Path(sys.argv[1]), **options
+    )
+    photos = Photos.from_config(config)
+    trainer = Trainer(resolve(config, photos), photos, torch.device("cpu"), processes)
+    batch = next(trainer._loader())
+    samples = Samples(trainer._to_float(batch["image"]), batch["epoch"], batch["index"])
+    trainer.backward(trainer.pretext.losses(samples, trainer)["loss"])
+    for name, parameter in trainer.model.named_parameters():
+        gradients["/".join((*options.values(), name))] = parameter.grad.contiguous()
+if processes.first:
+    save_file(gradients, sys.argv[2])
+if processes.world_size > 1:
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_gradients_of_one(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the loss is divided by the area of masks that differ between processes."""
+    script = tmp_path / "gradients.py"
+    script.write_text(_GRADIENTS)
+    outs = [str(tmp_path / f"{count}.safetensors") for count in (1, 2)]
+    monkeypatch.setattr(sys, "argv", [str(script), str(photos), outs[0]])
+    runpy.run_path(str(script))
+    torchrun([str(script), str(photos), outs[1]])
+    one, two = map(load_file, outs)
+    assert len(one) > 50
+    for name, value in one.items():
+        assert value.abs().max() > 0, name
+        error = (two[name] - value).abs().max() / value.abs().max()
+        assert error < 1e-4, name
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -162,6 +231,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, photos: Path, work
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert f"--resume {run}" in errors
+    assert "SIGTERM" in (run / "log.txt").read_text()
     step = json.loads((run / "checkpoints/last/state.json").read_text())["step"]
     assert 0 < step < 100_000
     assert main(["--resume", str(run), "--steps", str(step + 1)]) == 0
@@ -215,6 +285,26 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_checkpoint(
     with pytest.raises(NonFiniteError, match=r"loss is nan .* step 6"):
         trainer.fit(started(tmp_path, trainer))
     assert json.loads((tmp_path / "checkpoints/last/state.json").read_text())["step"] == 4
+
+
+def test_the_run_s_log_says_why_it_stopped_and_is_closed(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.train_step
+
+    def spoilt(self: Trainer, batch: dict[str, object]) -> dict[str, torch.Tensor]:
+        losses = real(self, batch)
+        return losses | {"loss": losses["loss"] * float("nan")}
+
+    monkeypatch.setattr(Trainer, "train_step", spoilt)
+    assert train(tmp_path / "a", photos, "--steps", "4") == 1
+    text = (tmp_path / "a/log.txt").read_text()
+    assert "stopped: loss is nan" in text
+    monkeypatch.undo()
+    # A second run in the same process writes its own log alone.
+    assert train(tmp_path / "b", photos, "--steps", "1") == 0
+    assert (tmp_path / "a/log.txt").read_text() == text
+    assert (tmp_path / "b/log.txt").read_text().count("done: 1 steps") == 1
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, photos: Path) -> None:
@@ -275,6 +365,9 @@ def test_unreadable_files_are_skipped_and_named_once(
         (["--device", "cuda"], "cuda"),
         (["--device", "nonsense"], "nonsense"),
         (["--resize", "10"], "resize"),
+        (["--steps", "0"], "error: --steps must be at least 1, got 0"),
+        (["--dropout", "0.5"], "error: --dropout would do nothing"),
+        (["--pretext", "autoencoder", "--mask", "region"], "error: --mask would do nothing"),
         (["--crop-scale", "0.1", "7"], "crop-scale"),
         (["--resume", "{missing}"], "missing"),
         (["--config", "{missing}"], "missing"),
