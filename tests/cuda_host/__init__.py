@@ -131,6 +131,7 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
+        self.has_one_pass = hasattr(self.library, "run_scale_gradient")
         self._guarded: list[Tensor] = []
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

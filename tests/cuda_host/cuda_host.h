@@ -48,7 +48,7 @@ namespace cuda_host {
 inline bool reversed = false;
 inline bool ends_only = false;  // of a grid only the first and the last block run
 constexpr size_t kStack = 128 << 10;
-constexpr unsigned kMaxGrid = 64;  // kernels must walk over what exceeds the grid
+constexpr unsigned kMaxGrid = 5;  // kernels must walk over what exceeds the grid
 
 enum class State { ready, at_block, at_warp, done };
 
