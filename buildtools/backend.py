@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import native
+import setuptools
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401  (the hooks that pip looks for)
     build_editable,
@@ -18,6 +19,13 @@ from setuptools.build_meta import (  # noqa: F401  (the hooks that pip looks for
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+
+# As pyproject.toml asks for; without build isolation nobody else looks.
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    raise RuntimeError(
+        f"the build needs setuptools 77 or newer, found {setuptools.__version__}: "
+        "pip install --upgrade setuptools, or install without --no-build-isolation"
+    )
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

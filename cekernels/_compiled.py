@@ -146,6 +146,29 @@ class CompiledOps:
         )
         return grad
 
+    def masked_loss_and_gradient(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        area: Tensor | None,
+        power: int,
+        normalize: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, scale and gradient in one pass over the operands; of the CUDA library alone."""
+        result: tuple[Tensor, Tensor, Tensor] = self._ops.masked_loss_and_gradient.default(
+            _dense(prediction),
+            _dense(target),
+            _mask(mask, prediction.dtype),
+            area,
+            power,
+            _NORMALIZE[normalize],
+        )
+        return result
+
+    def scale_gradient_(self, gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+        self._ops.scale_gradient_.default(gradient, grad_loss, _mask(mask, gradient.dtype))
+
     def rasterize_polygons(
         self,
         vertices: Tensor,

@@ -54,9 +54,7 @@ ScalarType accumulator(DType dtype) {
   return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
 }
 
-// Shape, dtype, device and layout of an operand; sizes of -1 are free.
-void expect(const char* op, const char* name, const Tensor& t, const Tensor& like,
-            std::initializer_list<int64_t> sizes) {
+void expect_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
   const std::string subject = name;
 #ifdef CEK_CUDA
   CEK_CHECK(op, t.is_cuda(), subject + " must be on a CUDA device");
@@ -65,6 +63,13 @@ void expect(const char* op, const char* name, const Tensor& t, const Tensor& lik
 #endif
   CEK_CHECK(op, t.get_device_index() == like.get_device_index(),
             subject + " is on another device than the first argument");
+}
+
+// Shape, device and layout of an operand; sizes of -1 are free.
+void expect(const char* op, const char* name, const Tensor& t, const Tensor& like,
+            std::initializer_list<int64_t> sizes) {
+  const std::string subject = name;
+  expect_device(op, name, t, like);
   CEK_CHECK(op, t.dim() == int64_t(sizes.size()),
             subject + " must have " + std::to_string(sizes.size()) + " dimensions, has " +
                 std::to_string(t.dim()));
@@ -93,7 +98,8 @@ Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t>
   int64_t running = 1;
   for (size_t d = sizes.size(); d-- > 0;) {
     strides[d] = running;
-    running *= sizes.begin()[d] > 1 ? sizes.begin()[d] : 1;
+    const int64_t size = sizes.begin()[d] > 1 ? sizes.begin()[d] : 1;
+    if (__builtin_mul_overflow(running, size, &running)) fail("output", "has too many elements");
   }
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
@@ -212,6 +218,32 @@ std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
 
 // --- masked loss --------------------------------------------------------------------------------
 
+// Once dtype and sizes are those of the image.
+template <class Params>
+void mask_operand(const char* op, const Tensor& mask, const Tensor& image, Params& p) {
+  expect(op, "mask", mask, image, {p.batch, -1, p.height, p.width});
+  p.mask_dtype = is_bytes(mask) ? DType::u8 : p.dtype == DType::f64 ? DType::f64 : DType::f32;
+  CEK_CHECK(op, is_bytes(mask) || mask.scalar_type() == accumulator(p.dtype),
+            "mask must be bool, uint8, or of the dtype of the sums");
+  p.mask_channels = mask.size(1);
+  CEK_CHECK(op, p.mask_channels == 1 || p.mask_channels == p.channels,
+            "mask must have 1 channel or those of the image");
+  p.mask = planes(mask);
+}
+
+template <class Params>
+void grad_loss_operand(const char* op, const Tensor& grad_loss, const Tensor& image, Params& p) {
+  expect_type(op, "grad_loss", grad_loss, accumulator(p.dtype));
+  if (grad_loss.dim() == 1) {
+    CEK_CHECK(op, grad_loss.size(0) == p.batch, "grad_loss must have shape () or (B,)");
+    expect_device(op, "grad_loss", grad_loss, image);
+    p.grad_loss_stride = grad_loss.stride(0);
+  } else {
+    expect(op, "grad_loss", grad_loss, image, {});
+  }
+  p.grad_loss = grad_loss.const_data_ptr();
+}
+
 template <class Params>
 void loss_operands(const char* op, const Tensor& prediction, const Tensor& target,
                    const Tensor& mask, int64_t power, Params& p) {
@@ -221,30 +253,23 @@ void loss_operands(const char* op, const Tensor& prediction, const Tensor& targe
   p.height = prediction.size(2), p.width = prediction.size(3);
   expect(op, "target", target, prediction, {p.batch, p.channels, p.height, p.width});
   expect_type(op, "target", target, prediction.scalar_type());
-  expect(op, "mask", mask, prediction, {p.batch, -1, p.height, p.width});
-  p.mask_dtype = is_bytes(mask) ? DType::u8 : p.dtype == DType::f64 ? DType::f64 : DType::f32;
-  CEK_CHECK(op, is_bytes(mask) || mask.scalar_type() == accumulator(p.dtype),
-            "mask must be bool, uint8, or of the dtype of the sums");
-  p.mask_channels = mask.size(1);
-  CEK_CHECK(op, p.mask_channels == 1 || p.mask_channels == p.channels,
-            "mask must have 1 channel or those of prediction");
+  mask_operand(op, mask, prediction, p);
   CEK_CHECK(op, power == 1 || power == 2, "power must be 1 or 2");
   p.power = int32_t(power);
-  p.prediction = planes(prediction), p.target = planes(target), p.mask = planes(mask);
+  p.prediction = planes(prediction), p.target = planes(target);
 }
 
-std::tuple<Tensor, Tensor> masked_loss(Tensor prediction, Tensor target, Tensor mask,
-                                       OptionalTensor area, int64_t power, int64_t normalize) {
-  const char* op = "masked_loss";
+// The loss and the scale; with `gradient`, that too.
+std::tuple<Tensor, Tensor> make_loss(const char* op, const Tensor& prediction, const Tensor& target,
+                                     const Tensor& mask, const OptionalTensor& area, int64_t power,
+                                     int64_t normalize, OptionalTensor* gradient) {
   MaskedLoss p{};
   loss_operands(op, prediction, target, mask, power, p);
   CEK_CHECK(op, normalize >= 0 && normalize <= 3, "normalize must be 0 to 3");
   p.normalize = Normalize(normalize);
   if (area.has_value()) {
     CEK_CHECK(op, area->dim() == 1 && area->size(0) == p.batch, "area must have shape (B,)");
-    CEK_CHECK(op, area->get_device_index() == prediction.get_device_index() &&
-                      area->is_cuda() == prediction.is_cuda(),
-              "area must be on the device of prediction");
+    expect_device(op, "area", *area, prediction);
     switch (area->scalar_type()) {
       case ScalarType::Long: p.area_dtype = DType::u8; break;
       case ScalarType::Float: p.area_dtype = DType::f32; break;
@@ -258,9 +283,47 @@ std::tuple<Tensor, Tensor> masked_loss(Tensor prediction, Tensor target, Tensor 
                                                : empty(prediction, type, {});
   Tensor scale = empty(prediction, type, {});
   p.loss = loss.mutable_data_ptr(), p.scale = scale.mutable_data_ptr();
+  if (gradient != nullptr) {
+    CEK_CHECK(op, area.has_value() || p.normalize != Normalize::mask,
+              "area must be given where it normalises");
+    *gradient =
+        empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+    p.grad = (*gradient)->mutable_data_ptr();
+  }
   execute(prediction, p);
   return {loss, scale};
 }
+
+std::tuple<Tensor, Tensor> masked_loss(Tensor prediction, Tensor target, Tensor mask,
+                                       OptionalTensor area, int64_t power, int64_t normalize) {
+  return make_loss("masked_loss", prediction, target, mask, area, power, normalize, nullptr);
+}
+
+#ifdef CEK_CUDA  // on the CPU one pass is no faster than two
+std::tuple<Tensor, Tensor, Tensor> masked_loss_and_gradient(Tensor prediction, Tensor target,
+                                                            Tensor mask, OptionalTensor area,
+                                                            int64_t power, int64_t normalize) {
+  OptionalTensor gradient;
+  auto [loss, scale] = make_loss("masked_loss_and_gradient", prediction, target, mask, area, power,
+                                 normalize, &gradient);
+  return {loss, scale, *gradient};
+}
+
+void scale_gradient(Tensor grad, Tensor grad_loss, Tensor mask) {
+  const char* op = "scale_gradient_";
+  expect(op, "grad", grad, grad, {-1, -1, -1, -1});
+  expect_contiguous(op, "grad", grad);
+  ScaleGradient p{};
+  p.dtype = floating(op, "grad", grad);
+  p.batch = grad.size(0), p.channels = grad.size(1);
+  p.height = grad.size(2), p.width = grad.size(3);
+  mask_operand(op, mask, grad, p);
+  grad_loss_operand(op, grad_loss, grad, p);
+  if (grad.numel() == 0) return;
+  p.grad = grad.mutable_data_ptr();
+  execute(grad, p);
+}
+#endif
 
 Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, Tensor target,
                             Tensor mask, int64_t power) {
@@ -270,17 +333,8 @@ Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, T
   const ScalarType type = accumulator(p.dtype);
   expect(op, "scale", scale, prediction, {});
   expect_type(op, "scale", scale, type);
-  expect_type(op, "grad_loss", grad_loss, type);
-  if (grad_loss.dim() == 1) {
-    CEK_CHECK(op, grad_loss.size(0) == p.batch, "grad_loss must have shape () or (B,)");
-    CEK_CHECK(op, grad_loss.is_cuda() == prediction.is_cuda() &&
-                      grad_loss.get_device_index() == prediction.get_device_index(),
-              "grad_loss must be on the device of prediction");
-    p.grad_loss_stride = grad_loss.stride(0);
-  } else {
-    expect(op, "grad_loss", grad_loss, prediction, {});
-  }
-  p.grad_loss = grad_loss.const_data_ptr(), p.scale = scale.const_data_ptr();
+  p.scale = scale.const_data_ptr();
+  grad_loss_operand(op, grad_loss, prediction, p);
   Tensor grad = empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
   p.grad = grad.mutable_data_ptr();
   if (grad.numel() > 0) execute(prediction, p);
@@ -423,6 +477,12 @@ CEK_LIBRARY(CEK_NAMESPACE, m) {
   m.def(
       "masked_loss(Tensor prediction, Tensor target, Tensor mask, Tensor? area, int power,"
       " int normalize) -> (Tensor, Tensor)");
+#ifdef CEK_CUDA
+  m.def(
+      "masked_loss_and_gradient(Tensor prediction, Tensor target, Tensor mask, Tensor? area,"
+      " int power, int normalize) -> (Tensor, Tensor, Tensor)");
+  m.def("scale_gradient_(Tensor(a!) grad, Tensor grad_loss, Tensor mask) -> ()");
+#endif
   m.def(
       "masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, Tensor target,"
       " Tensor mask, int power) -> Tensor");
@@ -439,6 +499,10 @@ CEK_LIBRARY_IMPL(CEK_NAMESPACE, CEK_KEY, m) {
   m.impl("channelwise_linear", TORCH_BOX(&cekernels::channelwise_linear));
   m.impl("channelwise_linear_backward", TORCH_BOX(&cekernels::channelwise_linear_backward));
   m.impl("masked_loss", TORCH_BOX(&cekernels::masked_loss));
+#ifdef CEK_CUDA
+  m.impl("masked_loss_and_gradient", TORCH_BOX(&cekernels::masked_loss_and_gradient));
+  m.impl("scale_gradient_", TORCH_BOX(&cekernels::scale_gradient));
+#endif
   m.impl("masked_loss_backward", TORCH_BOX(&cekernels::masked_loss_backward));
   m.impl("fill_masked", TORCH_BOX(&cekernels::fill_masked));
   m.impl("rasterize", TORCH_BOX(&cekernels::rasterize_shapes));

@@ -15,8 +15,9 @@ CEK_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
-CEK_INLINE int64_t floor_divide(int64_t a, int64_t b) {  // b > 0
-  const int64_t quotient = a / b;
+template <class Int>
+CEK_INLINE Int floor_divide(Int a, Int b) {  // b > 0
+  const Int quotient = a / b;
   return quotient - (quotient * b > a ? 1 : 0);
 }
 
@@ -31,10 +32,7 @@ struct Edge {
   int32_t first, last, direction;
   int64_t x0, y0, dx, rise;
 
-  // The first column at or to the right of the edge in a row, before clamping to the image.
-  CEK_INLINE int64_t column(int32_t row) const {
-    return floor_divide(numerator(row), kSubpixels * rise);
-  }
+  // Over kSubpixels * rise, rounded down: the first column at or to the right of the edge.
   CEK_INLINE int64_t numerator(int32_t row) const {
     const int64_t y = row * kSubpixels + kHalfPixel;
     return (x0 - kHalfPixel) * rise + (y - y0) * dx + kSubpixels * rise - 1;
@@ -60,7 +58,7 @@ CEK_INLINE Edge make_edge(const int32_t* from, const int32_t* to, int64_t height
   return edge;
 }
 
-// The columns of an edge row by row, without a division a row.
+// The columns of an edge row by row, before clamping to the image, without a division a row.
 struct EdgeWalk {
   int64_t quotient, remainder, step_quotient, step_remainder, divisor;
 
@@ -69,7 +67,7 @@ struct EdgeWalk {
     const int64_t numerator = edge.numerator(row);
     quotient = floor_divide(numerator, divisor);
     remainder = numerator - quotient * divisor;
-    step_quotient = floor_divide(kSubpixels * edge.dx, divisor);
+    step_quotient = floor_divide(int32_t(edge.dx), int32_t(edge.rise));  // within 2^29
     step_remainder = kSubpixels * edge.dx - step_quotient * divisor;
   }
   CEK_INLINE void next_row() {

@@ -87,13 +87,13 @@ CEK_INLINE A mask_weight(M m) {
   return A(widen(m));
 }
 
-template <int power, class A>
-CEK_INLINE A loss_term(A difference) {
+template <class A>
+CEK_INLINE A loss_term(int power, A difference) {
   return power == 2 ? difference * difference : (difference < 0 ? -difference : difference);
 }
 
-template <int power, class A>
-CEK_INLINE A loss_slope(A difference) {
+template <class A>
+CEK_INLINE A loss_slope(int power, A difference) {
   if (power == 2) return 2 * difference;
   // 0 for NaN, as torch.sign has it.
   return A(difference > 0) - A(difference < 0);

@@ -66,6 +66,9 @@ struct MaskedLoss {
   int64_t area_stride;
   void* loss;   // () or, for none, (B,), f32, or f64 for f64
   void* scale;  // ()
+  // CUDA alone. (B, C, H, W), contiguous: the gradient for a grad_loss of 1, made in the same pass;
+  // null: not asked for. The area must be given, or not be needed for the scale.
+  void* grad;
 };
 
 struct MaskedLossBackward {
@@ -77,6 +80,17 @@ struct MaskedLossBackward {
   int64_t grad_loss_stride;
   const void* scale;
   void* grad;  // (B, C, H, W), contiguous, as prediction
+};
+
+// In place: the gradient for a grad_loss of 1 becomes that for grad_loss. Elements that are not masked
+// are 0 and stay it.
+struct ScaleGradient {
+  DType dtype, mask_dtype;
+  int64_t batch, channels, mask_channels, height, width;
+  Planes mask;
+  const void* grad_loss;  // as in MaskedLossBackward
+  int64_t grad_loss_stride;
+  void* grad;
 };
 
 // out = value[c] where the mask is not 0, the image elsewhere: bits are copied, never converted.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cuda_host import sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -449,6 +450,106 @@ POINTS, OFFSETS = torch.zeros(4, 2, dtype=torch.int32), torch.tensor([0, 1])
 def test_wrong_arguments_raise(op: str, arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         kernel(op)(*arguments)
+
+
+VALUE, SUM = torch.zeros(3), torch.ones(())
+VALID: dict[str, tuple[object, ...]] = {
+    "channelwise_linear": (X, W, torch.zeros(2, 3), True),
+    "channelwise_linear_backward": (torch.zeros(50, 2, 3), X, W, torch.zeros(50, 2, 3), *ALL),
+    "masked_loss": (IMAGE, IMAGE, MASK, torch.zeros(2), 2, 0),
+    "masked_loss_backward": (SUM, SUM, IMAGE, IMAGE, MASK, 2),
+    "fill_masked": (IMAGE, MASK, VALUE),
+    "rasterize": (POINTS, OFFSETS, OFFSETS, 4, 5, False),
+    "fill": (IMAGE[:1], VALUE, POINTS, OFFSETS, OFFSETS, False),
+}
+
+
+def spoiled(value: object) -> list[object]:
+    """What else somebody might pass for an argument."""
+    if isinstance(value, bool):
+        return [None, 2, "yes", IMAGE]
+    if isinstance(value, int):
+        return [-1, -(2**63), 2**31, 2**62, 0.5, None, IMAGE]
+    assert isinstance(value, Tensor)
+    others: list[object] = [
+        None, 1.0, "tensor", [value], value.to("meta"), value.unsqueeze(0), value[None, None],
+        value.flatten(), value.flatten()[:1].reshape(()), value.new_zeros(0), value.to_sparse(),
+        torch.stack([value, value], -1)[..., 0], value.mT if value.dim() > 1 else value[None],
+        value.new_zeros(()).expand(value.shape),
+    ]  # fmt: skip
+    kinds = (torch.bool, torch.uint8, torch.int32, torch.int64, *FLOATING, torch.complex64)
+    others += [value.to(dtype) for dtype in kinds]
+    for d in range(value.dim()):
+        others += [value.narrow(d, 0, value.shape[d] - 1), value.narrow(d, 0, 0)]
+        others.append(torch.cat([value, value], d))
+        others.append(value.narrow(d, 0, 1).expand(*value.shape))
+    if value.dtype == torch.int64:
+        others += [value.flip(0), value - 5, value + 2**62, torch.full_like(value, -(2**63))]
+    return others
+
+
+def call_safely(op: str, arguments: list[object]) -> None:
+    """An exception of Python, or results: anything else ends the process."""
+    try:
+        kernel(op)(*arguments)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return  # NotImplementedError is a RuntimeError
+
+
+@pytest.mark.parametrize("op", VALID)
+def test_any_argument_may_be_wrong(op: str) -> None:
+    kernel(op)(*VALID[op])
+    for position, value in enumerate(VALID[op]):
+        for other in spoiled(value):
+            arguments = list(VALID[op])
+            arguments[position] = other
+            call_safely(op, arguments)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(VALID)), st.data())
+def test_any_arguments_may_be_wrong_together(op: str, data: st.DataObject) -> None:
+    call_safely(op, [
+        data.draw(st.sampled_from([value, *spoiled(value)])) for value in VALID[op]
+    ])  # fmt: skip
+
+
+def test_results_too_large_to_count_are_refused() -> None:
+    samples = torch.zeros(10, dtype=torch.int64)
+    for size in (2**31 - 1, 2**31, 2**62):
+        with pytest.raises(RuntimeError):
+            kernel("rasterize")(POINTS, OFFSETS, samples, size, size, False)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_elements_far_apart(dim: int) -> None:
+    """With more than 2**31 elements between them; memory that is not touched costs nothing."""
+
+    def far(values: Tensor) -> Tensor:
+        strides = list(values.contiguous().stride())
+        strides[dim] = 2**31 + 24
+        memory = sparse(strides[dim] * (values.shape[dim] - 1) + values.numel(), values.dtype)
+        return memory.as_strided(values.shape, strides).copy_(values)
+
+    p, t, image = (random(2, 2, 2, 20, seed=i) for i in range(3))
+    mask = (random(2, 2, 2, 20, seed=3) > 0).to(torch.uint8)
+    one, operands = torch.ones(()), (far(p), far(t), far(mask))
+    loss, scale = cpp.masked_loss(*operands, None, 2, "mask")
+    assert torch.equal(loss, cpp.masked_loss(p, t, mask, None, 2, "mask")[0])
+    grad = cpp.masked_loss_backward(one, scale, *operands, 2)
+    assert torch.equal(grad, reference.masked_loss_backward(one, scale, p, t, mask, 2))
+    value = torch.tensor([7.0, 9.0])
+    filled = cpp.fill_masked(far(image), operands[2], value)
+    assert torch.equal(filled, reference.fill_masked(image, mask, value))
+    boxes = torch.tensor([[0, 0, 1024, 256], [512, 256, 2048, 512]]).int()
+    filled, cover, _ = cpp.fill_boxes(far(image), value, boxes, torch.tensor([0, 1, 2]))
+    assert torch.equal(filled, reference.fill_masked(image, cover, value))
+    if dim < 2:
+        x, w, g = random(2, 2, 6), random(2, 5, 6), random(2, 2, 5)
+        y = forward(far(x), far(w), None, True)
+        assert torch.equal(y, forward(x, w, None, True))
+        expected = backward(g, x, w, y)
+        assert all(map(torch.equal, backward(far(g), far(x), far(w), far(y)), expected))
 
 
 def test_offsets_out_of_range_stay_in_memory() -> None:

@@ -237,14 +237,15 @@ def test_more_than_2_to_the_31_elements(target: Target) -> None:
 
 
 @every_target
-def test_memcheck_finds_nothing(target: Target) -> None:
+@pytest.mark.parametrize("check", ["memcheck", "racecheck", "initcheck"])
+def test_compute_sanitizer_finds_nothing(target: Target, check: str) -> None:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         pytest.skip("compute-sanitizer is not installed")
     file = Path(__file__).parent / "test_implementations.py"
-    chosen = "int64 or integers or boxes or offsets or nothing"
+    chosen = "int64 or integers or boxes or polygons or offsets or nothing or one_pass"
     done = subprocess.run(
-        [tool, "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all",
+        [tool, "--tool", check, "--error-exitcode", "9", "--target-processes", "all",
          sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file),
          "-k", f"{target.impl}-cuda and ({chosen})"],
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -95,3 +96,13 @@ def test_only_where_it_pays() -> None:
     )
     expected = torch.autograd.grad(loss(p, t, mask, normalize="sum"), p)
     torch.testing.assert_close(torch.autograd.grad(compiled(p, t), p), expected)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_what_runs_on_a_gpu_has_it(name: str) -> None:
+    """Nobody would notice its absence: the public function would take two passes instead."""
+    if name == "triton":
+        pytest.importorskip("triton")
+    module = importlib.import_module(f"cekernels.{name}")
+    assert callable(module.masked_loss_and_gradient)
+    assert callable(module.scale_gradient_)

@@ -20,6 +20,8 @@ namespace cuda {
 namespace {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
+// Of 256 threads a multiprocessor. Left to itself the compiler spills a little to fit more of them.
+constexpr int kResidentBlocks = 4;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -42,6 +44,64 @@ struct alignas(V * sizeof(T)) Pack {
 
 inline bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % uintptr_t(bytes) == 0;
+}
+
+// a / b for a >= 0 and b > 0. The compiler's own 64-bit division is a call, which costs registers
+// (and spills) around it whether it is taken or not.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return uint32_t(a) / uint32_t(b);
+  uint64_t result = 0, rest = 0;
+#pragma unroll 1
+  for (int bit = 62; bit >= 0; --bit) {
+    rest = rest << 1 | (uint64_t(a) >> bit & 1);
+    result <<= 1;
+    if (rest >= uint64_t(b)) rest -= uint64_t(b), ++result;
+  }
+  return int64_t(result);
+}
+
+// Images are worked on plane by plane in pieces, one a block and turn: where a thread stands in its
+// piece, V elements at a time. With V > 1 planes are dense; else each operand has its own row stride.
+constexpr int kPieceThreads = 256;
+constexpr int64_t kPieceElements = 8192;
+
+inline int64_t pieces_of(int64_t plane) { return divide_up(plane, kPieceElements); }
+
+template <int V>
+struct Position {
+  int64_t i, last;
+  int64_t row, column, row_step, column_step, width;
+
+  __device__ __forceinline__ Position(int64_t piece, int64_t plane, int64_t width) : width(width) {
+    const int64_t end = (piece + 1) * kPieceElements;
+    i = piece * kPieceElements + threadIdx.x * V;
+    last = end < plane ? end : plane;
+    if (V == 1) {
+      row = quotient(i, width), column = i - row * width;
+      row_step = width <= kPieceThreads ? kPieceThreads / int(width) : 0;
+      column_step = kPieceThreads - row_step * width;
+    }
+  }
+  __device__ __forceinline__ bool inside() const { return i < last; }
+  __device__ __forceinline__ void next() {
+    i += kPieceThreads * V;
+    if (V == 1) {
+      row += row_step, column += column_step;
+      if (column >= width) column -= width, ++row;
+    }
+  }
+  template <class T>
+  __device__ __forceinline__ Pack<T, V> load(const Planes& planes, int64_t b, int64_t c) const {
+    const T* from = static_cast<const T*>(planes.data) + b * planes.batch + c * planes.channel;
+    return *reinterpret_cast<const Pack<T, V>*>(from + (V == 1 ? row * planes.row + column : i));
+  }
+};
+
+// Whether an operand can be loaded V elements at a time.
+template <class T, int V>
+bool packs(const Planes& planes, int64_t width) {
+  return planes.row == width && planes.batch % V == 0 && planes.channel % V == 0 &&
+         aligned(planes.data, V * sizeof(T));
 }
 
 // The sum over a block of up to 1024 threads, in thread 0: always in the same order.

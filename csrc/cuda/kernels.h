@@ -11,6 +11,7 @@ const char* run(const LinearForward& p, void* workspace, void* stream);
 const char* run(const LinearBackward& p, void* workspace, void* stream);
 const char* run(const MaskedLoss& p, void* workspace, void* stream);
 const char* run(const MaskedLossBackward& p, void* workspace, void* stream);
+const char* run(const ScaleGradient& p, void* workspace, void* stream);
 const char* run(const FillMasked& p, void* workspace, void* stream);
 const char* run(const Shapes& p, void* workspace, void* stream);
 

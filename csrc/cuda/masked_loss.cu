@@ -1,25 +1,15 @@
 // Masked L2 and L1 losses and their gradient. Prediction and target are loaded, 16 bytes at a time
 // where their alignment allows, only where the mask is set. The sum runs in two stages whose order
 // depends on the shape alone, so that every run gives the same bits.
+#include <type_traits>
+
 #include "device.h"
 
 namespace cekernels {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kBlockElements = 8192;  // of one plane
-
-__device__ __forceinline__ int64_t offset_of(const Planes& planes, int64_t i, int64_t width) {
-  return planes.row == width ? i : i / width * planes.row + i % width;
-}
-
-template <class T, int V>
-__device__ __forceinline__ Pack<T, V> load(const Planes& planes, int64_t b, int64_t c, int64_t i,
-                                           int64_t width) {
-  const T* from = static_cast<const T*>(planes.data) + b * planes.batch + c * planes.channel;
-  return *reinterpret_cast<const Pack<T, V>*>(from + offset_of(planes, i, width));
-}
+constexpr int kThreads = kPieceThreads;
 
 template <class A, class M, int V>
 __device__ __forceinline__ bool weights_of(const Pack<M, V>& mask, A (&weights)[V]) {
@@ -31,171 +21,208 @@ __device__ __forceinline__ bool weights_of(const Pack<M, V>& mask, A (&weights)[
   return any;
 }
 
-template <int power, class T, class M, int V>
-__global__ void __launch_bounds__(kThreads) partial_sums(MaskedLoss p, int64_t pieces,
-                                                         double* sums, double* weight_sums) {
+// What normalises the sum of the losses, given that of the weights.
+template <class A>
+__device__ __forceinline__ A scale_of(const MaskedLoss& p, double weight) {
+  if (p.normalize == Normalize::mask) {
+    const A divisor = A(weight) * A(p.mask_channels ? p.channels / p.mask_channels : 0);
+    return divisor > 0 ? 1 / divisor : 0;
+  }
+  const int64_t elements = p.batch * p.channels * p.height * p.width;
+  return p.normalize == Normalize::all ? 1 / A(elements > 0 ? elements : 1) : A(1);
+}
+
+// What a term's slope is multiplied by. In one pass the scale is there already if it takes a sum.
+template <class A>
+__device__ __forceinline__ A factor_of(const MaskedLoss& p, int64_t) {
+  return p.normalize == Normalize::mask ? *static_cast<const A*>(p.scale) : scale_of<A>(p, 0);
+}
+template <class A>
+__device__ __forceinline__ A factor_of(const MaskedLossBackward& p, int64_t b) {
+  return static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride] *
+         *static_cast<const A*>(p.scale);
+}
+
+// The loss, the gradient, or both: P is MaskedLoss or MaskedLossBackward.
+template <class P, bool with_grad, class T, class M, int V>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) elements(P p, int64_t pieces, double* sums,
+                                                     double* weight_sums) {
   using A = acc_t<T>;
+  constexpr bool with_sum = std::is_same<P, MaskedLoss>::value;
   const int64_t plane = p.height * p.width;
   for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
-    const int64_t b = block / pieces, first = block % pieces * kBlockElements;
-    const int64_t last = first + kBlockElements < plane ? first + kBlockElements : plane;
+    const int64_t b = quotient(block, pieces);
+    A factor = 0;
+    if (with_grad) factor = factor_of<A>(p, b);
     A sum = 0, weight_sum = 0;
-    for (int64_t i = first + threadIdx.x * V; i < last; i += kThreads * V) {
+    for (Position<V> at(block - b * pieces, plane, p.width); at.inside(); at.next()) {
       A weights[V];
       bool any = false;
       for (int64_t c = 0; c < p.channels; ++c) {
         if (c == 0 || p.mask_channels != 1) {
-          any = weights_of<A>(load<M, V>(p.mask, b, c, i, p.width), weights);
+          any = weights_of<A>(at.template load<M>(p.mask, b, c), weights);
           for (int j = 0; j < V; ++j) weight_sum += weights[j];
         }
-        if (!any) continue;
-        const auto x = load<T, V>(p.prediction, b, c, i, p.width);
-        const auto y = load<T, V>(p.target, b, c, i, p.width);
-        for (int j = 0; j < V; ++j) {
-          const A difference = A(widen(x.v[j])) - A(widen(y.v[j]));
-          if (weights[j] != 0) sum += weights[j] * loss_term<power>(difference);
+        Pack<T, V> grad;
+        for (int j = 0; j < V; ++j) grad.v[j] = narrow<T>(A(0));
+        if (any) {
+          const auto x = at.template load<T>(p.prediction, b, c);
+          const auto y = at.template load<T>(p.target, b, c);
+          for (int j = 0; j < V; ++j) {
+            const A difference = A(widen(x.v[j])) - A(widen(y.v[j]));
+            if (weights[j] == 0) continue;
+            if (with_sum) sum += weights[j] * loss_term(p.power, difference);
+            if (with_grad) {
+              grad.v[j] = narrow<T>(A(weights[j] * factor * loss_slope(p.power, difference)));
+            }
+          }
+        }
+        if (with_grad) {
+          T* to = static_cast<T*>(p.grad) + (b * p.channels + c) * plane + at.i;
+          *reinterpret_cast<Pack<T, V>*>(to) = grad;
         }
       }
     }
-    const double total = block_sum(double(sum)), weight = block_sum(double(weight_sum));
-    if (threadIdx.x == 0) {
-      sums[block] = total;
-      weight_sums[block] = weight;
+    if (with_sum) {
+      const double total = block_sum(double(sum)), weight = block_sum(double(weight_sum));
+      if (threadIdx.x == 0) {
+        sums[block] = total;
+        weight_sums[block] = weight;
+      }
     }
   }
 }
 
-__device__ __forceinline__ double area_of(const MaskedLoss& p, int64_t b) {
-  const int64_t i = b * p.area_stride;
-  if (p.area_dtype == DType::f32) return static_cast<const float*>(p.area)[i];
-  if (p.area_dtype == DType::f64) return static_cast<const double*>(p.area)[i];
-  return double(static_cast<const int64_t*>(p.area)[i]);
+// The sum of the areas, in thread 0.
+__device__ __forceinline__ double total_area(const MaskedLoss& p) {
+  double sum = 0;
+  for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
+    const int64_t i = b * p.area_stride;
+    switch (p.area_dtype) {
+      case DType::f32: sum += static_cast<const float*>(p.area)[i]; break;
+      case DType::f64: sum += static_cast<const double*>(p.area)[i]; break;
+      default: sum += double(static_cast<const int64_t*>(p.area)[i]);
+    }
+  }
+  return block_sum(sum);
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) finish(MaskedLoss p, int64_t pieces, const double* sums,
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_by_area(MaskedLoss p) {
+  const double area = total_area(p);
+  if (threadIdx.x == 0) *static_cast<A*>(p.scale) = scale_of<A>(p, area);
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) finish(MaskedLoss p, int64_t pieces, const double* sums,
                                                    const double* weight_sums) {
   A* loss = static_cast<A*>(p.loss);
-  const int64_t count = p.batch * pieces;
   double sum = 0, weight = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+  for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) {
     sum += sums[i];
-    if (p.area == nullptr) weight += weight_sums[i];
+    weight += weight_sums[i];
   }
-  for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
-    if (p.area != nullptr) weight += area_of(p, b);
-    if (p.normalize == Normalize::none) {
+  if (p.normalize == Normalize::none) {
+    for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
       double sample = 0;
       for (int64_t i = b * pieces; i < (b + 1) * pieces; ++i) sample += sums[i];
       loss[b] = A(sample);
     }
   }
   sum = block_sum(sum), weight = block_sum(weight);
+  if (p.area != nullptr) weight = total_area(p);
   if (threadIdx.x != 0) return;
-  A scale = 1;
-  if (p.normalize == Normalize::mask) {
-    const A divisor = A(weight) * A(p.mask_channels ? p.channels / p.mask_channels : 0);
-    scale = divisor > 0 ? 1 / divisor : 0;
-  } else if (p.normalize == Normalize::all) {
-    const int64_t elements = p.batch * p.channels * p.height * p.width;
-    scale = 1 / A(elements > 0 ? elements : 1);
-  }
+  const A scale = scale_of<A>(p, weight);
   *static_cast<A*>(p.scale) = scale;
   if (p.normalize != Normalize::none) *loss = A(sum * scale);
 }
 
-template <int power, class T, class M, int V>
-__global__ void __launch_bounds__(kThreads) gradient(MaskedLossBackward p) {
+template <class T, class M, int V>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_gradient(ScaleGradient p, int64_t pieces) {
   using A = acc_t<T>;
-  const int64_t plane = p.height * p.width, packs = plane / V;
-  const A scale = *static_cast<const A*>(p.scale);
-  for (int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x; n < p.batch * packs;
-       n += int64_t(gridDim.x) * kThreads) {
-    const int64_t b = n / packs, i = n % packs * V;
-    const A factor = static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride] * scale;
-    A weights[V];
-    bool any = false;
-    for (int64_t c = 0; c < p.channels; ++c) {
-      if (c == 0 || p.mask_channels != 1) {
-        any = weights_of<A>(load<M, V>(p.mask, b, c, i, p.width), weights);
-      }
-      Pack<T, V> grad;
-      for (int j = 0; j < V; ++j) grad.v[j] = narrow<T>(A(0));
-      if (any) {
-        const auto x = load<T, V>(p.prediction, b, c, i, p.width);
-        const auto y = load<T, V>(p.target, b, c, i, p.width);
-        for (int j = 0; j < V; ++j) {
-          const A difference = A(widen(x.v[j])) - A(widen(y.v[j]));
-          if (weights[j] != 0) {
-            grad.v[j] = narrow<T>(A(weights[j] * factor * loss_slope<power>(difference)));
-          }
+  const int64_t plane = p.height * p.width;
+  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, pieces);
+    const A factor = static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride];
+    if (factor == 1) continue;
+    for (Position<V> at(block - b * pieces, plane, p.width); at.inside(); at.next()) {
+      A weights[V];
+      bool any = false;
+      for (int64_t c = 0; c < p.channels; ++c) {
+        if (c == 0 || p.mask_channels != 1) {
+          any = weights_of<A>(at.template load<M>(p.mask, b, c), weights);
         }
+        if (!any) continue;
+        T* to = static_cast<T*>(p.grad) + (b * p.channels + c) * plane + at.i;
+        auto grad = *reinterpret_cast<const Pack<T, V>*>(to);
+        for (int j = 0; j < V; ++j) {
+          if (weights[j] != 0) grad.v[j] = narrow<T>(A(A(widen(grad.v[j])) * factor));
+        }
+        *reinterpret_cast<Pack<T, V>*>(to) = grad;
       }
-      T* to = static_cast<T*>(p.grad) + (b * p.channels + c) * plane + i;
-      *reinterpret_cast<Pack<T, V>*>(to) = grad;
     }
   }
 }
 
-// V elements at once: dense planes, and every pack of every operand aligned.
+// V elements at once where every pack of every operand is aligned.
 template <class T, class M, int V, class P>
-bool packs(const P& p) {
-  const auto fits = [&](const Planes& planes, int64_t size) {
-    return planes.row == p.width && planes.batch % V == 0 && planes.channel % V == 0 &&
-           aligned(planes.data, V * size);
-  };
-  return p.height * p.width % V == 0 && fits(p.prediction, sizeof(T)) &&
-         fits(p.target, sizeof(T)) && fits(p.mask, sizeof(M));
+bool packs_all(const P& p) {
+  return p.height * p.width % V == 0 && packs<T, V>(p.prediction, p.width) &&
+         packs<T, V>(p.target, p.width) && packs<M, V>(p.mask, p.width) &&
+         aligned(p.grad, V * sizeof(T));
 }
 
-template <int power, class T, class M>
-void forward(const MaskedLoss& p, void* workspace, void* stream) {
+template <bool with_grad, class T, class M, class P>
+void launch_elements(const P& p, int64_t pieces, double* sums, double* weight_sums, void* stream) {
   constexpr int V = 16 / sizeof(T);
-  const int64_t pieces = divide_up(p.height * p.width, kBlockElements), count = p.batch * pieces;
+  const int64_t count = p.batch * pieces;
+  if (count == 0) return;
+  if (packs_all<T, M, V>(p)) {
+    CEK_LAUNCH((elements<P, with_grad, T, M, V>), grid_of(count), kThreads, stream, p, pieces, sums,
+               weight_sums);
+  } else {
+    CEK_LAUNCH((elements<P, with_grad, T, M, 1>), grid_of(count), kThreads, stream, p, pieces, sums,
+               weight_sums);
+  }
+}
+
+template <class T, class M>
+void start(const MaskedLoss& p, void* workspace, void* stream) {
+  const int64_t pieces = pieces_of(p.height * p.width);
   double* sums = static_cast<double*>(workspace);
-  double* weight_sums = sums + count;
-  if (count > 0) {
-    if (packs<T, M, V>(p)) {
-      CEK_LAUNCH((partial_sums<power, T, M, V>), grid_of(count), kThreads, stream, p, pieces, sums,
-                 weight_sums);
-    } else {
-      CEK_LAUNCH((partial_sums<power, T, M, 1>), grid_of(count), kThreads, stream, p, pieces, sums,
-                 weight_sums);
-    }
+  double* weight_sums = sums + p.batch * pieces;
+  if (p.grad == nullptr) {
+    launch_elements<false, T, M>(p, pieces, sums, weight_sums, stream);
+  } else {
+    if (p.normalize == Normalize::mask) CEK_LAUNCH(scale_by_area<acc_t<T>>, 1, kThreads, stream, p);
+    launch_elements<true, T, M>(p, pieces, sums, weight_sums, stream);
   }
   CEK_LAUNCH(finish<acc_t<T>>, 1, kThreads, stream, p, pieces, sums, weight_sums);
 }
 
-template <int power, class T, class M>
-void backward(const MaskedLossBackward& p, void* stream) {
-  constexpr int V = 16 / sizeof(T);
-  const int64_t elements = p.batch * p.height * p.width;
-  if (packs<T, M, V>(p) && aligned(p.grad, 16)) {
-    CEK_LAUNCH((gradient<power, T, M, V>), grid_of(divide_up(elements / V, kThreads)), kThreads,
-               stream, p);
-  } else {
-    CEK_LAUNCH((gradient<power, T, M, 1>), grid_of(divide_up(elements, kThreads)), kThreads, stream,
-               p);
-  }
+template <class T, class M>
+void start(const MaskedLossBackward& p, void*, void* stream) {
+  launch_elements<true, T, M>(p, pieces_of(p.height * p.width), nullptr, nullptr, stream);
 }
 
-template <int power, class T, class M>
-void start(const MaskedLoss& p, void* workspace, void* stream) {
-  forward<power, T, M>(p, workspace, stream);
-}
-template <int power, class T, class M>
-void start(const MaskedLossBackward& p, void*, void* stream) {
-  backward<power, T, M>(p, stream);
+template <class T, class M>
+void start(const ScaleGradient& p, void*, void* stream) {
+  constexpr int V = 16 / sizeof(T);
+  const int64_t pieces = pieces_of(p.height * p.width), count = p.batch * pieces;
+  if (count == 0) return;
+  if (p.height * p.width % V == 0 && packs<M, V>(p.mask, p.width) && aligned(p.grad, 16)) {
+    CEK_LAUNCH((scale_gradient<T, M, V>), grid_of(count), kThreads, stream, p, pieces);
+  } else {
+    CEK_LAUNCH((scale_gradient<T, M, 1>), grid_of(count), kThreads, stream, p, pieces);
+  }
 }
 
 template <class T, class P>
 void with_mask(const P& p, void* workspace, void* stream) {
   if (p.mask_dtype == DType::u8) {
-    p.power == 2 ? start<2, T, uint8_t>(p, workspace, stream)
-                 : start<1, T, uint8_t>(p, workspace, stream);
+    start<T, uint8_t>(p, workspace, stream);
   } else {
-    p.power == 2 ? start<2, T, acc_t<T>>(p, workspace, stream)
-                 : start<1, T, acc_t<T>>(p, workspace, stream);
+    start<T, acc_t<T>>(p, workspace, stream);
   }
 }
 
@@ -213,7 +240,7 @@ const char* with_types(const P& p, void* workspace, void* stream) {
 }  // namespace
 
 size_t workspace_bytes(const MaskedLoss& p) {
-  return size_t(2 * p.batch * divide_up(p.height * p.width, kBlockElements)) * sizeof(double);
+  return size_t(2 * p.batch * pieces_of(p.height * p.width)) * sizeof(double);
 }
 
 const char* run(const MaskedLoss& p, void* workspace, void* stream) {
@@ -221,6 +248,10 @@ const char* run(const MaskedLoss& p, void* workspace, void* stream) {
 }
 
 const char* run(const MaskedLossBackward& p, void* workspace, void* stream) {
+  return with_types(p, workspace, stream);
+}
+
+const char* run(const ScaleGradient& p, void* workspace, void* stream) {
   return with_types(p, workspace, stream);
 }
 

@@ -1,6 +1,8 @@
-// Polygons and boxes: one warp a row of pixels. The lanes test 32 edges at a time against the row;
-// for each that meets it, every lane updates the pixels that it owns. Integers throughout. Mask,
-// area and, where asked for, the filled image come from the one pass.
+// Polygons and boxes: one block a tile of a sample. Its threads take the sample's edges one each and
+// add what the winding number changes by, where an edge crosses one of the tile's rows, to a table of
+// the tile's pixels in shared memory; running sums along the rows of the table are the winding
+// numbers. Integers throughout, so that the order of the additions does not matter. Mask, area and,
+// where asked for, the filled image come from the one pass.
 #include "../geometry.h"
 #include "device.h"
 
@@ -9,116 +11,150 @@ namespace cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kPixels = 8;  // of one lane: a warp holds 256 columns
+constexpr int kThreads = 32 * kWarps;
+constexpr int kPixels = 8;  // of one lane, side by side
+constexpr int kRows = 16, kColumns = 32 * kPixels;
 
-// The winding numbers of a row's columns [left, left + 256), lane l having every 32nd from left + l.
-__device__ __forceinline__ void wind(const Shapes& p, int64_t sample, int32_t row, int32_t left,
-                                     int lane, int32_t (&winding)[kPixels]) {
-  const Range contours = safe_range(p.sample_offsets, sample, p.contour_count);
-  for (int64_t k = contours.first; k < contours.last; ++k) {
-    const Range range = safe_range(p.contour_offsets, k, p.vertex_count);
-    for (int64_t start = range.first; start < range.last; start += 32) {
-      const int64_t v = start + lane;
-      int32_t column = 0, direction = 0;
-      if (v < range.last) {
-        const int64_t next = v + 1 < range.last ? v + 1 : range.first;
-        const Edge edge = make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height);
-        if (edge.direction != 0 && row >= edge.first && row < edge.last) {
-          direction = edge.direction;
-          column = int32_t(clamp(edge.column(row), 0, p.width));
-        }
-      }
-      unsigned meeting = __ballot_sync(kFullWarp, direction != 0);
-      while (meeting != 0) {
-        const int from = __ffs(int(meeting)) - 1;
-        meeting &= meeting - 1;
-        const int32_t at = __shfl_sync(kFullWarp, column, from);
-        const int32_t turn = __shfl_sync(kFullWarp, direction, from);
-#pragma unroll
-        for (int j = 0; j < kPixels; ++j) winding[j] += left + lane + 32 * j >= at ? turn : 0;
+struct Tile {
+  int64_t sample, left;
+  int32_t top, bottom;
+};
+
+__device__ __forceinline__ void add_polygons(const Shapes& p, const Tile& tile,
+                                             int32_t (*turns)[kColumns]) {
+  const int64_t* offsets = p.contour_offsets;
+  const Range contours = safe_range(p.sample_offsets, tile.sample, p.contour_count);
+  const int64_t end = clamp(offsets[contours.last], 0, p.vertex_count);
+  for (int64_t v = clamp(offsets[contours.first], 0, p.vertex_count) + threadIdx.x; v < end;
+       v += kThreads) {
+    int64_t contour = contours.first;  // the last that begins at or before v
+    for (int64_t after = contours.last; after - contour > 1;) {
+      const int64_t middle = contour + (after - contour) / 2;
+      (offsets[middle] <= v ? contour : after) = middle;
+    }
+    const Range range = safe_range(offsets, contour, p.vertex_count);
+    if (v < range.first || v >= range.last) continue;  // the offsets are not in order
+    const int64_t next = v + 1 < range.last ? v + 1 : range.first;
+    const Edge edge = make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height);
+    const int32_t first = edge.first > tile.top ? edge.first : tile.top;
+    const int32_t last = edge.last < tile.bottom ? edge.last : tile.bottom;
+    if (edge.direction == 0 || first >= last) continue;
+    EdgeWalk walk(edge, first);
+    for (int32_t row = first; row < last; ++row, walk.next_row()) {
+      const int64_t column = walk.quotient - tile.left;
+      if (column < kColumns) {
+        atomicAdd(&turns[row - tile.top][column > 0 ? column : 0], edge.direction);
       }
     }
   }
 }
 
-// The same for boxes: 1 where any box covers the pixel.
-__device__ __forceinline__ void cover(const Shapes& p, int64_t sample, int32_t row, int32_t left,
-                                      int lane, int32_t (&covered)[kPixels]) {
-  const Range boxes = safe_range(p.sample_offsets, sample, p.vertex_count);
-  for (int64_t start = boxes.first; start < boxes.last; start += 32) {
-    int32_t x0 = 0, x1 = 0;
-    if (start + lane < boxes.last) {
-      const int32_t* box = p.vertices + 4 * (start + lane);
-      if (row >= first_pixel(box[1], p.height) && row < first_pixel(box[3], p.height)) {
-        x0 = first_pixel(box[0], p.width), x1 = first_pixel(box[2], p.width);
-      }
-    }
-    unsigned meeting = __ballot_sync(kFullWarp, x0 < x1);
-    while (meeting != 0) {
-      const int from = __ffs(int(meeting)) - 1;
-      meeting &= meeting - 1;
-      const int32_t begin = __shfl_sync(kFullWarp, x0, from);
-      const int32_t end = __shfl_sync(kFullWarp, x1, from);
-#pragma unroll
-      for (int j = 0; j < kPixels; ++j) {
-        const int32_t x = left + lane + 32 * j;
-        covered[j] |= x >= begin && x < end ? 1 : 0;
-      }
+// The winding number of a pixel is the number of boxes over it.
+__device__ __forceinline__ void add_boxes(const Shapes& p, const Tile& tile,
+                                          int32_t (*turns)[kColumns]) {
+  const Range boxes = safe_range(p.sample_offsets, tile.sample, p.vertex_count);
+  for (int64_t k = boxes.first + threadIdx.x; k < boxes.last; k += kThreads) {
+    const int32_t* box = p.vertices + 4 * k;
+    const int64_t begin = clamp(first_pixel(box[0], p.width) - tile.left, 0, kColumns);
+    const int64_t end = clamp(first_pixel(box[2], p.width) - tile.left, 0, kColumns);
+    if (begin >= end) continue;
+    const int64_t first = clamp(first_pixel(box[1], p.height), tile.top, tile.bottom);
+    const int64_t last = clamp(first_pixel(box[3], p.height), tile.top, tile.bottom);
+    for (int64_t row = first; row < last; ++row) {
+      atomicAdd(&turns[row - tile.top][begin], 1);
+      if (end < kColumns) atomicAdd(&turns[row - tile.top][end], -1);
     }
   }
+}
+
+// Which of a lane's pixels are inside, bit j for column kPixels * lane + j, from a row of the table.
+__device__ __forceinline__ unsigned inside_of(const int32_t* turns, bool even_odd, int lane) {
+  int32_t winding[kPixels], sum = 0;
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) winding[j] = sum += turns[kPixels * lane + j];
+  int32_t before = sum;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int32_t left = __shfl_up_sync(kFullWarp, before, offset);
+    if (lane >= offset) before += left;
+  }
+  before -= sum;
+  unsigned bits = 0;
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+    const int32_t number = before + winding[j];
+    bits |= unsigned(even_odd ? number % 2 != 0 : number != 0) << j;
+  }
+  return bits;
 }
 
 template <class T, bool boxes, bool fill>
-__global__ void __launch_bounds__(32 * kWarps) draw(Shapes p) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int64_t down, int64_t across) {
+  __shared__ int32_t turns[kRows][kColumns];
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
-  const int64_t rows = p.batch * p.height, warps = int64_t(gridDim.x) * kWarps;
-  for (int64_t n = int64_t(blockIdx.x) * kWarps + warp; n < rows; n += warps) {
-    const int64_t sample = n / p.height;
-    const int32_t row = int32_t(n % p.height);
-    int32_t count = 0;
-    for (int64_t left = 0; left < p.width; left += 32 * kPixels) {
-      int32_t state[kPixels] = {};
-      if (boxes) {
-        cover(p, sample, row, int32_t(left), lane, state);
-      } else {
-        wind(p, sample, row, int32_t(left), lane, state);
-      }
+  for (int64_t n = blockIdx.x; n < p.batch * down * across; n += gridDim.x) {
+    Tile tile;
+    const int64_t strip = quotient(n, across);
+    tile.left = (n - strip * across) * kColumns;
+    tile.sample = quotient(strip, down);
+    const int64_t top = (strip - tile.sample * down) * kRows;
+    tile.top = int32_t(top);
+    tile.bottom = int32_t(top + kRows < p.height ? top + kRows : p.height);
+
+    for (int i = int(threadIdx.x); i < kRows * kColumns; i += kThreads) {
+      turns[i / kColumns][i % kColumns] = 0;
+    }
+    __syncthreads();
+    boxes ? add_boxes(p, tile, turns) : add_polygons(p, tile, turns);
+    __syncthreads();
+
+    const int64_t columns = p.width - tile.left;  // from here to the right border
+    int32_t area = 0;
+    for (int32_t row = tile.top + warp; row < tile.bottom; row += kWarps) {
+      const unsigned bits = inside_of(turns[row - tile.top], p.even_odd && !boxes, lane);
+      uint8_t* mask = p.mask + (tile.sample * p.height + row) * p.width + tile.left;
+      unsigned mine = 0;  // bit j for column 32 j + lane: neighbours write side by side
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
-        const int64_t x = left + lane + 32 * j;
-        if (x >= p.width) continue;
-        const bool inside = p.even_odd ? state[j] % 2 != 0 : state[j] != 0;
-        count += inside;
-        p.mask[n * p.width + x] = inside;
-        if (fill) {
-#pragma unroll 1
-          for (int64_t c = 0; c < p.channels; ++c) {
-            T* to = static_cast<T*>(p.output) +
-                    ((sample * p.channels + c) * p.height + row) * p.width + x;
-            const T* from = static_cast<const T*>(p.image.data) + sample * p.image.batch +
-                            c * p.image.channel + row * p.image.row + x;
-            *to = inside ? static_cast<const T*>(p.value)[c] : *from;
-          }
+        const unsigned other = __shfl_sync(kFullWarp, bits, (32 * j + lane) / kPixels);
+        const unsigned inside = other >> (lane % kPixels) & 1;
+        if (32 * j + lane >= columns) continue;
+        mask[32 * j + lane] = uint8_t(inside);
+        area += int32_t(inside);
+        mine |= inside << j;
+      }
+      for (int64_t c = 0; fill && c < p.channels; ++c) {
+        const T value = static_cast<const T*>(p.value)[c];
+        const T* from = static_cast<const T*>(p.image.data) + tile.sample * p.image.batch +
+                        c * p.image.channel + row * p.image.row + tile.left;
+        T* to = static_cast<T*>(p.output) +
+                ((tile.sample * p.channels + c) * p.height + row) * p.width + tile.left;
+#pragma unroll
+        for (int j = 0; j < kPixels; ++j) {
+          const int x = 32 * j + lane;
+          if (x < columns) to[x] = (mine >> j & 1) != 0 ? value : from[x];
         }
       }
     }
     for (int offset = 16; offset > 0; offset /= 2) {
-      count += __shfl_down_sync(kFullWarp, count, offset);
+      area += __shfl_down_sync(kFullWarp, area, offset);
     }
-    if (lane == 0 && count != 0) {  // sums of integers: the same in any order
-      atomicAdd(reinterpret_cast<unsigned long long*>(p.area + sample),
-                static_cast<unsigned long long>(count));
+    if (lane == 0 && area != 0) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(p.area + tile.sample),
+                static_cast<unsigned long long>(area));
     }
+    __syncthreads();  // the table is used again
   }
 }
 
 template <class T, bool fill>
 void start(const Shapes& p, void* stream) {
-  const dim3 grid = grid_of(divide_up(p.batch * p.height, kWarps));
+  const int64_t down = divide_up(p.height, kRows), across = divide_up(p.width, kColumns);
+  const dim3 grid = grid_of(p.batch * down * across);
   if (p.boxes) {
-    CEK_LAUNCH((draw<T, true, fill>), grid, 32 * kWarps, stream, p);
+    CEK_LAUNCH((draw<T, true, fill>), grid, kThreads, stream, p, down, across);
   } else {
-    CEK_LAUNCH((draw<T, false, fill>), grid, 32 * kWarps, stream, p);
+    CEK_LAUNCH((draw<T, false, fill>), grid, kThreads, stream, p, down, across);
   }
 }
 

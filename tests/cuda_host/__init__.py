@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_bool, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -23,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _BYTES = 4
+_GUARD, _GUARD_BYTE = 256, 0xA5
 
 
 def build(folder: Path, kind: str, flags: tuple[str, ...] = ()) -> Path:
@@ -76,7 +80,13 @@ _LINEAR_BACKWARD = _struct(
 _LOSS = _struct(
     "MaskedLoss",
     "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l prediction:P "
-    "target:P mask:P power:i normalize:i area:p area_dtype:i area_stride:l loss:p scale:p",
+    "target:P mask:P power:i normalize:i area:p area_dtype:i area_stride:l loss:p scale:p grad:p",
+    _TYPES,
+)
+_SCALE_GRADIENT = _struct(
+    "ScaleGradient",
+    "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l mask:P "
+    "grad_loss:p grad_loss_stride:l grad:p",
     _TYPES,
 )
 _LOSS_BACKWARD = _struct(
@@ -106,22 +116,47 @@ def _planes(t: Tensor) -> _Planes:
     return _Planes(t.data_ptr(), *strides, row)
 
 
+def sparse(count: int, dtype: torch.dtype) -> Tensor:
+    """Zeros of any number; what is not written to takes no memory."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, named from Python 3.11
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=flags)
+    return torch.frombuffer(memory, dtype=dtype)
+
+
 class Kernels:
-    """The ops of a library that :func:`build` made, as those of ``cekernels.reference``."""
+    """The ops of a library that :func:`build` made, as those of ``cekernels.reference``.
+
+    Results lie between guard bytes, which are looked at after every call.
+    """
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
+        self.has_one_pass = hasattr(self.library, "run_scale_gradient")
+        self._guarded: list[Tensor] = []
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        count = math.prod(shape)
+        if count > 2**28:
+            return sparse(count, dtype).view(shape)
+        size = count * dtype.itemsize
+        buffer = torch.full((size + 2 * _GUARD,), _GUARD_BYTE, dtype=torch.uint8)
+        self._guarded.append(buffer)
+        return buffer[_GUARD : _GUARD + size].view(dtype).view(shape)
 
     def _run(self, name: str, struct: type[ctypes.Structure], *values: Any) -> None:
         function = getattr(self.library, name)
         function.restype = ctypes.c_char_p
         error = function(ctypes.byref(struct(*values)))
         assert error is None, error
+        for buffer in self._guarded:
+            assert (buffer[:_GUARD] == _GUARD_BYTE).all(), f"{name} wrote before its result"
+            assert (buffer[-_GUARD:] == _GUARD_BYTE).all(), f"{name} wrote beyond its result"
+        self._guarded.clear()
 
     def channelwise_linear(
         self, x: Tensor, w: Tensor, b: Tensor | None, relu: bool, products: int = 0
     ) -> Tensor:
-        output = x.new_empty(x.shape[0], *w.shape[:2])
+        output = self._empty((x.shape[0], *w.shape[:2]), x.dtype)
         self._run(
             "run_linear", _LINEAR, _DTYPES[x.dtype], *x.shape[:2], *w.shape[1:], x.data_ptr(),
             *x.stride()[:2], w.data_ptr(), *w.stride()[:2], None if b is None else b.data_ptr(),
@@ -139,7 +174,7 @@ class Kernels:
         products: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         shapes = (x.shape, w.shape, w.shape[:2])
-        grads = [x.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True)]
+        grads = [self._empty(s if n else (0,), x.dtype) for s, n in zip(shapes, needs, strict=True)]
         self._run(
             "run_linear_backward", _LINEAR_BACKWARD, _DTYPES[x.dtype], *x.shape[:2], *w.shape[1:],
             g.data_ptr(), *g.stride()[:2], None if y is None else y.data_ptr(),
@@ -155,24 +190,39 @@ class Kernels:
         return _DTYPES[p.dtype], mask_dtype, *sizes, _planes(p), _planes(t), _planes(mask)
 
     def masked_loss(
-        self, p: Tensor, t: Tensor, mask: Tensor, area: Tensor | None, power: int, normalize: str
-    ) -> tuple[Tensor, Tensor]:
+        self, p: Tensor, t: Tensor, mask: Tensor, area: Tensor | None, power: int, normalize: str,
+        grad: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         dtype = accumulation_dtype(p.dtype)
-        loss = torch.empty(p.shape[:1] if normalize == "none" else (), dtype=dtype)
-        scale = torch.empty((), dtype=dtype)
+        loss = self._empty(p.shape[:1] if normalize == "none" else (), dtype)
+        scale = self._empty((), dtype)
         kind = 0 if area is None else _DTYPES.get(area.dtype, _BYTES)
         self._run(
             "run_loss", _LOSS, *self._loss_operands(p, t, mask), power,
             ("mask", "all", "sum", "none").index(normalize),
             None if area is None else area.data_ptr(), kind, 0 if area is None else area.stride(0),
-            loss.data_ptr(), scale.data_ptr(),
+            loss.data_ptr(), scale.data_ptr(), None if grad is None else grad.data_ptr(),
         )  # fmt: skip
         return loss, scale
+
+    def masked_loss_and_gradient(
+        self, p: Tensor, t: Tensor, mask: Tensor, area: Tensor | None, power: int, normalize: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad = self._empty(p.shape, p.dtype)
+        return *self.masked_loss(p, t, mask, area, power, normalize, grad), grad
+
+    def scale_gradient_(self, grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+        mask_dtype = _DTYPES[mask.dtype] if mask.is_floating_point() else _BYTES
+        self._run(
+            "run_scale_gradient", _SCALE_GRADIENT, _DTYPES[grad.dtype], mask_dtype,
+            *grad.shape[:2], mask.shape[1], *grad.shape[2:], _planes(mask), grad_loss.data_ptr(),
+            grad_loss.stride(0) if grad_loss.dim() else 0, grad.data_ptr(),
+        )  # fmt: skip
 
     def masked_loss_backward(
         self, g: Tensor, scale: Tensor, p: Tensor, t: Tensor, mask: Tensor, power: int
     ) -> Tensor:
-        grad = torch.empty(p.shape, dtype=p.dtype)
+        grad = self._empty(p.shape, p.dtype)
         self._run(
             "run_loss_backward", _LOSS_BACKWARD, *self._loss_operands(p, t, mask), power,
             g.data_ptr(), g.stride(0) if g.dim() else 0, scale.data_ptr(), grad.data_ptr(),
@@ -180,7 +230,7 @@ class Kernels:
         return grad
 
     def fill_masked(self, image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty(image.shape, dtype=image.dtype)
+        output = self._empty(image.shape, image.dtype)
         self._run(
             "run_fill", _FILL, image.element_size(), mask.element_size(), mask.is_floating_point(),
             *image.shape, _planes(image), _planes(mask), value.data_ptr(), output.data_ptr(),
@@ -192,11 +242,11 @@ class Kernels:
         even_odd: bool, image: Tensor | None = None, value: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         batch = len(samples) - 1
-        mask = torch.empty(batch, 1, height, width, dtype=torch.bool)
-        area, output = torch.empty(batch, dtype=torch.int64), torch.empty(0)
+        mask = self._empty((batch, 1, height, width), torch.uint8).view(torch.bool)
+        area, output = self._empty((batch,), torch.int64), torch.empty(0)
         fill: tuple[Any, ...] = (0, 0, _Planes(), None, None)
         if image is not None and value is not None:
-            output = torch.empty(image.shape, dtype=image.dtype)
+            output = self._empty(image.shape, image.dtype)
             fill = (image.element_size(), image.shape[1], _planes(image), value.data_ptr(),
                     output.data_ptr())  # fmt: skip
         self._run(

@@ -46,8 +46,9 @@ extern "C" void __sanitizer_finish_switch_fiber(void* save, const void** bottom,
 namespace cuda_host {
 
 inline bool reversed = false;
+inline bool ends_only = false;  // of a grid only the first and the last block run
 constexpr size_t kStack = 128 << 10;
-constexpr unsigned kMaxGrid = 64;  // kernels must walk over what exceeds the grid
+constexpr unsigned kMaxGrid = 5;  // kernels must walk over what exceeds the grid
 
 enum class State { ready, at_block, at_warp, done };
 
@@ -160,14 +161,18 @@ inline void run_block(size_t threads) {
   }
 }
 
+inline unsigned next_block(unsigned block, unsigned count) {
+  return ends_only && block + 1 < count ? count - 1 : block + 1;
+}
+
 template <class Kernel>
 void launch(dim3 grid, dim3 threads, Kernel kernel) {
   const std::function<void()> call = kernel;
   block.kernel = &call;
-  gridDim = dim3(grid.x < kMaxGrid ? grid.x : kMaxGrid, grid.y);
+  gridDim = dim3(grid.x < kMaxGrid || ends_only ? grid.x : kMaxGrid, grid.y);
   blockDim = threads;
-  for (unsigned y = 0; y < gridDim.y; ++y) {
-    for (unsigned x = 0; x < gridDim.x; ++x) {
+  for (unsigned y = 0; y < gridDim.y; y = next_block(y, gridDim.y)) {
+    for (unsigned x = 0; x < gridDim.x; x = next_block(x, gridDim.x)) {
       blockIdx = dim3(x, y);
       run_block(threads.x);
     }
@@ -201,18 +206,11 @@ T __shfl_down_sync(unsigned, T value, unsigned delta) {
   const size_t me = cuda_host::block.current;
   return cuda_host::exchange(value, me % 32 + delta < 32 ? me + delta : me);
 }
-inline unsigned __ballot_sync(unsigned, bool vote) {
-  const size_t first = cuda_host::block.current / 32 * 32;
-  cuda_host::block.slots[cuda_host::block.current] = vote;
-  cuda_host::wait(cuda_host::State::at_warp);
-  unsigned votes = 0;
-  for (size_t i = 0; i < 32 && first + i < cuda_host::block.slots.size(); ++i) {
-    votes |= unsigned(cuda_host::block.slots[first + i] != 0) << i;
-  }
-  cuda_host::wait(cuda_host::State::at_warp);
-  return votes;
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned delta) {
+  const size_t me = cuda_host::block.current;
+  return cuda_host::exchange(value, me % 32 >= delta ? me - delta : me);
 }
-inline int __ffs(int x) { return __builtin_ffs(x); }
 
 template <class T>
 T atomicAdd(T* to, T value) {

@@ -6,10 +6,16 @@
 #ifdef CPU_KERNELS
 #include "../../csrc/cpu/kernels.h"
 
+static bool ends_only = false;  // of many tasks only the first and the last run
+extern "C" void set_ends_only(bool value) { ends_only = value; }
+
 namespace cekernels {
 namespace cpu {
 void parallel_for(int64_t count, int64_t grain, void (*f)(int64_t, int64_t, void*), void* context) {
-  for (int64_t i = 0; i < count; i += grain) f(i, i + grain < count ? i + grain : count, context);
+  for (int64_t i = 0; i < count;) {
+    f(i, i + grain < count ? i + grain : count, context);
+    i = ends_only && i + grain < count ? count - 1 : i + grain;
+  }
 }
 int64_t thread_count() { return 2; }
 }  // namespace cpu
@@ -25,6 +31,7 @@ extern "C" const char* run_shapes(const void* p) {
   return nullptr;
 }
 #else
+#include "../../csrc/cuda/device.h"
 #include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/mma.h"
 
@@ -36,7 +43,11 @@ extern "C" const char* run_shapes(const void* p) {
   }
 CEK_RUN(run_shapes, cekernels::Shapes)
 
+CEK_RUN(run_scale_gradient, cekernels::ScaleGradient)
+
 extern "C" void set_reversed(bool reversed) { cuda_host::reversed = reversed; }
+extern "C" void set_ends_only(bool ends_only) { cuda_host::ends_only = ends_only; }
+extern "C" int64_t quotient(int64_t a, int64_t b) { return cekernels::cuda::quotient(a, b); }
 
 // For the tests of the header itself: thread i reads what thread i + 1 wrote.
 static void neighbours(const int* from, int* to, bool with_barrier) {
