@@ -25,9 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from context_encoder.config import MaskName
+from context_encoder.data import Crops
 from context_encoder.evaluation import perceptual
 from context_encoder.evaluation.crops import (
-    Crops,
     held_out_crops,
     same_contents,
     training_crops,

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from cekernels import fill_masked
 from context_encoder.config import MaskName
-from context_encoder.evaluation.crops import Crops, contents, held_out_crops, training_crops
+from context_encoder.data import Crops, contents
+from context_encoder.evaluation.crops import held_out_crops, training_crops
 from context_encoder.masks import build_mask_sampler
 from context_encoder.metrics import to_unit
 from context_encoder.prepare import Processes, choose_device

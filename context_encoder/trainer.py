@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import PhotoFolder, make_loader
+from context_encoder.data import PhotoFolder, load_crops, make_loader
 from context_encoder.prepare import Photos, Processes
 from context_encoder.pretexts import PRETEXTS, Samples
 from context_encoder.runs import (
@@ -132,22 +132,18 @@ class Trainer:
             wrapped = DistributedDataParallel(wrapped, device_ids=index)
         return wrapped
 
-    def _folder(self, paths: list[Path], root: Path, **options: Any) -> PhotoFolder:
-        config = self.config
+    def _loader(self) -> Iterator[Any]:
+        config, photos = self.config, self.photos
         assert config.resize is not None
-        return PhotoFolder(
-            paths,
-            root=root,
+        data = PhotoFolder(
+            photos.train,
+            root=photos.train_root,
             size=self.pretext.crop_size(config),
             resize=config.resize,
             crop_scale=config.crop_scale,
-            **options,
-        )
-
-    def _loader(self) -> Iterator[Any]:
-        config, photos = self.config, self.photos
-        data = self._folder(
-            photos.train, photos.train_root, flip=config.flip, seed=config.seed, train=True
+            flip=config.flip,
+            seed=config.seed,
+            train=True,
         )
         return iter(
             make_loader(
@@ -165,23 +161,18 @@ class Trainer:
     def _load_validation(self) -> Tensor:
         """Held-out pictures, uint8 ``(N, 3, S, S)``."""
         config, photos = self.config, self.photos
-        crops = max(1, -(-config.val_samples // len(photos.val)))
-        data = self._folder(
-            photos.val, photos.val_root, flip=False, seed=0, train=False, crops_per_image=crops
+        assert config.resize is not None
+        crops = load_crops(
+            photos.val,
+            photos.val_root,
+            size=self.pretext.crop_size(config),
+            resize=config.resize,
+            crop_scale=config.crop_scale,
+            samples=config.val_samples,
+            description="reading held-out photographs",
         )
-        # Crop 0 of every photograph first, then crop 1, so that the first rows differ.
-        # Of many photographs, evenly spaced ones: the list is sorted by folder.
-        count = min(len(photos.val), config.val_samples)
-        chosen = [i * len(photos.val) // count for i in range(count)]
-        order = [i * crops + c for c in range(crops) for i in chosen]
-        samples = [data[0, index] for index in order[: config.val_samples]]
-        for sample in samples:
-            self._note_unreadable(sample["unreadable"])
-        # What stands in for a file that cannot be read would count twice.
-        samples = [s for s in samples if s["source"] == s["index"] // crops]
-        if not samples:
-            raise ValueError(f"none of the held-out photographs in {photos.val_root} can be read")
-        return torch.stack([sample["image"] for sample in samples])
+        self._note_unreadable(list(crops.unreadable))
+        return crops.images
 
     # --- one step -----------------------------------------------------------------------------
 

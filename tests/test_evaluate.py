@@ -15,9 +15,9 @@ from torch import nn
 
 from context_encoder import evaluate as evaluate_module
 from context_encoder.config import TrainConfig
+from context_encoder.data import load_crops
 from context_encoder.evaluate import EvaluateConfig, evaluate, main
 from context_encoder.evaluation import fills, perceptual
-from context_encoder.evaluation.crops import load_crops
 from context_encoder.evaluation.fills import BASELINES, Holes, baseline_methods, load_run
 from context_encoder.evaluation.perceptual import FeatureDistance
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary

@@ -11,7 +11,8 @@ from scipy.spatial.distance import cdist
 from skimage.feature import hog
 
 from context_encoder.config import TrainConfig
-from context_encoder.evaluation.crops import Crops, load_crops, same_contents
+from context_encoder.data import Crops, load_crops
+from context_encoder.evaluation.crops import same_contents
 from context_encoder.models import build_model
 from context_encoder.neighbours import (
     EncoderFeatures,

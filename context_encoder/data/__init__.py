@@ -9,6 +9,7 @@ from typing import TypedDict
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from .crops import Crops, contents, load_crops
 from .folder import DEFAULT_CACHE_BYTES, PhotoFolder, Sample, embedded_photos, split_photos
 from .images import SUFFIXES, Scan, UnreadableImage, list_images, read_image, scan_images
 from .sampler import SampleStream
@@ -17,14 +18,17 @@ __all__ = [
     "DEFAULT_CACHE_BYTES",
     "SUFFIXES",
     "Batch",
+    "Crops",
     "PhotoFolder",
     "Sample",
     "SampleStream",
     "Scan",
     "UnreadableImage",
     "collate",
+    "contents",
     "embedded_photos",
     "list_images",
+    "load_crops",
     "make_loader",
     "read_image",
     "scan_images",

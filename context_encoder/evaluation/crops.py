@@ -1,135 +1,15 @@
-"""The fixed crops that everything is measured on, and telling copies of a file apart."""
+"""Which crops a run is evaluated on, and telling copies of a file apart."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
 from context_encoder.config import TrainConfig
-from context_encoder.data import PhotoFolder, list_images
-from context_encoder.data.images import relative_name
+from context_encoder.data import Crops, contents, list_images, load_crops
 from context_encoder.prepare import Photos
 
-__all__ = [
-    "Crops",
-    "contents",
-    "held_out_crops",
-    "load_crops",
-    "same_contents",
-    "training_crops",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class Crops:
-    """Square crops of photographs, in memory."""
-
-    #: uint8 ``(N, 3, S, S)``, RGB.
-    images: Tensor
-    #: The file of each crop, and its name relative to the folder.
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    #: Which of its file's crops each one is.
-    numbers: tuple[int, ...]
-    #: Names of the photographs that are smaller than S pixels and were enlarged.
-    upsampled: tuple[str, ...]
-    #: Names and reasons of the files that could not be read.
-    unreadable: tuple[tuple[str, str], ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def photographs(self) -> int:
-        """How many files the crops come from."""
-        return len(set(self.paths))
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Changes when a pixel does, or the file that a crop comes from."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        digest.update("\0".join(map(contents, self.paths)).encode())
-        return digest.hexdigest()
-
-    def floats(self, index: Tensor | slice) -> Tensor:
-        """Some of the crops, float32 ``(n, 3, S, S)`` in [-1, 1], as networks take them."""
-        return self.images[index].float().div(127.5).sub(1)
-
-
-def load_crops(
-    paths: Sequence[Path],
-    root: Path,
-    *,
-    size: int,
-    resize: int,
-    crop_scale: tuple[float, float],
-    samples: int | None = None,
-    description: str = "reading",
-) -> Crops:
-    """Read the fixed crops that validation in training uses as well.
-
-    Args:
-        paths, root, size, resize, crop_scale: see :class:`context_encoder.data.PhotoFolder`.
-        samples: how many crops. More than there are files: several of each. Fewer: one each of
-            evenly spaced files. None: one of each file. Files that cannot be read give none.
-        description: of the progress bar.
-
-    Raises:
-        ValueError: none of the files can be read, or an argument is out of its range.
-    """
-    samples = len(paths) if samples is None else samples
-    each = -(-samples // len(paths))
-    data = PhotoFolder(
-        paths,
-        root=root,
-        size=size,
-        resize=resize,
-        crop_scale=crop_scale,
-        flip=False,
-        seed=0,
-        train=False,
-        crops_per_image=each,
-    )
-    # Crop 0 of every photograph first, then crop 1: the order of validation in training.
-    count = min(len(paths), samples)
-    chosen = [i * len(paths) // count for i in range(count)]
-    order = [i * each + crop for crop in range(each) for i in chosen][:samples]
-    images, kept = [], []
-    unreadable: dict[str, str] = {}
-    upsampled: set[str] = set()
-    for index in tqdm(order, desc=description, unit="crop", leave=False, dynamic_ncols=True):
-        sample = data[0, index]
-        unreadable.update(sample["unreadable"])
-        if sample["source"] != index // each:
-            continue  # what stands in for a file that cannot be read would count twice
-        images.append(sample["image"])
-        kept.append(index)
-        if sample["upsampled"]:
-            upsampled.add(data.names[index // each])
-    if not images:
-        name, reason = next(iter(unreadable.items()))
-        raise ValueError(f"none of the photographs in {root} can be read; {name}: {reason}")
-    return Crops(
-        torch.stack(images),
-        tuple(paths[index // each] for index in kept),
-        tuple(relative_name(paths[index // each], root) for index in kept),
-        tuple(index % each for index in kept),
-        tuple(sorted(upsampled)),
-        tuple(unreadable.items()),
-    )
-
-
-@functools.cache
-def contents(path: Path) -> str:
-    """A digest of a file's bytes: copies under other names are the same photograph."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+__all__ = ["held_out_crops", "same_contents", "training_crops"]
 
 
 def same_contents(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from context_encoder.config import MaskName
-from context_encoder.evaluation.crops import Crops
+from context_encoder.data import Crops
 from context_encoder.inpaint import Inpainter
 from context_encoder.metrics import context_mean
 from context_encoder.neighbours import (
