@@ -12,6 +12,7 @@ namespace {
 constexpr int kVectors = 3;
 constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
 constexpr int64_t kChunk = 32;         // rows of a sample chunk
+constexpr int64_t kDepth = 64;         // terms of a sum before it joins those before it
 constexpr int64_t kGroupBytes = 48 << 10;  // weights of a group of channels
 constexpr int64_t kSlice = 256;        // samples of one task of the forward pass
 
@@ -20,18 +21,16 @@ CEK_INLINE int64_t padded(int64_t n) {
   return divide_up(n, Simd<A>::width) * Simd<A>::width;
 }
 
-// M rows by V vectors: out[m, :] = init + sum_k a[m, k] b[k, :], or added to out.
+// M rows by V vectors: out[m, :] = sum_k a[m, k] b[k, :] + bias, or that added to out. The sum is
+// finished first: rounding would pile up on a large bias.
 template <class A, int M, int V>
 inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_row,
-                 int64_t depth, const A* init, bool accumulate, bool relu, A* out,
+                 int64_t depth, const A* bias, bool accumulate, bool relu, A* out,
                  int64_t out_row) {
   using S = Simd<A>;
   typename S::vector sum[M][V];
   CEK_UNROLL for (int v = 0; v < V; ++v) {
-    const typename S::vector start = init ? S::load(init + v * S::width) : typename S::vector{};
-    CEK_UNROLL for (int m = 0; m < M; ++m) {
-      sum[m][v] = accumulate ? S::load(out + m * out_row + v * S::width) : start;
-    }
+    CEK_UNROLL for (int m = 0; m < M; ++m) sum[m][v] = typename S::vector{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     typename S::vector row[V];
@@ -44,6 +43,8 @@ inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t
   CEK_UNROLL for (int m = 0; m < M; ++m) {
     CEK_UNROLL for (int v = 0; v < V; ++v) {
       typename S::vector y = sum[m][v];
+      if (accumulate) y += S::load(out + m * out_row + v * S::width);
+      if (bias) y += S::load(bias + v * S::width);
       if (relu) y = y < 0 ? typename S::vector{} : y;  // NaN stays
       S::store(out + m * out_row + v * S::width, y);
     }
@@ -52,28 +53,28 @@ inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t
 
 template <class A, int V>
 inline void columns(int64_t rows, const A* a, int64_t a_row, int64_t a_depth, const A* b,
-                    int64_t b_row, int64_t depth, const A* init, bool accumulate, bool relu,
+                    int64_t b_row, int64_t depth, const A* bias, bool accumulate, bool relu,
                     A* out, int64_t out_row) {
   int64_t m = 0;
   for (; m + kRows <= rows; m += kRows) {
-    tile<A, kRows, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
+    tile<A, kRows, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, bias, accumulate, relu,
                       out + m * out_row, out_row);
   }
   for (; m + 2 <= rows; m += 2) {
-    tile<A, 2, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
+    tile<A, 2, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, bias, accumulate, relu,
                   out + m * out_row, out_row);
   }
   if (m < rows) {
-    tile<A, 1, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, init, accumulate, relu,
+    tile<A, 1, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, bias, accumulate, relu,
                   out + m * out_row, out_row);
   }
 }
 
-// out (rows, n) = init (n) + a (rows, depth) b (depth, n). Whole vectors are read and written: b,
-// init and out must go on for up to a vector beyond n, and what out has there is overwritten.
+// out (rows, n) = a (rows, depth) b (depth, n) + bias (n). Whole vectors are read and written: b,
+// bias and out must go on for up to a vector beyond n, and what out has there is overwritten.
 template <class A>
 void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, int64_t a_depth,
-             const A* b, int64_t b_row, const A* init, bool accumulate, bool relu, A* out,
+             const A* b, int64_t b_row, const A* bias, bool accumulate, bool relu, A* out,
              int64_t out_row) {
   constexpr int64_t width = Simd<A>::width;
   for (int64_t j = 0; j < n;) {
@@ -81,8 +82,14 @@ void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, 
     // Four vectors are better cut 2 + 2 than 3 + 1.
     const int64_t take = vectors == 4 ? 2 : smaller(vectors, kVectors);
     const auto run = take == 3 ? columns<A, 3> : take == 2 ? columns<A, 2> : columns<A, 1>;
-    run(rows, a, a_row, a_depth, b + j, b_row, depth, init ? init + j : nullptr, accumulate, relu,
-        out + j, out_row);
+    int64_t k = 0;
+    do {
+      const int64_t next = smaller(k + kDepth, depth);
+      run(rows, a + k * a_depth, a_row, a_depth, b + k * b_row + j, b_row, next - k,
+          bias && next == depth ? bias + j : nullptr, accumulate || k > 0, relu && next == depth,
+          out + j, out_row);
+      k = next;
+    } while (k < depth);
     j += take * width;
   }
 }
