@@ -209,6 +209,10 @@ class BoxSample {
 }  // namespace
 
 void run(const Shapes& p) {
+  if (p.height * p.width == 0) {
+    std::fill(p.area, p.area + p.batch, 0);
+    return;
+  }
   parallel(p.batch, 1, [&](int64_t begin, int64_t end) {
     if (p.boxes) {
       BoxSample boxes;

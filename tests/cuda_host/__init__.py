@@ -249,6 +249,8 @@ class Kernels:
             output = self._empty(image.shape, image.dtype)
             fill = (image.element_size(), image.shape[1], _planes(image), value.data_ptr(),
                     output.data_ptr())  # fmt: skip
+        if batch == 0:
+            return output, mask, area  # the bindings do not call
         self._run(
             "run_shapes", _SHAPES, contours is None, even_odd, batch, height, width,
             vertices.data_ptr(), len(vertices), None if contours is None else contours.data_ptr(),
