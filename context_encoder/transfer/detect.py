@@ -97,21 +97,22 @@ class FastRCNN(nn.Module):
         geometry = Geometry.of(self.encoder)
         self.stride, self.padding = geometry.stride, int(geometry.offset)
         channels, _ = map_shape(network, self.encoder)
+        fc6, fc7 = nn.Linear(channels * self.roi_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)
         self.head = nn.Sequential(
             OrderedDict(
                 flatten=nn.Flatten(),
-                fc6=nn.Linear(channels * self.roi_size**2, fc_dim),
+                fc6=fc6,
                 relu6=nn.ReLU(),
                 drop6=nn.Dropout(dropout),
-                fc7=nn.Linear(fc_dim, fc_dim),
+                fc7=fc7,
                 relu7=nn.ReLU(),
                 drop7=nn.Dropout(dropout),
             )
         )
         self.score = nn.Linear(fc_dim, classes)
         self.regress = nn.Linear(fc_dim, 4 * classes)
-        for layer in (self.head.fc6, self.head.fc7):
-            fully_connected(layer.weight, layer.bias)  # type: ignore[arg-type]
+        fully_connected(fc6.weight, fc6.bias)
+        fully_connected(fc7.weight, fc7.bias)
         for layer, deviation in ((self.score, 0.01), (self.regress, 0.001)):
             nn.init.normal_(layer.weight, 0, deviation)
             nn.init.zeros_(layer.bias)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,10 +151,9 @@ def find_proposals(
     return {item.name: kept[item.name][:limit] for item in items}
 
 
-def _selective_search():  # type: ignore[no-untyped-def]
+def _selective_search() -> Any:
     try:
-        import cv2
-
-        return cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+        ximgproc: Any = importlib.import_module("cv2.ximgproc")
+        return ximgproc.segmentation.createSelectiveSearchSegmentation()
     except (ImportError, AttributeError):
         return None
