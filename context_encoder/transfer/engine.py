@@ -333,10 +333,9 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     out = config.resume or config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     config = config.model_copy(update={"out": out, "resume": None})
     checkpoint = None
-    if out.exists() and (out / "checkpoints").exists():
+    if config.resume is not None:
         checkpoint = read_checkpoint(find_checkpoint(out, "last"))
-    step = None if checkpoint is None else int(checkpoint.state["step"])
-    run = RunFolder(out, step)
+    run = RunFolder(out, None if checkpoint is None else int(checkpoint.state["step"]))
     network = config.load(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -398,8 +397,13 @@ def number_or_none(value: float) -> float | None:
 
 
 def fully_connected(weight: Tensor, bias: Tensor | None) -> None:
-    """Krähenbühl's start of a layer: weights N(0, .01), biases .1, in place."""
-    nn.init.normal_(weight, 0, 0.01)
+    """Krähenbühl's start of a layer, in place: weights N(0, .01), biases .1.
+
+    Of fewer than 4096 inputs, as only small networks have, the weights start larger, so that the
+    sum keeps its size.
+    """
+    inputs = weight[0].numel()
+    nn.init.normal_(weight, 0, 0.01 * max(1.0, math.sqrt(4096 / inputs)))
     if bias is not None:
         nn.init.constant_(bias, 0.1)
 

@@ -115,14 +115,15 @@ def confusion(prediction: NDArray[np.int64], label: NDArray[np.int64], classes: 
     counted = label != 255
     index = classes * label[counted].astype(np.int64) + prediction[counted]
     counts = np.bincount(index.ravel(), minlength=classes**2)
-    return counts.reshape(classes, classes).astype(np.float64)
+    return np.asarray(counts.reshape(classes, classes), np.float64)
 
 
 def iou_per_class(matrix: FloatArray) -> FloatArray:
     """Intersection over union from a confusion matrix; nan for a class never seen nor said."""
     hits = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - hits
-    return np.divide(hits, union, out=np.full(len(matrix), np.nan), where=union > 0)
+    nothing = np.full(len(matrix), np.nan)
+    return np.asarray(np.divide(hits, union, out=nothing, where=union > 0))
 
 
 def mean(values: FloatArray | list[float]) -> float:

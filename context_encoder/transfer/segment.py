@@ -82,7 +82,7 @@ class Geometry:
         for module in network.modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
                 kernel, stride, padding = (
-                    value if isinstance(value, int) else int(value[0])  # type: ignore[arg-type, index]
+                    value if isinstance(value, int) else int(value[0])
                     for value in (module.kernel_size, module.stride, module.padding)
                 )
                 geometry = geometry.then(kernel, stride, padding)
@@ -112,7 +112,8 @@ class Upsampling:
             kernel -= 1
         shift = round((kernel - 1) / 2 - geometry.offset)
         if padding is None:
-            padding = max(0, -shift, shift + geometry.extent + stride - 1 - kernel)
+            covering = shift + geometry.extent + stride - 1 - kernel
+            padding = max(-shift, covering, geometry.extent // 2)  # the last: one cell at least
         return cls(kernel, padding, shift + padding)
 
 
@@ -141,21 +142,23 @@ class FCN(nn.Module):
         kernel = fc6_kernel or side
         geometry = Geometry.of(self.encoder).then(kernel)
         self.upsampling = Upsampling.fit(geometry)
+        fc6, fc7 = nn.Conv2d(channels, fc_dim, kernel), nn.Conv2d(fc_dim, fc_dim, 1)
+        score = nn.Conv2d(fc_dim, classes, 1)
         self.head = nn.Sequential(
             OrderedDict(
-                fc6=nn.Conv2d(channels, fc_dim, kernel),
+                fc6=fc6,
                 relu6=nn.ReLU(),
                 drop6=nn.Dropout2d(dropout),
-                fc7=nn.Conv2d(fc_dim, fc_dim, 1),
+                fc7=fc7,
                 relu7=nn.ReLU(),
                 drop7=nn.Dropout2d(dropout),
-                score=nn.Conv2d(fc_dim, classes, 1),
+                score=score,
             )
         )
-        for layer in (self.head.fc6, self.head.fc7):
-            fully_connected(layer.weight, layer.bias)  # type: ignore[arg-type]
-        nn.init.zeros_(self.head.score.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.head.score.bias)  # type: ignore[arg-type]
+        fully_connected(fc6.weight, fc6.bias)
+        fully_connected(fc7.weight, fc7.bias)
+        nn.init.zeros_(score.weight)
+        nn.init.zeros_(score.bias)  # type: ignore[arg-type]
         self.upscore = nn.ConvTranspose2d(
             classes, classes, self.upsampling.kernel, geometry.stride, groups=classes, bias=False
         )

@@ -1,0 +1,159 @@
+"""Boxes that may hold an object: from a file, from selective search, or a dense grid."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from context_encoder.data import UnreadableImage, read_image
+from context_encoder.data.images import open_image
+from context_encoder.transfer.voc import Item
+
+log = logging.getLogger("context_encoder")
+FloatArray = NDArray[np.float64]
+
+
+def read_proposals(path: Path) -> dict[str, FloatArray]:
+    """Boxes ``(N, 4)`` by picture name, x1, y1, x2, y2 counted from 0.
+
+    * ``.npz``: an array for each name.
+    * ``.json``: ``{"000001": [[x1, y1, x2, y2], ...], ...}``.
+    * ``.mat``: as selective search's authors and Fast R-CNN have them: ``images``, the names, and
+      ``boxes``, for each an array of (y1, x1, y2, x2) counted from 1.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another suffix, or not what the suffix promises.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"proposals file {path} does not exist")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+        elif path.suffix == ".json":
+            found = {name: np.array(v) for name, v in json.loads(path.read_text()).items()}
+        elif path.suffix == ".mat":
+            from scipy.io import loadmat
+
+            file = loadmat(path)
+            names = [str(np.ravel(name)[0]) for name in file["images"].ravel()]
+            found = {
+                name: np.asarray(boxes, np.float64)[:, (1, 0, 3, 2)] - 1
+                for name, boxes in zip(names, file["boxes"].ravel(), strict=True)
+            }
+        else:
+            raise ValueError("the suffix must be .npz, .json or .mat")
+        result = {k: np.asarray(v, np.float64).reshape(-1, 4) for k, v in found.items()}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"proposals file {path} cannot be used: {error}") from error
+    for name, boxes in result.items():
+        if not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
+            raise ValueError(f"proposals file {path}: boxes of {name} are not x1, y1, x2, y2")
+    return result
+
+
+def dense_grid(
+    width: int,
+    height: int,
+    sides: Sequence[float] = (0.2, 0.3, 0.45, 0.65, 0.95),
+    ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    step: float = 0.25,
+) -> FloatArray:
+    """Boxes of several sizes and shapes all over a picture, ``(N, 4)``.
+
+    Args:
+        width, height: of the picture.
+        sides: square roots of the boxes' areas, as parts of the short side.
+        ratios: of height to width.
+        step: from box to box, as a part of the box's side.
+    """
+    boxes = []
+    for side in sides:
+        for ratio in ratios:
+            w = min(side * min(width, height) / ratio**0.5, width)
+            h = min(side * min(width, height) * ratio**0.5, height)
+            columns = np.linspace(0, width - w, 1 + int(np.ceil((width - w) / (step * w) - 1e-9)))
+            rows = np.linspace(0, height - h, 1 + int(np.ceil((height - h) / (step * h) - 1e-9)))
+            x, y = (grid.ravel() for grid in np.meshgrid(columns, rows))
+            boxes.append(np.stack([x, y, x + w - 1, y + h - 1], axis=1))
+    result = np.unique(np.rint(np.concatenate(boxes)), axis=0)
+    result[:, 2:] = np.maximum(result[:, :2], result[:, 2:])  # of less than a pixel
+    return np.asarray(result)
+
+
+def find_proposals(
+    items: Sequence[Item], file: Path | None, cache: Path, limit: int
+) -> dict[str, FloatArray]:
+    """Boxes for every picture, by name; an unreadable picture has none.
+
+    Those of the file, if one is given; else selective search's fast mode, if OpenCV was built
+    with ximgproc (they are kept in ``cache``: it takes seconds a picture); else
+    :func:`dense_grid`.
+
+    Args:
+        items: the pictures.
+        file: see :func:`read_proposals`.
+        cache: an ``.npz`` file.
+        limit: at most so many for a picture: the first of a file or of selective search; an even
+            choice of the grid.
+
+    Raises:
+        ValueError: the file lacks a picture.
+    """
+    if file is not None:
+        given = read_proposals(file)
+        absent = [item.name for item in items if item.name not in given]
+        if absent:
+            raise ValueError(
+                f"{file} has no proposals for {len(absent)} of {len(items)} pictures, "
+                f"the first: {absent[0]}"
+            )
+        return {item.name: given[item.name][:limit] for item in items}
+    search = _selective_search()
+    if search is None:
+        log.info("proposals: a dense grid (no --proposals, no OpenCV with ximgproc)")
+        result = {}
+        for item in items:
+            try:
+                with open_image(item.image) as image:
+                    grid = dense_grid(*image.size)
+            except UnreadableImage:
+                grid = np.zeros((0, 4))
+            keep = np.linspace(0, len(grid) - 1, min(limit, len(grid))).astype(int)
+            result[item.name] = grid[keep]
+        return result
+    kept = read_proposals(cache) if cache.exists() else {}
+    if any(item.name not in kept for item in items):
+        for item in tqdm(items, unit="picture", desc="selective search", dynamic_ncols=True):
+            if item.name in kept:
+                continue
+            try:
+                pixels = np.asarray(read_image(item.image))[:, :, ::-1]
+            except UnreadableImage:
+                kept[item.name] = np.zeros((0, 4))
+                continue
+            search.setBaseImage(np.ascontiguousarray(pixels))
+            search.switchToSelectiveSearchFast()
+            found = np.asarray(search.process(), np.float64).reshape(-1, 4)
+            found[:, 2:] += found[:, :2] - 1  # x, y, width, height
+            kept[item.name] = found
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(cache, **kept)  # type: ignore[arg-type]
+    return {item.name: kept[item.name][:limit] for item in items}
+
+
+def _selective_search() -> Any:
+    try:
+        ximgproc: Any = importlib.import_module("cv2.ximgproc")
+        return ximgproc.segmentation.createSelectiveSearchSegmentation()
+    except (ImportError, AttributeError):
+        return None
