@@ -331,11 +331,11 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     """
     device = choose_device(config.device, Processes())
     out = config.resume or config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
-    config = config.model_copy(update={"out": out, "resume": None})
     checkpoint = None
     if config.resume is not None:
         checkpoint = read_checkpoint(find_checkpoint(out, "last"))
     run = RunFolder(out, None if checkpoint is None else int(checkpoint.state["step"]))
+    config = config.model_copy(update={"out": out, "resume": None})
     network = config.load(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -400,17 +400,18 @@ def _fit(
     l2: float,
 ) -> Tensor:
     def weights() -> Tensor:
-        return torch.linalg.solve_triangular(factor.T, free, upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(factor.T, free, upper=True)
+        return solved
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         current = weights().T.contiguous()  # so that the product with x in backward is fast
-        loss = F.cross_entropy(F.linear(x, current, biases), y)
+        loss: Tensor = F.cross_entropy(F.linear(x, current, biases), y)
         loss = loss + l2 / 2 * current.square().sum()
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return weights().detach()
 
 
@@ -418,7 +419,10 @@ def _curvature(covariance: Tensor, classes: int, l2: float) -> Tensor:
     """Lower Cholesky factor of the loss's second derivative where all classes are as likely."""
     likely = 1 / classes
     diagonal = torch.full_like(covariance[0], l2 + 1e-5)  # 1e-5: for rounding
-    return torch.linalg.cholesky(likely * (1 - likely) * covariance + torch.diag(diagonal))
+    factor: Tensor = torch.linalg.cholesky(
+        likely * (1 - likely) * covariance + torch.diag(diagonal)
+    )
+    return factor
 
 
 def accuracy(x: Tensor, y: Tensor, theta: Tensor) -> float:
