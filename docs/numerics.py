@@ -58,7 +58,7 @@ _TRITON_LOSS = dict.fromkeys(
     "float32 within a program, float64 across; gradient rounded once",
 )
 _CPP_LINEAR = {
-    "float32": "float32 multiply-add (small batches by the matrix library)",
+    "float32": "float32 multiply-add, at most 64 terms a sum; large maps by the matrix library",
     "float16": _ONCE,
     "bfloat16": _ONCE,
 }
