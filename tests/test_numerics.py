@@ -41,8 +41,7 @@ def test_errors_are_those_of_the_page(name: str) -> None:
 
 def test_limits_are_those_of_the_page() -> None:
     pytest.importorskip("triton")
-    from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD, PRECISIONS
+    from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD
 
     assert LARGEST_BACKWARD == 64
     assert LARGEST_FORWARD == {"ieee": 64, "tf32x3": 64, "tf32": 64, "16 bit": 128}
-    assert PRECISIONS == {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}

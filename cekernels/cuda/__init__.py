@@ -7,9 +7,7 @@ from torch import Tensor
 
 from cekernels import _native
 from cekernels._compiled import PRODUCTS, CompiledOps, torch_linear, torch_linear_backward
-
-# float32 products by torch.get_float32_matmul_precision(): the rule of Triton's kernels.
-PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+from cekernels._precision import float32_products
 
 _OPS = CompiledOps("cekernels_cuda", "cuda")
 unsupported = _OPS.unsupported
@@ -37,7 +35,7 @@ def _torch_is_faster(input: Tensor, weight: Tensor) -> bool:
 
 
 def _products() -> int:
-    return PRODUCTS.index(PRECISIONS[torch.get_float32_matmul_precision()])
+    return PRODUCTS.index(float32_products())
 
 
 def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cekernels._precision import float32_products
 from cekernels.triton._runtime import (
     INTERPRETED,
     alignment,
@@ -28,10 +29,6 @@ from cekernels.triton._runtime import (
     to_float32,
     wide,
 )
-
-# float32 products by torch.get_float32_matmul_precision(). "high" lets PyTorch use TF32 or three
-# bfloat16 products; three TF32 products are more exact than either, and memory stays the limit.
-PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 # Larger maps than this are left to torch.bmm: their weights outweigh the batch, and a channel's
 # weights with the sums of its gradient no longer fit the registers of a block.
@@ -95,9 +92,7 @@ def rows_per_program(batch: int, channels: int, tile: int) -> int:
 
 def products_of(dtype: torch.dtype) -> str:
     """How products are taken: "16 bit" (exact in float32), or a ``tl.dot`` input precision."""
-    if dtype != torch.float32:
-        return "16 bit"
-    return PRECISIONS[torch.get_float32_matmul_precision()]
+    return float32_products() if dtype == torch.float32 else "16 bit"
 
 
 # --- kernels ----------------------------------------------------------------------------------
