@@ -43,7 +43,7 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
     """The module of an implementation and None, or None and why it is not to be had."""
     try:
         module = importlib.import_module(f"cekernels.{name}")
-    except (ImportError, OSError) as error:  # OSError: a compiled library that does not load
+    except Exception as error:  # no such package, a library that does not load, another version
         return None, f"cannot be imported: {error}"
     reason = module.unavailable()
     return (None, reason) if reason else (module, None)

@@ -37,6 +37,16 @@ def test_without_triton_everything_else_works() -> None:
     assert seen.startswith("2.0\ncannot be imported")
 
 
+def test_a_triton_of_another_version_is_a_reason_not_a_crash() -> None:
+    pytest.importorskip("triton")
+    seen = run(
+        "import triton; del triton.knobs\n"
+        "from cekernels import _dispatch\n"
+        "print(_dispatch.load('triton')[1])\n"
+    )
+    assert seen.startswith("cannot be imported: module 'triton' has no attribute 'knobs'")
+
+
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton can run here")
 def test_forcing_it_without_a_gpu_says_why() -> None:
     pytest.importorskip("triton")
