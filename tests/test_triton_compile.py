@@ -20,11 +20,13 @@ from implementation_cases import INTERPRETED
 from triton_compile import SHARED_MEMORY, Compiled, compile_for, launches
 
 from cekernels import triton as implementation
+from cekernels.triton import rasterize
 from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 
-CAPABILITIES = sorted(SHARED_MEMORY)
+CAPABILITIES = (80, 90, 100)
+DESKTOP = sorted(set(SHARED_MEMORY) - set(CAPABILITIES))
 EVERYTHING = os.environ.get("CEKERNELS_COMPILE_ALL") == "1"
 # How products are taken, and the dtype and torch.get_float32_matmul_precision() that lead there.
 PRODUCTS = {
@@ -115,6 +117,20 @@ def test_linear_backward(capability: int, products: str, n_in: int, n_out: int) 
             check(compile_for(call, capability), capability)
 
 
+@pytest.mark.parametrize("capability", DESKTOP)
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_the_largest_tiles_fit_small_gpus(capability: int, products: str) -> None:
+    dtype, precision = PRODUCTS[products]
+    torch.set_float32_matmul_precision(precision)
+    n = LARGEST_FORWARD[products]
+    x, w, b = empty(dtype, 1024, 256, n), empty(dtype, 256, n, n), empty(dtype, 256, n)
+    (forward,) = launches(implementation.channelwise_linear, x, w, b, True)
+    x, w = empty(dtype, 1024, 256, LARGEST_BACKWARD), empty(dtype, 256, *(LARGEST_BACKWARD,) * 2)
+    backward, *_ = launches(implementation.channelwise_linear_backward, x, x, w, x, (True,) * 3)
+    for call in (forward, backward):
+        check(compile_for(call, capability), capability)
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_large_maps_go_to_cublas(capability: int) -> None:
     """And bias and ReLU follow in one kernel."""
@@ -203,3 +219,26 @@ def test_int64_offsets_where_int32_would_overflow() -> None:
     (call,) = launches(implementation.fill_masked, image, m, value)
     assert call.arguments["WIDE"] is True
     check(compile_for(call, 90), 90)
+
+
+def test_one_pixel_with_int64_offsets() -> None:
+    """A size of 1 is a constant to the compiler, not a tensor."""
+    p = torch.empty_strided((2, 3, 1, 1), (2**31, 4, 4, 1), dtype=torch.float32, device="meta")
+    m, one, value = empty(torch.bool, 2, 1, 1, 1), empty(torch.float32), empty(torch.float32, 3)
+    wide_mask = torch.empty_strided((2, 1, 1, 1), (2**31, 1, 1, 1), dtype=torch.bool, device="meta")
+    calls = [
+        *launches(implementation.masked_loss, p, p, m, None, 2, "mask")[:1],
+        *launches(implementation.masked_loss_backward, one, one, p, p, m, 1),
+        *launches(implementation.scale_gradient_, empty(torch.float32, 2, 3, 1, 1), one, wide_mask),
+        *launches(implementation.fill_masked, p, m, value),
+    ]
+    assert len(calls) == 4
+    for call in calls:
+        assert call.arguments["WIDE"] is True
+        check(compile_for(call, 90), 90)
+
+
+def test_numbers_of_shapes_do_not_compile_anew() -> None:
+    polygons, boxes = rasterize.polygons_kernel, rasterize.boxes_kernel
+    for kernel, names in ((polygons, {"vertex_count", "contour_count"}), (boxes, {"box_count"})):
+        assert {p.name for p in kernel.params if p.do_not_specialize} == names

@@ -19,7 +19,12 @@ from triton.compiler import ASTSource
 from cekernels.triton import _runtime
 
 # Shared memory that one block may have, in bytes, by compute capability.
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_MEMORY = {
+    80: 163 * 1024,
+    90: 227 * 1024,
+    100: 227 * 1024,
+    **dict.fromkeys((86, 89, 120), 99 * 1024),  # desktops
+}
 
 _TYPES = {
     torch.float16: "fp16",
@@ -78,10 +83,13 @@ def source_of(call: _runtime.Launch) -> ASTSource:
     """What Triton compiles for this launch: types, constants, and its 16-divisibility hints."""
     constants, signature, hints = {}, {}, {}
     declared = {p.name for p in call.kernel.params if p.is_constexpr}
+    general = {p.name for p in call.kernel.params if p.do_not_specialize}
     for position, name in enumerate(call.kernel.arg_names):
         value = call.arguments[name]
         hint = False
-        if name in declared or value is None or (type(value) is int and value == 1):
+        if name in general:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        elif name in declared or value is None or (type(value) is int and value == 1):
             constants[name], signature[name] = value, "constexpr"
         elif isinstance(value, torch.Tensor):
             signature[name], hint = f"*{_TYPES[value.dtype]}", value.data_ptr() % 16 == 0

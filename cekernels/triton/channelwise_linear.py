@@ -367,7 +367,7 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
         PRECISION="ieee" if products == "16 bit" else products,
         ALIGN_IN=alignment(input, weight, sizes=(n_in,)),
         ALIGN_OUT=alignment(output, sizes=(n_out,)),
-        WIDE=wide(input, weight, output),
+        WIDE=wide(input, weight, output, *([] if bias is None else [bias])),
         BLOCK_B=tiles.batch,
         BLOCK_I=tiles.inner,
         BLOCK_O=tiles.outer,

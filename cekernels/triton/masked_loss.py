@@ -93,7 +93,7 @@ def masked_loss_kernel(
     split = tl.program_id(0) % splits
     if WIDE:
         sample = sample.to(tl.int64)
-        pixels = pixels.to(tl.int64)
+        pixels = tl.cast(pixels, tl.int64)
     prediction += tl.multiple_of(sample * prediction_stride_b, ALIGN)
     target += tl.multiple_of(sample * target_stride_b, ALIGN)
     mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
@@ -221,7 +221,7 @@ def scale_gradient_kernel(
     split = tl.program_id(0) % splits
     if WIDE:
         sample = sample.to(tl.int64)
-        pixels = pixels.to(tl.int64)
+        pixels = tl.cast(pixels, tl.int64)
     by = tl.load(factor + sample * factor_stride)
     if by != 1.0:
         mask += tl.multiple_of(sample * mask_stride_b, ALIGN)

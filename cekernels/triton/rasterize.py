@@ -116,7 +116,8 @@ def _store_tile(
             tl.store(filled + plane + here, pixel, mask=exists)
 
 
-@triton.jit
+# Not specialised by numbers that differ from batch to batch: that would compile it nine times.
+@triton.jit(do_not_specialize=["vertex_count", "contour_count"])
 def polygons_kernel(
     vertices,
     contour_offsets,
@@ -179,7 +180,7 @@ def polygons_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["box_count"])
 def boxes_kernel(
     boxes,
     sample_offsets,
@@ -249,7 +250,7 @@ def fill_masked_kernel(
     if WIDE:
         sample = sample.to(tl.int64)
         first = first.to(tl.int64)
-        pixels = pixels.to(tl.int64)
+        pixels = tl.cast(pixels, tl.int64)
     first = tl.multiple_of(first, ALIGN)
     pixel = first[:, None] + tl.arange(0, ALIGN)[None, :]
     # ALIGN divides the number of pixels: a group exists as a whole or not at all
