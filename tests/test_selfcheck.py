@@ -156,3 +156,41 @@ def test_the_report_lists_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
         f"cpu: {count - 1} of {count} ops pass their check",
         "  fill_masked: it gives wrong results in float32",
     ]
+
+
+def test_a_lack_of_memory_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = [True]
+
+    def spoil(result: Tensor) -> tuple[Tensor]:
+        if full:
+            raise torch.OutOfMemoryError("out of memory")
+        return (result,)
+
+    module = Wrapper("channelwise_linear", spoil)
+    install(monkeypatch, module)
+    with pytest.raises(torch.OutOfMemoryError):
+        cekernels.channelwise_linear(INPUT, WEIGHT)
+    full.clear()
+    module.calls.clear()
+    cekernels.channelwise_linear(INPUT, WEIGHT)
+    assert len(module.calls) == 2 + 1
+
+
+def test_the_check_may_wait_where_the_program_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[object] = [2]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with _selfcheck._waiting_allowed(torch.device("cuda", 0)):
+        assert modes == [2, "default"]
+    assert modes == [2, "default", 2]
+
+
+def test_the_linear_check_splits_the_batch() -> None:
+    """So that the kernel that adds up the parts is looked at too."""
+    pytest.importorskip("triton")
+    from triton_compile import launches
+
+    from cekernels import triton
+
+    arguments = [_selfcheck._to(a, torch.float32, "meta") for a in _selfcheck._linear_backward()]
+    assert len(launches(triton.channelwise_linear_backward, *arguments)) == 3
