@@ -11,6 +11,7 @@ is taken at its word.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -71,8 +72,9 @@ def _waiting_allowed(device: torch.device) -> Iterator[None]:
 def _check(op: str, module: ModuleType, device: torch.device) -> str | None:
     try:
         with torch.no_grad(), _waiting_allowed(device):
-            for dtype in (torch.float32, torch.bfloat16):
-                arguments = _CASES[op]()
+            dtypes = (torch.float32, torch.bfloat16)
+            for case, dtype in itertools.product((_CASES[op], *_MORE_CASES.get(op, ())), dtypes):
+                arguments = case()
                 truth = _results(reference, op, [_to(a, torch.float64) for a in arguments])
                 given = [_to(a, dtype, device) for a in arguments]
                 if module.unsupported(op, *given) is not None:
@@ -132,30 +134,40 @@ def _linear_backward() -> Arguments:
     return _numbers(70, 3, 36, start=4), input, weight, output, (True, True, True)
 
 
-def _mask() -> Tensor:
-    """Two samples of 9 x 7 pixels; together 32 are masked, so that a mean is exact."""
-    mask = torch.zeros(2, 1, 9, 7, dtype=torch.bool)
+# Pixels one at a time; and by 16 bytes, in more than one block.
+_ODD, _ALIGNED = (9, 7), (40, 32)
+
+
+def _mask(size: tuple[int, int]) -> Tensor:
+    """Two samples; together 32 pixels are masked, so that a mean is exact."""
+    mask = torch.zeros(2, 1, *size, dtype=torch.bool)
     mask[0, 0, 2:6, 1:6] = True
-    mask[1, 0, 5:7, 1:7] = True
+    mask[1, 0, -4:-2, -6:] = True
     return mask
 
 
-def _loss() -> Arguments:
-    mask = _mask()
-    prediction, target = _numbers(2, 4, 9, 7), _numbers(2, 4, 9, 7, start=5)
+def _loss(size: tuple[int, int] = _ODD) -> Arguments:
+    mask = _mask(size)
+    prediction, target = _numbers(2, 4, *size), _numbers(2, 4, *size, start=5)
     prediction[0, 0, 0, 0] = float("nan")  # outside the mask: takes no part
     return prediction, target, mask, mask.sum((1, 2, 3)), 2, "mask"
 
 
-def _loss_backward() -> Arguments:
-    prediction, target, mask, _, power, _ = _loss()
+def _loss_backward(size: tuple[int, int] = _ODD) -> Arguments:
+    prediction, target, mask, _, power, _ = _loss(size)
     one, scale = torch.ones((), dtype=torch.float64), torch.full((), 1 / 128, dtype=torch.float64)
     return one, scale, prediction, target, mask, power
 
 
-def _scale_gradient() -> Arguments:
-    gradient = _numbers(2, 4, 9, 7) * _mask()  # as the loss makes it: 0 outside the mask
-    return gradient, torch.full((), 0.5, dtype=torch.float64), _mask()
+def _scale_gradient(size: tuple[int, int] = _ODD) -> Arguments:
+    mask = _mask(size)
+    gradient = _numbers(2, 4, *size) * mask  # as the loss makes it: 0 outside the mask
+    return gradient, torch.full((), 0.5, dtype=torch.float64), mask
+
+
+def _fill(size: tuple[int, int] = (17, 18)) -> Arguments:
+    mask = torch.ones(2, 1, *size).tril(2) > 0
+    return _numbers(2, 3, *size), mask, torch.tensor([2.0, -3.0, 4.0])
 
 
 def _polygons() -> Arguments:
@@ -188,8 +200,16 @@ _CASES: dict[str, Callable[[], Arguments]] = {
     "philox4x32": lambda: (*(torch.arange(5) - n for n in range(4)), 7, 2**32 - 1),
     "rasterize_polygons": lambda: (*_polygons(), 17, 18, "nonzero"),
     "rasterize_boxes": lambda: (*_boxes(), 17, 18),
-    "fill_masked": lambda: (_image()[0], torch.ones(2, 1, 17, 18).tril(2) > 0, _image()[1]),
+    "fill_masked": _fill,
     "fill_polygons": lambda: (*_image(), *_polygons(), "evenodd"),
     "fill_boxes": lambda: (*_image(), *_boxes()),
 }
 OPS = tuple(_CASES)
+
+_MORE_CASES: dict[str, tuple[Callable[[], Arguments], ...]] = {
+    "masked_loss": (lambda: _loss(_ALIGNED),),
+    "masked_loss_and_gradient": (lambda: _loss(_ALIGNED),),
+    "masked_loss_backward": (lambda: _loss_backward(_ALIGNED),),
+    "scale_gradient_": (lambda: _scale_gradient(_ALIGNED),),
+    "fill_masked": (lambda: _fill(_ALIGNED),),
+}

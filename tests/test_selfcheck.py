@@ -185,6 +185,24 @@ def test_the_check_may_wait_where_the_program_may_not(monkeypatch: pytest.Monkey
     assert modes == [2, "default", 2]
 
 
+def test_loads_of_one_element_and_of_16_bytes_are_checked() -> None:
+    pytest.importorskip("triton")
+    from triton_compile import launches
+
+    from cekernels import triton
+
+    for op, more in _selfcheck._MORE_CASES.items():
+        found = []
+        for case in (_selfcheck._CASES[op], *more):
+            arguments = [_selfcheck._to(a, torch.float32, "meta") for a in case()]
+            calls = launches(getattr(triton, op), *arguments)
+            found += [c for c in calls if "ALIGN" in c.arguments]
+        odd, aligned = found
+        assert aligned.arguments["ALIGN"] == 4
+        assert odd.arguments["ALIGN"] < 4
+        assert aligned.grid[0] > 2, "more than one block a sample"
+
+
 def test_the_linear_check_splits_the_batch() -> None:
     """So that the kernel that adds up the parts is looked at too."""
     pytest.importorskip("triton")
