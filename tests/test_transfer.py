@@ -16,7 +16,8 @@ from vocdevkit import CLASSES, make_devkit
 
 from context_encoder.models import build_model
 from context_encoder.transfer import boxes as box_ops
-from context_encoder.transfer.detect import FastRCNN, sample_rois
+from context_encoder.transfer.classify import Classify, ClassifyConfig
+from context_encoder.transfer.detect import Detect, DetectConfig, FastRCNN, _Sample, sample_rois
 from context_encoder.transfer.metrics import (
     average_precision,
     classification_ap,
@@ -27,7 +28,14 @@ from context_encoder.transfer.metrics import (
 )
 from context_encoder.transfer.probe import average_to_grid, fit_logistic, stratified
 from context_encoder.transfer.proposals import dense_grid, read_proposals
-from context_encoder.transfer.segment import FCN, Geometry, Upsampling, bilinear_kernel
+from context_encoder.transfer.segment import (
+    FCN,
+    Geometry,
+    Segment,
+    SegmentConfig,
+    Upsampling,
+    bilinear_kernel,
+)
 from context_encoder.transfer.voc import read_labels, read_split
 
 
@@ -385,3 +393,27 @@ def test_proposals_of_every_format_are_the_same(tmp_path: Path) -> None:
         read_proposals(tmp_path / "q.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_proposals(tmp_path / "r.json")
+
+
+# --- what a GPU would see -------------------------------------------------------------------------
+
+
+def test_losses_neither_mix_devices_nor_wait() -> None:
+    """Tensors without data tell: they mix with no other device and give no number away."""
+    device = torch.device("meta")
+    small = build_model("small")
+    size = small.image_size
+    square, picture = (torch.zeros(3, n, m, dtype=torch.uint8) for n, m in ((size,) * 2, (90, 100)))
+    rois = torch.tensor([[1.0, 1.0, 40.0, 40.0], [0.0, 0.0, 9.0, 9.0]])
+    classify = Classify(ClassifyConfig(fc_dim=8), small, [], [])
+    segment = Segment(SegmentConfig(fc_dim=8), build_model("small"), [], [])
+    detect = Detect(DetectConfig(fc_dim=8), build_model("small"), [], [], {})
+    for task, sample in (
+        (classify, (square, torch.ones(20, dtype=torch.int64))),
+        (segment, (picture, torch.zeros(90, 100, dtype=torch.int64))),
+        (detect, _Sample(picture, rois, torch.tensor([3, 0]), torch.zeros(2, 4))),
+    ):
+        task.model.to(device)
+        losses = task.losses([sample, sample], device)
+        assert all(loss.is_meta and loss.dim() == 0 for loss in losses.values())
+        losses["loss"].backward()

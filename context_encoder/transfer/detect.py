@@ -122,7 +122,8 @@ class FastRCNN(nn.Module):
 
         Args:
             images: each ``(3, H, W)`` in [-1, 1].
-            rois: for each picture ``(r, 4)`` in its pixels.
+            rois: for each picture ``(r, 4)`` in its pixels; on the CPU, where their corners are
+                read.
         """
         pooled = []
         for image, corners in zip(images, rois, strict=True):
@@ -231,15 +232,16 @@ class Detect(Task):
 
     def losses(self, samples: list[_Sample], device: torch.device) -> dict[str, Tensor]:
         scores, deltas = self.model(
-            [to_input(s.image.to(device)) for s in samples], [s.rois.to(device) for s in samples]
+            [to_input(s.image.to(device)) for s in samples], [s.rois for s in samples]
         )
-        labels = torch.cat([s.labels for s in samples]).to(device)
-        targets = torch.cat([s.targets for s in samples]).to(device)
+        labels = torch.cat([s.labels for s in samples])
+        # Chosen on the CPU: on the device, how many there are would have to be waited for.
+        on_object = torch.nonzero(labels)[:, 0]
+        targets = torch.cat([s.targets for s in samples])[on_object].to(device)
+        chosen = deltas.float()[on_object.to(device), labels[on_object].to(device)]
         count = max(len(labels), 1)
-        loss_class = F.cross_entropy(scores.float(), labels, reduction="sum") / count
-        on_object = labels > 0
-        chosen = deltas.float()[on_object, labels[on_object]]
-        loss_box = F.smooth_l1_loss(chosen, targets[on_object], reduction="sum") / count
+        loss_class = F.cross_entropy(scores.float(), labels.to(device), reduction="sum") / count
+        loss_box = F.smooth_l1_loss(chosen, targets, reduction="sum") / count
         return {
             "loss": loss_class + loss_box,
             "loss_class": loss_class.detach(),
@@ -255,7 +257,7 @@ class Detect(Task):
         if not len(proposals):
             return [empty for _ in config.classes]
         pixels, factor = self._scaled(image)
-        rois = torch.from_numpy(proposals * factor).float().to(device)
+        rois = torch.from_numpy(proposals * factor).float()
         scores, deltas = self.model([to_input(pixels.to(device))], [rois])
         probability = scores.double().softmax(1).cpu().numpy()
         coded = deltas.double().cpu().numpy()
