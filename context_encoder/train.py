@@ -193,8 +193,11 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
     with _process_group(processes, device):
         trainer = Trainer(config, photos, device, processes, checkpoint)
         if not processes.first:
-            with _stop_on_signal(trainer):
-                trainer.fit(None)
+            try:
+                with _stop_on_signal(trainer):
+                    trainer.fit(None)
+            except NonFiniteError:  # the first process says it
+                return 1
             return 0
         run.start(config)
         with _log_to(out / "log.txt"):

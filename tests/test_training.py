@@ -307,6 +307,18 @@ def test_the_run_s_log_says_why_it_stopped_and_is_closed(
     assert (tmp_path / "b/log.txt").read_text().count("done: 1 steps") == 1
 
 
+def test_other_processes_end_with_the_same_status_and_without_a_traceback(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(self: Trainer, run: object) -> None:
+        assert run is None
+        raise NonFiniteError("loss is nan")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr(Processes, "from_environment", lambda: Processes(rank=1))
+    assert train(tmp_path / "a", photos, "--steps", "1") == 1
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, photos: Path) -> None:
     trainer = make_trainer(photos, steps=1)
     with torch.no_grad():
