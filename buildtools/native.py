@@ -11,7 +11,8 @@ Environment variables:
   where there is nvcc and torch is a CUDA build. A compilation that is tried and fails is an error.
 - ``CXX``, ``NVCC`` (or ``CUDA_HOME``): the compilers, else the first found.
 - ``TORCH_CUDA_ARCH_LIST``: GPU architectures as torch writes them ("8.0;9.0+PTX"), else those of
-  A100, H100 and B200, as far as this nvcc knows them, and PTX of the last.
+  A100, H100 and B200, as far as this nvcc knows them, and PTX of the last. Those before 8.0, for
+  which the kernels cannot be compiled, are left out.
 - ``CEKERNELS_NVCC_FLAGS``: more flags for nvcc ("--use_fast_math"); they are recorded.
 
 What was built, how, and why not the rest goes to ``cekernels/_build.json``, which
@@ -235,14 +236,24 @@ def cuda_architectures(nvcc_version: str) -> list[str]:
     match = re.search(r"(\d+)\.(\d+)", nvcc_version)
     known = (int(match[1]), int(match[2])) if match else (0, 0)
     default = ";".join(name for name, since in ARCHITECTURES.items() if known >= since) + "+PTX"
-    flags = []
+    flags, too_old = [], []
     for entry in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "") or default):
         number = entry.removesuffix("+PTX").replace(".", "")
         if not re.fullmatch(r"\d+[af]?", number):
             raise BuildError(f"TORCH_CUDA_ARCH_LIST: cannot read {entry!r}; write 8.0;9.0+PTX")
+        if int(number.rstrip("af")) < 80:
+            too_old.append(entry)
+            continue
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if entry.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if too_old and not flags:
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST: the CUDA kernels need 8.0 or newer, not {', '.join(too_old)}; "
+            "CEKERNELS_BUILD_CUDA=0 installs without them"
+        )
+    if too_old:
+        print(f"cekernels._C_cuda is built without {', '.join(too_old)}: it needs 8.0 or newer")
     return flags
 
 

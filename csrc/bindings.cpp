@@ -121,8 +121,10 @@ void execute(const Tensor& on, const Params& p) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
-  const Tensor workspace = empty(on, ScalarType::Byte, {int64_t(cuda::workspace_bytes(p))});
-  const char* error = cuda::run(p, workspace.mutable_data_ptr(), stream);
+  const int64_t bytes = int64_t(cuda::workspace_bytes(p));
+  std::optional<Tensor> workspace;
+  if (bytes > 0) workspace = empty(on, ScalarType::Byte, {bytes});
+  const char* error = cuda::run(p, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, stream);
   if (error != nullptr) throw std::runtime_error(std::string("cekernels: CUDA error: ") + error);
 #else
   (void)on;

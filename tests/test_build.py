@@ -150,6 +150,11 @@ def test_architectures(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
     assert native.cuda_architectures("release 12.4")[-1] == flag("90", "compute")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
     assert native.cuda_architectures("release 13.0") == [flag("90a", "sm")]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.0 12.0a")
+    assert native.cuda_architectures("release 13.0") == [flag("80", "sm"), flag("120a", "sm")]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0;7.5+PTX")
+    with pytest.raises(native.BuildError, match=r"need 8.0 or newer, not 7.0, 7.5\+PTX"):
+        native.cuda_architectures("release 13.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(native.BuildError, match="cannot read 'Hopper'; write"):
         native.cuda_architectures("release 13.0")

@@ -515,6 +515,18 @@ def test_results_of_more_than_2_to_the_31_elements(kernels: Kernels) -> None:
     assert area[-1] == area[0]
 
 
+@pytest.mark.parametrize("height", [2**31 - 1, 2**31 - 9, 2**31 - 17])
+def test_the_tallest_images(library: Kernels, height: int) -> None:
+    """The rows of a tile, a few at a time, pass 2**31 on their way beyond the last."""
+    box = torch.tensor([[0, 0, 256, 512]], dtype=torch.int32)
+    library.library.set_ends_only(True)
+    mask, area = library.rasterize_boxes(box, torch.tensor([0, 1]), height, 1)
+    library.library.set_ends_only(False)
+    assert mask[0, 0, :4, 0].tolist() == [True, True, False, False]
+    assert not mask[0, 0, -32:].any()
+    assert area.tolist() == [2]
+
+
 @pytest.mark.parametrize("limit", [2, 2**31, 2**33, 2**62])
 def test_quotients(library: Kernels, limit: int) -> None:
     function = library.library.quotient

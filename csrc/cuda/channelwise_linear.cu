@@ -733,8 +733,9 @@ template <class T>
 __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
   using A = acc_t<T>;
   constexpr int kRows = kTileSide, kColumns = kTileSide, kThreads = kTileThreads;
-  __shared__ A a_tile[kDepth][kRows + 1];
-  __shared__ A b_tile[kDepth][kColumns];
+  // Rows of whole 16 bytes: a thread's kEach elements are one load, or two of double.
+  alignas(16) __shared__ A a_tile[kDepth][kRows + kEach];
+  alignas(16) __shared__ A b_tile[kDepth][kColumns];
   const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
   const int64_t column_tiles = p.columns > 0 ? (p.columns + kColumns - 1) / kColumns : 1;
   const int my_row = int(threadIdx.x) / (kColumns / kEach) * kEach;

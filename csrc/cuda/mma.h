@@ -16,6 +16,10 @@
 #include "mma_host.h"
 #else
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "The CUDA kernels need compute capability 8.0 or newer: leave older ones out"
+#endif
+
 namespace cekernels {
 namespace cuda {
 namespace {
@@ -27,10 +31,13 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return bits;
 }
 
+// The products are volatile: all lanes of a warp must execute them together, so that the compiler may
+// not move one to where its result is needed, under a condition that only some of the lanes meet.
 // d += a b, of TF32 operands.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -43,7 +50,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
   template <>                                                                                   \
   __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4],                 \
                                          const uint32_t (&b)[2]) {                              \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
         ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                    \

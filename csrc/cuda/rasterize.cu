@@ -69,9 +69,15 @@ __device__ __forceinline__ void add_boxes(const Shapes& p, const Tile& tile,
 
 // Which of a lane's pixels are inside, bit j for column kPixels * lane + j, from a row of the table.
 __device__ __forceinline__ unsigned inside_of(const int32_t* turns, bool even_odd, int lane) {
+  using Vector = Pack<int32_t, 4>;
   int32_t winding[kPixels], sum = 0;
 #pragma unroll
-  for (int j = 0; j < kPixels; ++j) winding[j] = sum += turns[kPixels * lane + j];
+  for (int j = 0; j < kPixels; j += 4) {
+    // One by one the lanes' elements would lie in four of the banks.
+    const Vector four = *reinterpret_cast<const Vector*>(turns + kPixels * lane + j);
+#pragma unroll
+    for (int v = 0; v < 4; ++v) winding[j + v] = sum += four.v[v];
+  }
   int32_t before = sum;
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
@@ -90,7 +96,7 @@ __device__ __forceinline__ unsigned inside_of(const int32_t* turns, bool even_od
 
 template <class T, bool boxes, bool fill>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int64_t down, int64_t across) {
-  __shared__ int32_t turns[kRows][kColumns];
+  alignas(16) __shared__ int32_t turns[kRows][kColumns];
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
   for (int64_t n = blockIdx.x; n < p.batch * down * across; n += gridDim.x) {
     Tile tile;
@@ -110,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int6
 
     const int64_t columns = p.width - tile.left;  // from here to the right border
     int32_t area = 0;
-    for (int32_t row = tile.top + warp; row < tile.bottom; row += kWarps) {
+    for (int64_t row = tile.top + warp; row < tile.bottom; row += kWarps) {  // may pass 2^31
       const unsigned bits = inside_of(turns[row - tile.top], p.even_odd && !boxes, lane);
       uint8_t* mask = p.mask + (tile.sample * p.height + row) * p.width + tile.left;
       unsigned mine = 0;  // bit j for column 32 j + lane: neighbours write side by side
