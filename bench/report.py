@@ -108,11 +108,17 @@ def _auto_lines(results: Results) -> list[str]:
     slower = []
     for key, providers in results.rows.items():
         own = next((r for r in providers if r["provider"] == "auto"), None)
-        if own is None or not own["speedup"]:
+        # "auto" is the implementation that it chose, and "auto area" is the same with more known:
+        # neither can be the better choice.
+        others = {
+            name: ratio
+            for name, ratio in (own["speedup"] if own else {}).items()
+            if name != own.get("chosen") and not name.startswith("auto")
+        }
+        if not others:
             continue
-        best, ratio = min(own["speedup"].items(), key=lambda item: item[1])
-        # "auto" is the implementation that it chose: that one cannot be the better choice.
-        if ratio < 0.95 and best != own.get("chosen"):
+        best, ratio = min(others.items(), key=lambda item: item[1])
+        if ratio < 0.95:
             slower.append((ratio, f"| {title(key)} | {own.get('chosen')} | {best} | {ratio:.2f} |"))
     if not slower:
         return ['No row where "auto" is more than 5 % slower than the best provider.', ""]
