@@ -27,7 +27,7 @@ from context_encoder.transfer.metrics import (
     precision_recall,
 )
 from context_encoder.transfer.probe import average_to_grid, fit_logistic, stratified
-from context_encoder.transfer.proposals import dense_grid, read_proposals
+from context_encoder.transfer.proposals import dense_grid, find_proposals, read_proposals
 from context_encoder.transfer.segment import (
     FCN,
     Geometry,
@@ -301,6 +301,14 @@ def test_detection_pads_so_that_cells_lie_on_multiples_of_the_stride() -> None:
     ]
 
 
+def test_fcn_drops_single_numbers_not_channels() -> None:
+    head = FCN(build_model("small"), 2, 64, 1, 0.5).head.train()
+    for name in ("drop6", "drop7"):
+        dropped = head.get_submodule(name)(torch.ones(1, 64, 8, 8)) == 0
+        assert 0.3 < dropped.float().mean() < 0.7
+        assert not dropped.flatten(2).all(2).any()
+
+
 # --- probe --------------------------------------------------------------------------------------
 
 
@@ -368,6 +376,11 @@ def test_wrong_devkits_are_told(devkit: Path, tmp_path: Path) -> None:
     (other / "VOC2007/Annotations/100001.xml").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures.*Annotations.*100001"):
         read_split(other, "VOC2007", "test", "Main", CLASSES)
+    note = other / "VOC2007/Annotations/100000.xml"
+    note.write_text(note.read_text().replace("<xmin>", "<xmin>one "))
+    (other / "VOC2007/ImageSets/Main/test.txt").write_text("100000")
+    with pytest.raises(ValueError, match=r"100000.xml has a box .*one"):
+        read_split(other, "VOC2007", "test", "Main", CLASSES)
     png = other / "VOC2007/SegmentationClass/000000.png"
     Image.open(png).convert("RGB").save(png)
     with pytest.raises(ValueError, match="mode RGB, not a palette"):
@@ -393,6 +406,40 @@ def test_proposals_of_every_format_are_the_same(tmp_path: Path) -> None:
         read_proposals(tmp_path / "q.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_proposals(tmp_path / "r.json")
+    whole = (tmp_path / "p.npz").read_bytes()
+    for name, content in (("s.npz", whole[: len(whole) // 2]), ("s.mat", b"x"), ("s.json", b"[]")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be used"):
+            read_proposals(tmp_path / name)
+
+
+def test_selective_search_goes_on_where_it_was_stopped(
+    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Search:
+        calls, stop_at = 0, 3
+
+        def setBaseImage(self, pixels: np.ndarray) -> None:  # noqa: N802 - OpenCV's names
+            Search.calls += 1
+            if Search.calls == Search.stop_at:
+                raise KeyboardInterrupt
+
+        def switchToSelectiveSearchFast(self) -> None:  # noqa: N802
+            pass
+
+        def process(self) -> np.ndarray:
+            return np.array([[1, 2, 10, 20]])
+
+    monkeypatch.setattr("context_encoder.transfer.proposals._selective_search", Search)
+    items = read_split(devkit, "VOC2007", "test", "Main", CLASSES)
+    cache = tmp_path / "kept/proposals.npz"
+    with pytest.raises(KeyboardInterrupt):
+        find_proposals(items, None, cache, 100)
+    assert len(read_proposals(cache)) == 2
+    found = find_proposals(items, None, cache, 100)
+    assert Search.calls == 3 + len(items) - 2
+    assert all(boxes.tolist() == [[1, 2, 10, 21]] for boxes in found.values())
+    assert len(found) == len(items)
 
 
 # --- what a GPU would see -------------------------------------------------------------------------

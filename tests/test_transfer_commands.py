@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from vocdevkit import CLASSES, make_devkit, texture
 
 from context_encoder.data import read_image
 from context_encoder.train import main as pretrain
 from context_encoder.transfer.__main__ import main
+from context_encoder.transfer.classify import ClassifyConfig
 from context_encoder.transfer.detect import Detect, DetectConfig
 from context_encoder.transfer.engine import Training
 from context_encoder.transfer.proposals import find_proposals
+from context_encoder.transfer.segment import SegmentConfig
 from context_encoder.transfer.voc import read_split
 
 SMALL = (
@@ -125,6 +130,82 @@ def test_detection_learns_where_objects_are(devkit: Path) -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_boxes_beyond_the_picture_are_cut(devkit: Path, tmp_path: Path) -> None:
+    boxes = [[-40, -30, 500, 400], [200, 200, 250, 250], [0, 0, 1e6, 1e6]]
+    names = [f"{side}{n:05d}" for side, count in ((0, 24), (1, 16)) for n in range(count)]
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(dict.fromkeys(names, boxes)))
+    options = ("--steps", "2", "--proposals", str(file))
+    assert command("voc-detect", devkit, tmp_path / "run", *options) == 0
+
+
+def test_annotations_are_of_the_pixels_as_stored(tmp_path: Path) -> None:
+    kit = make_devkit(tmp_path / "kit", 4, 4)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for file in (kit / "VOC2007/JPEGImages").iterdir():
+        Image.open(file).crop((0, 0, 96, 80)).save(file, exif=turned)
+    for file in (kit / "VOC2007/SegmentationClass").iterdir():
+        Image.open(file).crop((0, 0, 96, 80)).save(file)
+    assert command("voc-segment", kit, tmp_path / "run", "--steps", "2") == 0
+    Image.new("RGB", (9, 9)).save(kit / "VOC2007/JPEGImages/100001.jpg")
+    assert command("voc-segment", kit, tmp_path / "other", "--steps", "2") == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_biases_learn_twice_as_fast() -> None:
+    """As in the published recipes; only classification's lets them decay."""
+    for name, kind, decays in (
+        ("voc-classify", ClassifyConfig, True),
+        ("voc-segment", SegmentConfig, False),
+        ("voc-detect", DetectConfig, False),
+    ):
+        config = kind()
+        task = SimpleNamespace(model=nn.Linear(2, 2))
+        training = Training(config, task, torch.device("cpu"), "")
+        others, biases = training._optimizer.param_groups
+        assert (others["factor"], biases["factor"]) == (1, 2), name
+        assert others["weight_decay"] == config.weight_decay
+        assert biases["weight_decay"] == (config.weight_decay if decays else 0)
+
+
+def test_a_run_is_resumed_by_its_checkpoint_too(
+    devkit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert command("voc-classify", devkit, run, "--steps", "1", "--test-crops", "1") == 0
+    last = run / "checkpoints/last"
+    assert main(["voc-classify", "--resume", str(last), "--steps", "2"]) == 0
+    assert results(run)["steps"] == 2
+    assert not (last / "checkpoints").exists()
+    shutil.copytree(last, tmp_path / "alone")
+    assert main(["voc-classify", "--resume", str(tmp_path / "alone"), "--steps", "3"]) == 2
+    assert "outside its run folder" in capsys.readouterr().err
+    other = ("--out", str(tmp_path / "other"))
+    assert main(["voc-classify", "--resume", str(run), "--steps", "3", *other]) == 2
+    assert "--out would change it" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_not_saved(devkit: Path, tmp_path: Path) -> None:
+    options = ("--steps", "40", "--save-every", "1", "--log-every", "40", "--lr", "1e30")
+    assert command("voc-detect", devkit, tmp_path, *options) == 1
+    last = tmp_path / "checkpoints/last/model.safetensors"
+    assert not last.exists() or all(v.isfinite().all() for v in load_file(last).values())
+
+
+def test_an_interrupted_judgement_has_an_exit_status(
+    devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detect, "evaluate", interrupted)
+        assert command("voc-detect", devkit, tmp_path / "run", "--steps", "1") == 130
+    assert main(["voc-detect", "--resume", str(tmp_path / "run")]) == 0
+    assert results(tmp_path / "run")["steps"] == 1
+
+
 def test_only_what_is_tuned_changes(devkit: Path, tmp_path: Path) -> None:
     for tune in ("all", "fc6-8", "fc8", "linear"):
         for run, steps in (("start", "1"), ("end", "3")):
@@ -176,6 +257,10 @@ def test_what_is_wrong_is_told_before_training(
     assert "split 'minival' is missing" in refused(
         "voc-classify", *common, "--test-split", "minival"
     )
+    assert "8 pictures are in split" in refused(
+        "voc-classify", *common, "--voc", str(make_devkit(tmp_path / "kit", 8, 8)),
+        "--test-split", "trainval",
+    )  # fmt: skip
     more = (*common[: -len(CLASSES)], *CLASSES, "zebra")
     assert "no object (but difficult ones) of class zebra" in refused("voc-detect", *more)
     assert "no pixel of class zebra" in refused("voc-segment", *more)
@@ -225,6 +310,8 @@ def test_probe_tells_classes_apart_and_keeps_features(folder: Path, tmp_path: Pa
     assert result["layers"]["conv2"]["accuracy"] > 0.9
     assert all(row["dims"] <= 300 for row in result["layers"].values())
     assert len(result["layers"]["mix"]["accuracies"]) == 2
+    assert result["copies"] == 0
+    assert result["chance"] == pytest.approx(1 / 3)
     assert "| conv1 |" in (tmp_path / "a/probe.md").read_text()
     # From the cache, to the last digit, the damaged file still counted.
     cached = sorted((tmp_path / "cache").glob("*.safetensors"))
@@ -241,6 +328,25 @@ def test_probe_splits_a_single_folder(folder: Path, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "probe.json").read_text())
     assert (result["train_images"], result["test_images"]) == (26, 9)
     assert list(result["layers"]) == ["conv1"]
+
+
+def test_probe_warns_of_copies_and_judges_chance_on_the_test_pictures(
+    folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    for i in range(8):  # commonest in training: stripes; in the test: flame
+        (data / f"train/flame/{i}.png").unlink()
+        (data / f"train/dots/{i}.png").unlink()
+        if i < 3:
+            (data / f"test/stripes/{i}.png").unlink()
+    shutil.copy(data / "train/dots/9.png", data / "test/dots/copy.png")
+    options = ("--data", str(data), "--layers", "conv1", "--image-size", "32")
+    assert probe(tmp_path / "out", *options) == 0
+    result = json.loads((tmp_path / "out/probe.json").read_text())
+    assert result["copies"] == 1
+    assert result["chance"] == pytest.approx(3 / 16)
+    assert "1 test pictures are copies" in (tmp_path / "out/probe.md").read_text()
 
 
 def test_probe_refuses_what_does_not_fit(

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import tyro
 
-from context_encoder.runs import RunError, find_checkpoint
+from context_encoder.runs import RunError, find_checkpoint, read_config
 
 PRETEXTS: dict[str, tuple[str, ...] | None] = {
     "context encoder, region": ("--mask", "region"),
@@ -36,7 +36,7 @@ PRETEXTS: dict[str, tuple[str, ...] | None] = {
     "random initialisation": None,
 }
 
-
+FIRST = next(iter(PRETEXTS))
 BOTTLENECK = "channelwise_fc"
 
 
@@ -93,8 +93,10 @@ def pretrain(options: Options, pretext: str, seed: int, threads: int) -> tuple[f
     wall, cpu = json.loads(clock.read_text()) if clock.exists() else (0.0, 0.0)
     command = ["context_encoder.train"]
     try:
-        state = find_checkpoint(folder, "last") / "state.json"
-        if json.loads(state.read_text())["step"] >= options.steps:
+        done = steps_of(folder)
+        if done > options.steps:
+            raise SystemExit(f"{folder} has made {done} steps already; name another --out")
+        if done == options.steps:
             return wall, cpu
         command += ["--resume", str(folder)]
     except RunError:
@@ -108,20 +110,28 @@ def pretrain(options: Options, pretext: str, seed: int, threads: int) -> tuple[f
     return wall, cpu
 
 
+def steps_of(run: Path) -> int:
+    return int(json.loads((find_checkpoint(run, "last") / "state.json").read_text())["step"])
+
+
 def probe(options: Options, pretext: str, seed: int, threads: int) -> dict[str, Any]:
     """What the probe says of a run; of fresh weights for random initialisation."""
     name = name_of(pretext, seed)
     folder = options.out / "probes" / name
-    if not (folder / "probe.json").exists():
-        if PRETEXTS[pretext] is None:
-            source = ["--model", "small", "--seeds", str(seed)]
-        else:
-            checkpoint = find_checkpoint(options.out / "runs" / name, "last")
-            source = ["--checkpoint", str(checkpoint), "--seeds", str(seed)]
-        command = ["context_encoder.transfer", "probe", "--data", str(options.labelled), *source]
-        layers = [n for n in options.layers if n != BOTTLENECK or pretext != "relative patch"]
-        command += ["--layers", *layers, "--max-dims", str(options.max_dims)]
+    if PRETEXTS[pretext] is None:
+        config = read_config(find_checkpoint(options.out / "runs" / name_of(FIRST, seed), "last"))
+        source, steps = ["--model", config.model, "--image-size", str(config.size)], 0
+    else:
+        checkpoint = find_checkpoint(options.out / "runs" / name, "last")
+        source, steps = ["--checkpoint", str(checkpoint)], options.steps
+    command = ["context_encoder.transfer", "probe", "--data", str(options.labelled), *source]
+    layers = [n for n in options.layers if n != BOTTLENECK or pretext != "relative patch"]
+    command += ["--layers", *layers, "--max-dims", str(options.max_dims), "--seeds", str(seed)]
+    asked = json.dumps({"steps": steps, "command": command})
+    key = folder / "asked.json"
+    if not key.exists() or key.read_text() != asked:
         run([*command, "--out", str(folder)], options.out / "logs" / f"{name}.log", threads)
+        key.write_text(asked)
     result: dict[str, Any] = json.loads((folder / "probe.json").read_text())
     return result
 
@@ -157,6 +167,8 @@ def table(options: Options, rows: dict[str, dict[str, Any]]) -> str:
 def main(options: Options) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     tasks = [(pretext, seed) for seed in range(options.seeds) for pretext in PRETEXTS]
+    trained = [task for task in tasks if PRETEXTS[task[0]] is not None]
+    untrained = [task for task in tasks if PRETEXTS[task[0]] is None]
 
     def work(task: tuple[str, int]) -> tuple[tuple[float, float] | None, dict[str, Any]]:
         seconds = pretrain(options, *task, threads)
@@ -166,7 +178,9 @@ def main(options: Options) -> None:
         return seconds, result
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = dict(zip(tasks, pool.map(work, tasks), strict=True))
+        found = dict(zip(trained, pool.map(work, trained), strict=True))
+        # After the others, whose configuration they take.
+        found |= dict(zip(untrained, pool.map(work, untrained), strict=True))
 
     rows: dict[str, dict[str, Any]] = {}
     for (pretext, _), (seconds, result) in found.items():

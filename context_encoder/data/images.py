@@ -62,7 +62,9 @@ class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wron
         return f"{self.path}: {self.reason}".encode("utf-8", "backslashreplace").decode()
 
 
-def read_image(path: str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
+def read_image(
+    path: str | os.PathLike[str], min_side: int | None = None, *, upright: bool = True
+) -> Image.Image:
     """Read one image file as 8-bit RGB, upright.
 
     * Grey, palette, CMYK (Adobe's inverted form too), YCbCr and Lab become RGB; colour profiles
@@ -78,6 +80,7 @@ def read_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
         path: the file; its contents decide the format, not its suffix.
         min_side: if the caller will shrink the image to this short side (pixels), a JPEG is
             decoded at 1/2, 1/4 or 1/8 of its size where that leaves at least as much.
+        upright: False to leave the EXIF orientation alone, for annotations of the stored pixels.
 
     Raises:
         UnreadableImage: missing, empty, forbidden, truncated or corrupt, not an image, of a
@@ -94,9 +97,15 @@ def read_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
                 image.load()
             except Exception as error:  # some decoders say no more than "-2"
                 raise ValueError(f"the pixels cannot be decoded ({error})") from error
-        upright = UPRIGHT.get(exif_orientation(image))
+        turn = UPRIGHT.get(exif_orientation(image)) if upright else None
         rgb = to_rgb(image)
-        return rgb if upright is None else rgb.transpose(upright)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of an image file as stored, nothing decoded; UnreadableImage as above."""
+    with open_image(path) as image:
+        return image.size
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,7 @@ def scan_images(paths: Iterable[str | os.PathLike[str]]) -> Scan:
     unreadable: list[UnreadableImage] = []
     for path in paths:
         try:
-            with open_image(path) as image:
-                sizes[Path(path)] = image.size
+            sizes[Path(path)] = stored_size(path)
         except UnreadableImage as error:
             unreadable.append(error)
     return Scan(sizes, unreadable)

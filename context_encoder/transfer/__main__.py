@@ -22,7 +22,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done or stopped by a signal, 1 failed, 2 misused."""
+    """The command. Returns the exit status.
+
+    0 done, or stopped by a signal and saved; 1 failed; 2 misused; 130 interrupted.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] not in COMMANDS:
@@ -44,12 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = ".".join(map(str, problem["loc"]))
             print(f"error: {where + ': ' if where else ''}{problem['msg']}", file=sys.stderr)
         return 2
-    except (RunError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (RunError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

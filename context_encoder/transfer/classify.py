@@ -25,10 +25,11 @@ from context_encoder.transfer.engine import (
     map_shape,
     number_or_none,
     parse,
+    read_splits,
     run_task,
 )
 from context_encoder.transfer.metrics import classification_ap, mean
-from context_encoder.transfer.voc import Item, check_classes, read_split
+from context_encoder.transfer.voc import Item, check_classes
 
 Tuned = Literal["all", "fc6-8", "fc8", "linear"]
 
@@ -49,6 +50,7 @@ class ClassifyConfig(TransferConfig):
     )
     lr_step: Annotated[int, Field(ge=1)] | None = Field(10_000, description="Halve the rate so.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-6, description="L2 penalty.")
+    bias_decay: bool = Field(True, description="Whether biases have the L2 penalty, too.")
     clip: Annotated[float, Field(gt=0)] | None = Field(
         10.0, description="Largest norm of the gradient."
     )
@@ -130,7 +132,7 @@ class Classify(Task):
         scores, labels, unreadable = [], [], 0
         for number, item in enumerate(tqdm(self._test, unit="picture", dynamic_ncols=True)):
             try:
-                image = read_image(item.image)
+                image = read_image(item.image, upright=False)
             except UnreadableImage:
                 unreadable += 1
                 continue
@@ -178,18 +180,25 @@ def digest(items: Sequence[Item]) -> str:
     return hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
 
 
+def read_annotated(config: TransferConfig) -> tuple[list[Item], list[Item]]:
+    """Pictures to train and to judge on with their objects; see :func:`read_splits`.
+
+    Raises:
+        ValueError: a split lacks a class, too.
+    """
+    train, test = read_splits(config, "Main")
+    check_classes(config.train_split, train, config.classes)
+    check_classes(config.test_split, test, config.classes)
+    return train, test
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = parse(ClassifyConfig, "voc-classify", arguments)
     low, high = config.scale
     if not 0 < low <= high:
         raise ValueError(f"--scale must be 0 < from <= to, got {low} {high}")
-    splits = []
-    for split in (config.train_split, config.test_split):
-        items = read_split(config.voc, config.year, split, "Main", config.classes)
-        check_classes(split, items, config.classes)
-        splits.append(items)
-    train, test = splits
+    train, test = read_annotated(config)
     return run_task(
         config,
         "voc-classify",

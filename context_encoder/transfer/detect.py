@@ -21,7 +21,7 @@ from context_encoder.data import UnreadableImage, read_image
 from context_encoder.models import Backbone
 from context_encoder.transfer import boxes as box_ops
 from context_encoder.transfer.backbone import to_input
-from context_encoder.transfer.classify import digest, summary
+from context_encoder.transfer.classify import digest, read_annotated, summary
 from context_encoder.transfer.engine import (
     Task,
     TransferConfig,
@@ -33,7 +33,7 @@ from context_encoder.transfer.engine import (
 from context_encoder.transfer.metrics import detection_ap
 from context_encoder.transfer.proposals import find_proposals
 from context_encoder.transfer.segment import Geometry
-from context_encoder.transfer.voc import Item, check_classes, read_split
+from context_encoder.transfer.voc import Item
 
 FloatArray = NDArray[np.float64]
 
@@ -67,9 +67,6 @@ class DetectConfig(TransferConfig):
     batch_size: Annotated[int, Field(ge=1)] = Field(2, description="Pictures a step.")
     lr_step: Annotated[int, Field(ge=1)] | None = Field(30_000, description="Lower the rate so.")
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="See --lr-step.")
-    bias_lr: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="The biases' rate as a multiple; other than 1, they are not decayed."
-    )
 
 
 class FastRCNN(nn.Module):
@@ -211,9 +208,10 @@ class Detect(Task):
 
     def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> _Sample:
         counted = ~item.difficult
+        # What reaches beyond the picture has no place on the map.
         rois, labels, targets = sample_rois(
-            self._proposals[item.name],
-            item.boxes[counted],
+            box_ops.clip(self._proposals[item.name], *image.size),
+            box_ops.clip(item.boxes[counted], *image.size),
             item.labels[counted] + 1,
             self.config.rois,
             rng,
@@ -256,6 +254,7 @@ class Detect(Task):
         empty = np.zeros((0, 4)), np.zeros(0)
         if not len(proposals):
             return [empty for _ in config.classes]
+        proposals = box_ops.clip(proposals, *image.size)
         pixels, factor = self._scaled(image)
         rois = torch.from_numpy(proposals * factor).float()
         scores, deltas = self.model([to_input(pixels.to(device))], [rois])
@@ -277,7 +276,7 @@ class Detect(Task):
         unreadable = 0
         for item in tqdm(self._test, unit="picture", dynamic_ncols=True):
             try:
-                image = read_image(item.image)
+                image = read_image(item.image, upright=False)
             except UnreadableImage:
                 unreadable += 1
                 continue
@@ -301,12 +300,7 @@ class Detect(Task):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = parse(DetectConfig, "voc-detect", arguments)
-    splits = []
-    for split in (config.train_split, config.test_split):
-        items = read_split(config.voc, config.year, split, "Main", config.classes)
-        check_classes(split, items, config.classes)
-        splits.append(items)
-    train, test = splits
+    train, test = read_annotated(config)
     cache = config.voc / f"proposals-{config.year}.npz"
     proposals = find_proposals([*train, *test], config.proposals, cache, config.max_proposals)
     return run_task(

@@ -38,14 +38,14 @@ from context_encoder.runs import (
     load_weights,
     read_checkpoint,
 )
-from context_encoder.train import _stop_on_signal
+from context_encoder.train import _run_root, _stop_on_signal
 from context_encoder.trainer import NonFiniteError, _load_optimizer, _optimizer_tensors
 from context_encoder.transfer.backbone import BackboneConfig
-from context_encoder.transfer.voc import CLASSES, Item
+from context_encoder.transfer.voc import CLASSES, Item, read_split
 
 log = logging.getLogger("context_encoder")
 
-_FREE_ON_RESUME = ("voc", "steps", "workers", "device", "out", "log_every", "save_every", "resume")
+_FREE_ON_RESUME = ("voc", "steps", "workers", "device", "log_every", "save_every", "resume")
 
 
 class TransferConfig(BackboneConfig):
@@ -65,10 +65,11 @@ class TransferConfig(BackboneConfig):
     )
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="See --lr-step.")
     bias_lr: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="The biases' rate as a multiple; other than 1, they are not decayed."
+        2.0, description="The biases' rate as a multiple of the others'."
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty.")
+    bias_decay: bool = Field(False, description="Whether biases have the L2 penalty, too.")
     clip: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Largest norm of the gradient."
     )
@@ -132,7 +133,8 @@ class _Samples(Dataset[Any]):
         for shift in range(len(items)):
             item = items[(index + shift) % len(items)]
             try:
-                image = read_image(item.image)
+                # Annotations are of the pixels as they are stored.
+                image = read_image(item.image, upright=False)
             except UnreadableImage as error:
                 failures.append((str(error.path), error.reason))
                 continue
@@ -168,7 +170,7 @@ class Training:
         named = [(n, p) for n, p in self.task.model.named_parameters() if p.requires_grad]
         biases = [p for n, p in named if n.endswith("bias")]
         others = [p for n, p in named if not n.endswith("bias")]
-        decay = config.weight_decay if config.bias_lr == 1 else 0.0
+        decay = config.weight_decay if config.bias_decay else 0.0
         return torch.optim.SGD(
             [
                 {"params": others, "factor": 1.0},
@@ -234,8 +236,10 @@ class Training:
                 self.step += 1
                 summed += 1
                 bar.update()
-                last = self.step == config.steps
-                if self.step % config.log_every == 0 or last or self.stop_requested:
+                last = self.step == config.steps or self.stop_requested
+                saving = last or self.step % config.save_every == 0
+                # Before every checkpoint: what made a loss that is not finite is not saved.
+                if saving or self.step % config.log_every == 0:
                     means = {name: float(value) / summed for name, value in sums.items()}
                     if not all(map(math.isfinite, means.values())):
                         raise NonFiniteError(
@@ -247,7 +251,7 @@ class Training:
                     lr = self._optimizer.param_groups[0]["lr"]
                     run.log("train", self.step, {**means, "lr": lr, "images_per_s": speed})
                     sums, summed, mark = {}, 0, time.monotonic()
-                if self.step % config.save_every == 0 or last or self.stop_requested:
+                if saving:
                     run.save("last", self._checkpoint(), config)
                     saved = self.step
         if self.stop_requested and saved < self.step:
@@ -319,6 +323,27 @@ def parse(kind: type[C], command: str, arguments: Sequence[str] | None) -> C:
     return config
 
 
+def read_splits(
+    config: TransferConfig, kind: Literal["Main", "Segmentation"]
+) -> tuple[list[Item], list[Item]]:
+    """Pictures to train and to judge on; errors as in :func:`read_split`.
+
+    Raises:
+        ValueError: a picture is in both splits.
+    """
+    train, test = (
+        read_split(config.voc, config.year, split, kind, config.classes)
+        for split in (config.train_split, config.test_split)
+    )
+    common = {item.name for item in train} & {item.name for item in test}
+    if common:
+        raise ValueError(
+            f"{len(common)} pictures are in split {config.train_split!r} as well as in "
+            f"{config.test_split!r}, the first: {min(common)}; what was trained on judges nothing"
+        )
+    return train, test
+
+
 def run_task(config: C, command: str, make: Any, digest: str) -> int:
     """Train, judge, write ``results.json`` and ``results.md``. Returns the exit status.
 
@@ -330,10 +355,14 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         digest: changes when the training pictures do.
     """
     device = choose_device(config.device, Processes())
-    out = config.resume or config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     checkpoint = None
     if config.resume is not None:
-        checkpoint = read_checkpoint(find_checkpoint(out, "last"))
+        root = _run_root(config.resume)
+        if root is None:
+            raise RunError(f"--resume {config.resume} is a checkpoint outside its run folder")
+        out = root
+        checkpoint = read_checkpoint(find_checkpoint(config.resume, "last"))
     run = RunFolder(out, None if checkpoint is None else int(checkpoint.state["step"]))
     config = config.model_copy(update={"out": out, "resume": None})
     network = config.load(config.seed)

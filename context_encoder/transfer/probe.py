@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from context_encoder.data import UnreadableImage, list_images, read_image
+from context_encoder.evaluation.crops import same_contents
 from context_encoder.models import Backbone
 from context_encoder.prepare import Processes, choose_device
 from context_encoder.transfer.backbone import BackboneConfig, to_input
@@ -502,6 +503,8 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     results: dict[str, list[LayerResult]] = {}
     features: Features | None = None
     counts: list[tuple[int, int]] = []
+    chance: list[float] = []
+    copies: list[int] = []
     extraction = 0.0
     for seed in config.seeds:
         if features is None or config.is_random:
@@ -524,6 +527,10 @@ def run(config: ProbeConfig) -> dict[str, Any]:
                 which = ", ".join(folders.classes[i] for i in sorted(absent))
                 raise ValueError(f"no readable {name} picture of class {which}")
         counts.append((len(fit), len(judged)))
+        commonest = int(torch.bincount(y[fit]).argmax())
+        chance.append(float((y[judged] == commonest).float().mean()))
+        files = [[everything[features.kept[n]] for n in part] for part in (judged, fit)]
+        copies.append(len(same_contents(*files)))
         bar = tqdm(results, unit="layer", dynamic_ncols=True, desc=f"probe, seed {seed}")
         for name in bar:
             results[name].append(
@@ -550,7 +557,8 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         "train_images": counts[0][0],
         "test_images": counts[0][1],
         "unreadable": len(features.unreadable),
-        "chance": max(np.bincount(labels)) / len(labels),
+        "chance": statistics.fmean(chance),
+        "copies": copies[0],
         "layers": {name: _summary(found) for name, found in results.items()},
         "seconds": {
             "features": round(extraction, 1),
@@ -601,6 +609,12 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {row['dims']} | {100 * row['accuracy']:.2f} % | {deviation} | {l2} |"
         )
+    if result["copies"]:
+        lines += [
+            "",
+            f"WARNING: {result['copies']} test pictures are copies of training pictures (with the "
+            "first seed), so these figures are too good.",
+        ]
     if result["unreadable"]:
         lines += ["", f"{result['unreadable']} pictures could not be read and were left out."]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from context_encoder.data import UnreadableImage, read_image
-from context_encoder.data.images import open_image
+from context_encoder.data.images import stored_size
 from context_encoder.transfer.voc import Item
 
 log = logging.getLogger("context_encoder")
@@ -53,7 +53,7 @@ def read_proposals(path: Path) -> dict[str, FloatArray]:
         else:
             raise ValueError("the suffix must be .npz, .json or .mat")
         result = {k: np.asarray(v, np.float64).reshape(-1, 4) for k, v in found.items()}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # the readers raise nearly every type on damaged files
         raise ValueError(f"proposals file {path} cannot be used: {error}") from error
     for name, boxes in result.items():
         if not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
@@ -124,8 +124,7 @@ def find_proposals(
         result = {}
         for item in items:
             try:
-                with open_image(item.image) as image:
-                    grid = dense_grid(*image.size)
+                grid = dense_grid(*stored_size(item.image))
             except UnreadableImage:
                 grid = np.zeros((0, 4))
             keep = np.linspace(0, len(grid) - 1, min(limit, len(grid))).astype(int)
@@ -133,22 +132,36 @@ def find_proposals(
         return result
     kept = read_proposals(cache) if cache.exists() else {}
     if any(item.name not in kept for item in items):
-        for item in tqdm(items, unit="picture", desc="selective search", dynamic_ncols=True):
-            if item.name in kept:
-                continue
-            try:
-                pixels = np.asarray(read_image(item.image))[:, :, ::-1]
-            except UnreadableImage:
-                kept[item.name] = np.zeros((0, 4))
-                continue
-            search.setBaseImage(np.ascontiguousarray(pixels))
-            search.switchToSelectiveSearchFast()
-            found = np.asarray(search.process(), np.float64).reshape(-1, 4)
-            found[:, 2:] += found[:, :2] - 1  # x, y, width, height
-            kept[item.name] = found
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(cache, **kept)  # type: ignore[arg-type]
-    return {item.name: kept[item.name][:limit] for item in items}
+        try:
+            _search(search, items, kept)
+        finally:  # hours of work, also if something stops it
+            _keep(cache, kept)
+    nothing = np.zeros((0, 4))
+    return {item.name: kept.get(item.name, nothing)[:limit] for item in items}
+
+
+def _search(search: Any, items: Sequence[Item], kept: dict[str, FloatArray]) -> None:
+    """Add the boxes of the pictures that have none yet and can be read."""
+    for item in tqdm(items, unit="picture", desc="selective search", dynamic_ncols=True):
+        if item.name in kept:
+            continue
+        try:
+            pixels = np.asarray(read_image(item.image, upright=False))[:, :, ::-1]
+        except UnreadableImage:
+            continue
+        search.setBaseImage(np.ascontiguousarray(pixels))
+        search.switchToSelectiveSearchFast()
+        found = np.asarray(search.process(), np.float64).reshape(-1, 4)
+        found[:, 2:] += found[:, :2] - 1  # x, y, width, height
+        kept[item.name] = found
+
+
+def _keep(cache: Path, boxes: dict[str, FloatArray]) -> None:
+    """Write the file whole or not at all."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    new = cache.with_name(f".new.{cache.name}")
+    np.savez_compressed(new, **boxes)  # type: ignore[arg-type]
+    new.replace(cache)
 
 
 def _selective_search() -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from context_encoder.data import UnreadableImage, read_image
+from context_encoder.data.images import stored_size
 from context_encoder.models import Backbone
 from context_encoder.transfer.backbone import to_input
 from context_encoder.transfer.classify import digest, summary
@@ -26,10 +29,11 @@ from context_encoder.transfer.engine import (
     fully_connected,
     map_shape,
     parse,
+    read_splits,
     run_task,
 )
 from context_encoder.transfer.metrics import confusion, iou_per_class
-from context_encoder.transfer.voc import VOID, Item, read_labels, read_split
+from context_encoder.transfer.voc import VOID, Item, read_labels
 
 # Long et al. sum the loss over the picture, with a rate of 1e-10 and a decay of 5e-4. Averaged
 # over the pixels of a picture of 500 x 375, the same steps need these.
@@ -47,9 +51,6 @@ class SegmentConfig(TransferConfig):
     lr: Annotated[float, Field(gt=0)] = Field(1e-10 * _PIXELS, description="SGD's rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4 / _PIXELS, description="L2 penalty.")
-    bias_lr: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="The biases' rate as a multiple; other than 1, they are not decayed."
-    )
     fc6_kernel: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Side of fc6's kernel. Default: the encoder's map (6 for AlexNet)."
     )
@@ -148,10 +149,10 @@ class FCN(nn.Module):
             OrderedDict(
                 fc6=fc6,
                 relu6=nn.ReLU(),
-                drop6=nn.Dropout2d(dropout),
+                drop6=nn.Dropout(dropout),
                 fc7=fc7,
                 relu7=nn.ReLU(),
-                drop7=nn.Dropout2d(dropout),
+                drop7=nn.Dropout(dropout),
                 score=score,
             )
         )
@@ -197,14 +198,10 @@ class Segment(Task):
         return pixels, labels
 
     def _read(self, image: Image.Image, item: Item) -> tuple[Tensor, Tensor]:
-        labels = torch.from_numpy(read_labels(item, len(self.config.classes)))
+        labels = read_labels(item, len(self.config.classes))
+        check_size(item, image.size, labels)
         pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
-        if labels.shape != pixels.shape[1:]:
-            raise ValueError(
-                f"{item.image} is {image.width} x {image.height} pixels, {item.segmentation} "
-                f"{labels.shape[1]} x {labels.shape[0]}"
-            )
-        return pixels, labels
+        return pixels, torch.from_numpy(labels)
 
     def losses(
         self, samples: list[tuple[Tensor, Tensor]], device: torch.device
@@ -225,7 +222,7 @@ class Segment(Task):
         matrix, unreadable = np.zeros((count, count)), 0
         for item in tqdm(self._test, unit="picture", dynamic_ncols=True):
             try:
-                pixels, labels = self._read(read_image(item.image), item)
+                pixels, labels = self._read(read_image(item.image, upright=False), item)
             except UnreadableImage:
                 unreadable += 1
                 continue
@@ -240,20 +237,29 @@ class Segment(Task):
         return result
 
 
+def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> None:
+    """ValueError unless a picture has as many pixels as its labels."""
+    if size != labels.shape[::-1]:
+        raise ValueError(
+            f"{item.image} is {size[0]} x {size[1]} pixels, {item.segmentation} "
+            f"{labels.shape[1]} x {labels.shape[0]}"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = parse(SegmentConfig, "voc-segment", arguments)
-    splits = []
-    for split in (config.train_split, config.test_split):
-        items = read_split(config.voc, config.year, split, "Segmentation", config.classes)
+    train, test = read_splits(config, "Segmentation")
+    for split, items in ((config.train_split, train), (config.test_split, test)):
         seen: set[int] = set()
         for item in tqdm(items, unit="picture", desc=f"checking {split}", dynamic_ncols=True):
-            seen.update(np.unique(read_labels(item, len(config.classes))).tolist())
+            labels = read_labels(item, len(config.classes))
+            with suppress(UnreadableImage):
+                check_size(item, stored_size(item.image), labels)
+            seen.update(np.unique(labels).tolist())
         absent = [name for k, name in enumerate(config.classes, 1) if k not in seen]
         if absent:
             raise ValueError(f"no pixel of class {', '.join(absent)} in split {split!r}")
-        splits.append(items)
-    train, test = splits
     return run_task(
         config, "voc-segment", lambda network: Segment(config, network, train, test), digest(train)
     )

@@ -137,7 +137,11 @@ def _read_annotation(
             box = entry.find("bndbox")
             if box is None:
                 raise ValueError(f"{path} has an object without bndbox")
-            corners = [float(box.findtext(k) or "nan") for k in ("xmin", "ymin", "xmax", "ymax")]
+            given = [box.findtext(k) or "nan" for k in ("xmin", "ymin", "xmax", "ymax")]
+            try:
+                corners = [float(corner) for corner in given]
+            except ValueError:
+                raise ValueError(f"{path} has a box {given} that is none") from None
             if not (corners[0] <= corners[2] and corners[1] <= corners[3]):
                 raise ValueError(f"{path} has a box {corners} that is none")
             boxes.append(corners)
