@@ -194,7 +194,7 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
         trainer = Trainer(config, photos, device, processes, checkpoint)
         if not processes.first:
             try:
-                with _stop_on_signal(trainer):
+                with stop_on_signal(trainer):
                     trainer.fit(None)
             except NonFiniteError:  # the first process says it
                 return 1
@@ -203,7 +203,7 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
         with _log_to(out / "log.txt"):
             try:
                 _announce(config, photos, trainer, resume)
-                with _stop_on_signal(trainer), logging_redirect_tqdm():
+                with stop_on_signal(trainer), logging_redirect_tqdm():
                     outcome = trainer.fit(run)
                 _conclude(trainer, outcome, out)
             except NonFiniteError as error:
@@ -247,7 +247,7 @@ class Stoppable(Protocol):
 
 
 @contextlib.contextmanager
-def _stop_on_signal(trainer: Stoppable) -> Iterator[None]:
+def stop_on_signal(trainer: Stoppable) -> Iterator[None]:
     """SIGINT and SIGTERM end the run after the current step; a second SIGINT ends it at once."""
 
     def request(number: int, frame: FrameType | None) -> None:

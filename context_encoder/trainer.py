@@ -426,7 +426,7 @@ class Trainer:
         if self.device.type == "cuda":
             training["random.cuda"] = torch.cuda.get_rng_state(self.device)
         for name, optimizer in self._optimizers.items():
-            training |= _optimizer_tensors(name, optimizer)
+            training |= optimizer_tensors(name, optimizer)
         state = {
             "step": self.step,
             "metrics": self.latest,
@@ -455,7 +455,7 @@ class Trainer:
         weights = {"model": checkpoint.model, "discriminator": checkpoint.discriminator}
         for name, part in self._parts.items():
             load_weights(part.module, weights[name] or {}, source)
-            _load_optimizer(name, self._optimizers[name], checkpoint.training)
+            load_optimizer(name, self._optimizers[name], checkpoint.training)
         self.step = int(checkpoint.state["step"])
         self.best = dict(checkpoint.state["best"])
         self.latest = dict(checkpoint.state["metrics"])
@@ -471,7 +471,7 @@ class Trainer:
             torch.manual_seed(self.config.seed + self.processes.rank + (self.step << 16))
 
 
-def _optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
         f"optimizer.{prefix}.{index}.{name}": value
         for index, values in optimizer.state_dict()["state"].items()
@@ -479,7 +479,7 @@ def _optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -122,12 +122,12 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         multiprocessing_context=context if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # otherwise each iterator draws from the global one
     )
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself,
     # without a traceback from each. Torch has already set a worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

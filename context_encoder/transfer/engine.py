@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from context_encoder.data import SampleStream, UnreadableImage, _start_worker, read_image
+from context_encoder.data import SampleStream, UnreadableImage, read_image, start_worker
 from context_encoder.models import Backbone
 from context_encoder.prepare import Processes, choose_device
 from context_encoder.runs import (
@@ -38,8 +38,8 @@ from context_encoder.runs import (
     load_weights,
     read_checkpoint,
 )
-from context_encoder.train import _run_root, _stop_on_signal
-from context_encoder.trainer import NonFiniteError, _load_optimizer, _optimizer_tensors
+from context_encoder.train import _run_root, stop_on_signal
+from context_encoder.trainer import NonFiniteError, load_optimizer, optimizer_tensors
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.voc import CLASSES, Item, read_split
 
@@ -186,7 +186,7 @@ class Training:
         if checkpoint.state["digest"] != self.digest:
             raise ValueError("the training pictures have changed; a run continues with the same")
         load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
-        _load_optimizer("model", self._optimizer, checkpoint.training)
+        load_optimizer("model", self._optimizer, checkpoint.training)
         self.step = int(checkpoint.state["step"])
         self.unreadable = dict(checkpoint.state["unreadable"])
 
@@ -194,7 +194,7 @@ class Training:
         return Checkpoint(
             model=self.task.model.state_dict(),
             discriminator=None,
-            training=_optimizer_tensors("model", self._optimizer),
+            training=optimizer_tensors("model", self._optimizer),
             state={"step": self.step, "digest": self.digest, "unreadable": self.unreadable},
         )
 
@@ -220,7 +220,7 @@ class Training:
             collate_fn=_collate,
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             generator=torch.Generator(),
         )
         batches = iter(loader)
@@ -379,7 +379,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         "  %d pictures, %.2f M parameters, steps %d to %d on %s",
         len(task.items), parameters / 1e6, training.step, config.steps, device,
     )  # fmt: skip
-    with _stop_on_signal(training), logging_redirect_tqdm():
+    with stop_on_signal(training), logging_redirect_tqdm():
         if not training.fit(run):
             log.info(
                 "%s: stopped at step %d, saved; go on with", training.stop_reason, training.step
