@@ -253,6 +253,7 @@ struct TensorCore {
   // Of a thread of the forward and of the backward kernel; fewer, and sums are spilled.
   static constexpr int kForwardRegisters = kProducts == 3 ? 168 : 128;
   static constexpr int kForwardUnroll = kProducts == 3 ? 1 : kChunks;
+  static constexpr int kBackwardUnroll = kWide && kProducts == 1 && N == 36 ? 1 : kChunks;
   static constexpr int kRegisters = (N == 64 ? 160 : 128) + (kProducts == 3 && N > 16 ? 64 : 0);
   // Of the backward kernel, whose tiles and weights share 48 KiB.
   static constexpr int kRows = N == 16 ? 32 : N == 36 ? 48 : kWide ? 32 : 64;
@@ -550,6 +551,7 @@ __global__ void __launch_bounds__(Math::kForwardThreads,
         for (int k = 0; k < Math::kChunks; ++k) {
           Math::add_product(d, x[k], k, n, weights + my_channel * Math::kFragments);
         }
+        hold(d);
         const int column = 16 * n + 4 * Math::q();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -595,12 +597,13 @@ __device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T*
   for (int r = 0; r < rows; r += 16) {
     const T* from = grads + (channel * Math::kRows + r + Math::g()) * Math::kStride;
     float d[2][4] = {};
-#pragma unroll
+#pragma unroll(Math::kBackwardUnroll)
     for (int k = 0; k < Math::kChunks; ++k) {
       const typename Math::Rows a = {Math::row_vector(from, k, true, true),
                                      Math::row_vector(from + 8 * Math::kStride, k, true, true)};
       Math::add_product(d, a, k, column_chunk, weights + channel * Math::kFragments);
     }
+    hold(d);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = r + Math::g() + 8 * half;

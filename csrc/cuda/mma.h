@@ -31,13 +31,17 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return bits;
 }
 
-// The products are volatile: all lanes of a warp must execute them together, so that the compiler may
-// not move one to where its result is needed, under a condition that only some of the lanes meet.
+// All lanes of a warp must execute a product together. Up to here it is done: the compiler may not move
+// it on to where the result is used, under a condition that only some of the lanes meet.
+__device__ __forceinline__ void hold(const float (&d)[2][4]) {
+  asm volatile("" ::"f"(d[0][0]), "f"(d[0][1]), "f"(d[0][2]), "f"(d[0][3]), "f"(d[1][0]),
+               "f"(d[1][1]), "f"(d[1][2]), "f"(d[1][3]));
+}
+
 // d += a b, of TF32 operands.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -50,7 +54,7 @@ __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const
   template <>                                                                                   \
   __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4],                 \
                                          const uint32_t (&b)[2]) {                              \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
         ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                    \

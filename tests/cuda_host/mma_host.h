@@ -37,6 +37,8 @@ void product(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], A el
   __syncwarp();
 }
 
+inline void hold(const float (&)[2][4]) {}
+
 inline uint32_t to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
