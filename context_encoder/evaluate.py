@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
+from context_encoder.cli import parse_config
 from context_encoder.config import MaskName
 from context_encoder.data import Crops
 from context_encoder.evaluation import perceptual
@@ -575,7 +575,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 1 failed, 2 misused, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        config = tyro.cli(EvaluateConfig, prog="python -m context_encoder.evaluate", args=arguments)
+        config = parse_config(EvaluateConfig, "python -m context_encoder.evaluate", arguments)
         result = evaluate(config)
     except InpaintError as error:
         print(f"stopped: {error}", file=sys.stderr)

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import torch
-import tyro
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from cekernels import fill_masked
+from context_encoder.cli import parse_config
 from context_encoder.config import MaskName
 from context_encoder.data import Crops, contents
 from context_encoder.evaluation.crops import held_out_crops, training_crops
@@ -415,9 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 2 misused, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        config = tyro.cli(
-            NeighboursConfig, prog="python -m context_encoder.neighbours", args=arguments
-        )
+        config = parse_config(NeighboursConfig, "python -m context_encoder.neighbours", arguments)
         print(f"look at {draw_sheet(config)}")
         return 0
     except (RunError, ValueError, OSError) as error:

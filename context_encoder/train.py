@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import signal
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,7 @@ import tyro
 from pydantic import ValidationError
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from context_encoder.cli import arguments_of
 from context_encoder.config import (
     PRESETS,
     TrainConfig,
@@ -64,23 +64,10 @@ _SUMMARY = """Train a context encoder to fill holes in photographs, or a rival p
     """
 
 
-def _arguments(defaults: TrainConfig) -> type:
-    """What tyro parses. It checks types alone: TrainConfig checks values, in its own words."""
-    fields: list[Any] = [
-        (
-            name,
-            Annotated[field.annotation, tyro.conf.arg(help=field.description)],
-            dataclasses.field(default=getattr(defaults, name)),
-        )
-        for name, field in TrainConfig.model_fields.items()
-    ]
-    for name, text in (
-        ("resume", "Run folder to continue; its configuration becomes the default."),
-        ("config", "JSON file with the defaults, such as the config.json of a run."),
-    ):
-        kind = Annotated[Path | None, tyro.conf.arg(help=text)]
-        fields.append((name, kind, dataclasses.field(default=None)))
-    return dataclasses.make_dataclass("Arguments", fields, namespace={"__doc__": _SUMMARY})
+_EXTRA = (
+    ("resume", Path, "Run folder to continue; its configuration becomes the default."),
+    ("config", Path, "JSON file with the defaults, such as the config.json of a run."),
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | None]:
@@ -109,7 +96,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
         defaults = preset(name) if name in PRESETS else TrainConfig()
 
     parsed: Any = tyro.cli(
-        _arguments(defaults), prog="python -m context_encoder.train", args=arguments
+        arguments_of(TrainConfig, defaults, summary=_SUMMARY, extra=_EXTRA),
+        prog="python -m context_encoder.train",
+        args=arguments,
     )
     config = _with_options(defaults, parsed, sys.argv[1:] if arguments is None else arguments)
     if parsed.resume is not None:

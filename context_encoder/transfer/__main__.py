@@ -7,8 +7,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from context_encoder.runs import RunError
 from context_encoder.trainer import NonFiniteError
 
@@ -42,11 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = module.main(given[1:])
         return status
-    except ValidationError as error:
-        for problem in error.errors():
-            where = ".".join(map(str, problem["loc"]))
-            print(f"error: {where + ': ' if where else ''}{problem['msg']}", file=sys.stderr)
-        return 2
     except (RunError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from context_encoder.cli import parse_config
 from context_encoder.data import SampleStream, UnreadableImage, read_image, start_worker
 from context_encoder.models import Backbone
 from context_encoder.prepare import Processes, choose_device
@@ -303,11 +303,8 @@ def parse(kind: type[C], command: str, arguments: Sequence[str] | None) -> C:
             defaults = kind.model_validate_json(file.read_text())
         except (OSError, ValidationError) as error:
             raise RunError(f"{file} is not a configuration of {command}: {error}") from error
-    config = tyro.cli(
-        kind,
-        prog=f"python -m context_encoder.transfer {command}",
-        args=arguments,
-        default=defaults,
+    config = parse_config(
+        kind, f"python -m context_encoder.transfer {command}", arguments, defaults
     )
     if config.resume is not None:
         changed = [

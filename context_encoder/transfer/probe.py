@@ -22,7 +22,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from context_encoder.cli import parse_config
 from context_encoder.data import UnreadableImage, list_images, read_image
 from context_encoder.evaluation.crops import same_contents
 from context_encoder.models import Backbone
@@ -622,7 +622,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    config = tyro.cli(ProbeConfig, prog="python -m context_encoder.transfer probe", args=arguments)
+    config = parse_config(ProbeConfig, "python -m context_encoder.transfer probe", arguments)
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out {config.out} is a file; name a folder")
     result = run(config)
