@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from context_encoder.cli import parse_config
 from context_encoder.config import (
     MODEL_PRESETS,
     PRESETS,
@@ -17,6 +18,7 @@ from context_encoder.config import (
 )
 from context_encoder.models import MODELS
 from context_encoder.train import parse
+from context_encoder.transfer.probe import ProbeConfig
 
 
 def test_every_preset_is_valid_and_survives_json() -> None:
@@ -163,3 +165,14 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for name in (*TrainConfig.model_fields, "resume"):
         assert "--" + name.replace("_", "-") in shown, name
+
+
+def test_other_commands_use_the_same_words() -> None:
+    with pytest.raises(ValueError, match=r"^--holdout must be below 1, got 3\.0$"):
+        parse_config(ProbeConfig, "probe", ["--data", "x", "--holdout", "3"])
+    config = parse_config(ProbeConfig, "probe", ["--data", "x", "--seeds", "4", "5"])
+    assert config == ProbeConfig(data=Path("x"), seeds=(4, 5))
+    older = ProbeConfig(data=Path("y"), max_dims=7)
+    assert parse_config(ProbeConfig, "probe", ["--holdout", "0.5"], older) == older.model_copy(
+        update={"holdout": 0.5}
+    )
