@@ -6,6 +6,7 @@ namespaces ``cekernels_cpp`` and ``cekernels_cuda``; what both implementation mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,11 +62,27 @@ def torch_linear_backward(
 
 
 class CompiledOps:
-    """Every op of the reference, by the compiled ops of ``namespace`` on devices of one type."""
+    """Every op of the reference, by the compiled ops of ``namespace`` on devices of one type.
 
-    def __init__(self, namespace: str, device: str) -> None:
+    Args:
+        namespace: that of the library's ops.
+        device: the type of device.
+        by_torch: of a channel-wise linear map, its weight and whether it is the backward pass:
+            whether torch's batched product serves it better than the kernel.
+        products: how float32 is multiplied, an index into :data:`PRODUCTS`.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        device: str,
+        by_torch: Callable[[Tensor, bool], bool],
+        products: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._ops = getattr(torch.ops, namespace)
         self._device = device
+        self._by_torch = by_torch
+        self._products = products
 
     def unsupported(self, op: str, *args: Any) -> str | None:
         for arg in args:
@@ -84,12 +101,12 @@ class CompiledOps:
         weight: Tensor,
         bias: Tensor | None,
         relu: bool,
-        products: int = 0,
     ) -> Tensor:
-        """``products``: of float32, an index into :data:`PRODUCTS`; the CPU knows the first."""
+        if self._by_torch(weight, False):
+            return torch_linear(input, weight, bias, relu)
         bias = None if bias is None else _dense(bias)
         output: Tensor = self._ops.channelwise_linear.default(
-            _dense(input), _dense(weight), bias, relu, products
+            _dense(input), _dense(weight), bias, relu, self._products()
         )
         return output
 
@@ -100,11 +117,12 @@ class CompiledOps:
         weight: Tensor,
         output: Tensor | None,
         needs: tuple[bool, bool, bool],
-        products: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if self._by_torch(weight, True):
+            return torch_linear_backward(grad_output, input, weight, output, needs)
         output = None if output is None else _dense(output)
         grads: tuple[Tensor, Tensor, Tensor] = self._ops.channelwise_linear_backward.default(
-            _dense(grad_output), _dense(input), _dense(weight), output, *needs, products
+            _dense(grad_output), _dense(input), _dense(weight), output, *needs, self._products()
         )
         return grads
 
