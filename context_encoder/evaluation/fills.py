@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -56,16 +56,7 @@ BaselineName = Literal[
     "nn-pixels",
     "nn-features",
 ]
-BASELINES: tuple[BaselineName, ...] = (
-    "mean",
-    "context-mean",
-    "membrane",
-    "telea",
-    "navier-stokes",
-    "nn-hog",
-    "nn-pixels",
-    "nn-features",
-)
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 #: Neighbourhood, in pixels, that OpenCV's methods look at: the value of OpenCV's own examples.
 CV2_RADIUS = 3
