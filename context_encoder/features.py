@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +36,12 @@ from tyro.conf import arg
 
 from cekernels import fill_masked
 from context_encoder.config import FILL_COLORS, ModelName, TrainConfig
-from context_encoder.data import UnreadableImage, list_images, read_image
+from context_encoder.data import (
+    UnreadableImage,
+    list_images,
+    read_square,
+    to_input,
+)
 from context_encoder.data.images import relative_name
 from context_encoder.masks import MaskSampler, build_mask_sampler
 from context_encoder.models import Backbone, build_model
@@ -150,7 +154,7 @@ def encode_batch(
             f"{', '.join(names)}"
         )
     device = next(model.parameters()).device
-    x = images.to(device).float() / 127.5 - 1
+    x = to_input(images.to(device))
     if mask is not None:
         color = [c / 127.5 - 1 for c in FILL_COLORS["imagenet-mean"]] if fill is None else fill
         x = fill_masked(x, mask.to(device), torch.tensor(color, device=device))
@@ -253,11 +257,9 @@ class _Squares(Dataset[tuple[str, Tensor | str]]):
         path = self.paths[number]
         name = relative_name(path, self.root)
         try:
-            image = read_image(path, min_side=self.size)
+            return name, read_square(path, self.size)
         except UnreadableImage as error:
             return name, error.reason
-        square = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
-        return name, torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
 def _ignore_interrupt(_: int) -> None:

@@ -196,6 +196,14 @@ def find_checkpoint(path: Path, which: Which = "best") -> Path:
     )
 
 
+def run_root(path: Path) -> Path | None:
+    """The run folder of a run or checkpoint folder; None if the checkpoint lies by itself."""
+    if (path / "checkpoints").is_dir():
+        return path
+    above = path.resolve().parent
+    return above.parent if above.name == "checkpoints" else None
+
+
 def read_config(folder: Path) -> TrainConfig:
     """The configuration in a run or checkpoint folder, or in a JSON file.
 

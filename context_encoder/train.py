@@ -42,6 +42,7 @@ from context_encoder.runs import (
     find_checkpoint,
     read_checkpoint,
     read_config,
+    run_root,
 )
 from context_encoder.trainer import NonFiniteError, Outcome, Trainer
 
@@ -170,10 +171,10 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
                 f"{resume} is done: it has made {step} of {config.steps} steps; "
                 f"add some with --steps {2 * step}"
             )
-    out = config.out or (resume and _run_root(resume)) or _default_out(config)
+    out = config.out or (resume and run_root(resume)) or _default_out(config)
     config = config.model_copy(update={"out": out})
 
-    root = resume and _run_root(resume)
+    root = resume and run_root(resume)
     into_old = root is not None and out.resolve() == root.resolve()
     if checkpoint is not None and not into_old:
         checkpoint.state["best"] = {}  # the best one so far lies in the other folder
@@ -199,14 +200,6 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
                 log.error("stopped: %s", error)
                 return 1
     return 0
-
-
-def _run_root(path: Path) -> Path | None:
-    """The run folder of a run or checkpoint folder; None if the checkpoint lies by itself."""
-    if (path / "checkpoints").is_dir():
-        return path
-    above = path.resolve().parent
-    return above.parent if above.name == "checkpoints" else None
 
 
 def _default_out(config: TrainConfig) -> Path:

@@ -11,7 +11,16 @@ from torch.utils.data import DataLoader, default_collate
 
 from .crops import Crops, contents, load_crops
 from .folder import DEFAULT_CACHE_BYTES, PhotoFolder, Sample, embedded_photos, split_photos
-from .images import SUFFIXES, Scan, UnreadableImage, list_images, read_image, scan_images
+from .images import (
+    SUFFIXES,
+    Scan,
+    UnreadableImage,
+    list_images,
+    read_image,
+    read_square,
+    scan_images,
+    to_input,
+)
 from .sampler import SampleStream
 
 __all__ = [
@@ -31,8 +40,10 @@ __all__ = [
     "load_crops",
     "make_loader",
     "read_image",
+    "read_square",
     "scan_images",
     "split_photos",
+    "to_input",
 ]
 
 

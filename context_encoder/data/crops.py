@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .folder import PhotoFolder
-from .images import relative_name
+from .images import relative_name, to_input
 
 __all__ = ["Crops", "contents", "load_crops"]
 
@@ -51,7 +51,7 @@ class Crops:
 
     def floats(self, index: Tensor | slice) -> Tensor:
         """Some of the crops, float32 ``(n, 3, S, S)`` in [-1, 1], as networks take them."""
-        return self.images[index].float().div(127.5).sub(1)
+        return to_input(self.images[index])
 
 
 def load_crops(

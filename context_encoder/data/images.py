@@ -14,9 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-__all__ = ["SUFFIXES", "Scan", "UnreadableImage", "list_images", "read_image", "scan_images"]
+__all__ = [
+    "SUFFIXES",
+    "Scan",
+    "UnreadableImage",
+    "list_images",
+    "read_image",
+    "read_square",
+    "scan_images",
+    "to_input",
+]
 
 log = logging.getLogger(__name__)
 
@@ -278,3 +289,19 @@ def _grey_from_floats(image: Image.Image) -> Image.Image:
         )
     white = 1.0 if high <= 2 else 255.0
     return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
+
+
+def read_square(path: Path, size: int) -> Tensor:
+    """A picture with its short side scaled to ``size``, cut to its centre: uint8 ``(3, S, S)``.
+
+    Raises:
+        UnreadableImage: the file cannot be read.
+    """
+    image = read_image(path, min_side=size)
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """uint8 RGB on the scale of the networks' input: float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
 
 from context_encoder.config import ModelName
 from context_encoder.features import load_backbone
@@ -59,8 +57,3 @@ class BackboneConfig(BaseModel):
         if self.is_random:
             return f"{self.model}, random weights"
         return str(self.checkpoint or self.weights)
-
-
-def to_input(pixels: Tensor) -> Tensor:
-    """uint8 RGB to the networks' scale, [-1, 1] as float32."""
-    return pixels.to(torch.float32) / 127.5 - 1

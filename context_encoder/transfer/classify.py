@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from context_encoder.data import UnreadableImage, read_image
+from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.models import Backbone
-from context_encoder.transfer.backbone import to_input
 from context_encoder.transfer.engine import (
     Task,
     TransferConfig,

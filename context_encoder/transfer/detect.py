@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from context_encoder.data import UnreadableImage, read_image
+from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.models import Backbone
 from context_encoder.transfer import boxes as box_ops
-from context_encoder.transfer.backbone import to_input
 from context_encoder.transfer.classify import digest, read_annotated, summary
 from context_encoder.transfer.engine import (
     Task,

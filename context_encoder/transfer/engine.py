@@ -37,8 +37,9 @@ from context_encoder.runs import (
     find_checkpoint,
     load_weights,
     read_checkpoint,
+    run_root,
 )
-from context_encoder.train import _run_root, stop_on_signal
+from context_encoder.train import stop_on_signal
 from context_encoder.trainer import NonFiniteError, load_optimizer, optimizer_tensors
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.voc import CLASSES, Item, read_split
@@ -355,7 +356,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     out = config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     checkpoint = None
     if config.resume is not None:
-        root = _run_root(config.resume)
+        root = run_root(config.resume)
         if root is None:
             raise RunError(f"--resume {config.resume} is a checkpoint outside its run folder")
         out = root

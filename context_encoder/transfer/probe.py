@@ -22,7 +22,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,11 +30,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from context_encoder.cli import parse_config
-from context_encoder.data import UnreadableImage, list_images, read_image
+from context_encoder.data import UnreadableImage, list_images, read_square, to_input
 from context_encoder.evaluation.crops import same_contents
 from context_encoder.models import Backbone
 from context_encoder.prepare import Processes, choose_device
-from context_encoder.transfer.backbone import BackboneConfig, to_input
+from context_encoder.transfer.backbone import BackboneConfig
 
 log = logging.getLogger("context_encoder")
 
@@ -240,17 +239,6 @@ def extract(
             side = grid_side(value.shape[1], min(value.shape[2:]), max_dims)
             kept[name].append(average_to_grid(value, side).flatten(1).cpu())
     return {name: torch.cat(parts) for name, parts in kept.items()}
-
-
-def read_square(path: Path, size: int) -> Tensor:
-    """A picture with its short side scaled to ``size``, cut to its centre: uint8 ``(3, S, S)``."""
-    image = read_image(path, min_side=size)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (size, size):
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
 class Features:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from context_encoder.data import UnreadableImage, read_image
+from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.data.images import stored_size
 from context_encoder.models import Backbone
-from context_encoder.transfer.backbone import to_input
 from context_encoder.transfer.classify import digest, summary
 from context_encoder.transfer.engine import (
     Task,
