@@ -21,57 +21,67 @@ CEK_INLINE int64_t padded(int64_t n) {
   return divide_up(n, Simd<A>::width) * Simd<A>::width;
 }
 
+// The columns of n that whole vectors touch.
+template <class A>
+CEK_INLINE int64_t touched(int64_t n) {
+  return larger(n, Simd<A>::width);
+}
+
 // M rows by V vectors: out[m, :] = sum_k a[m, k] b[k, :] + bias, or that added to out. The sum is
-// finished first: rounding would pile up on a large bias.
+// finished first: rounding would pile up on a large bias. The last vector begins at column `last`:
+// it may overlap the one before, with the same numbers.
 template <class A, int M, int V>
 inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_row,
-                 int64_t depth, const A* bias, bool accumulate, bool relu, A* out,
+                 int64_t depth, int64_t last, const A* bias, bool accumulate, bool relu, A* out,
                  int64_t out_row) {
   using S = Simd<A>;
+  const auto column = [last](int v) { return v < V - 1 ? v * S::width : last; };
   typename S::vector sum[M][V];
   CEK_UNROLL for (int v = 0; v < V; ++v) {
     CEK_UNROLL for (int m = 0; m < M; ++m) sum[m][v] = typename S::vector{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     typename S::vector row[V];
-    CEK_UNROLL for (int v = 0; v < V; ++v) row[v] = S::load(b + k * b_row + v * S::width);
+    CEK_UNROLL for (int v = 0; v < V; ++v) row[v] = S::load(b + k * b_row + column(v));
     CEK_UNROLL for (int m = 0; m < M; ++m) {
       const A x = a[m * a_row + k * a_depth];
       CEK_UNROLL for (int v = 0; v < V; ++v) sum[m][v] += x * row[v];
     }
   }
   CEK_UNROLL for (int m = 0; m < M; ++m) {
-    CEK_UNROLL for (int v = 0; v < V; ++v) {
-      typename S::vector y = sum[m][v];
-      if (accumulate) y += S::load(out + m * out_row + v * S::width);
-      if (bias) y += S::load(bias + v * S::width);
+    A* to = out + m * out_row;
+    CEK_UNROLL for (int v = 0; v < V; ++v) {  // all of a row is read before any is written
+      typename S::vector& y = sum[m][v];
+      if (accumulate) y += S::load(to + column(v));
+      if (bias) y += S::load(bias + column(v));
       if (relu) y = y < 0 ? typename S::vector{} : y;  // NaN stays
-      S::store(out + m * out_row + v * S::width, y);
     }
+    CEK_UNROLL for (int v = 0; v < V; ++v) S::store(to + column(v), sum[m][v]);
   }
 }
 
 template <class A, int V>
 inline void columns(int64_t rows, const A* a, int64_t a_row, int64_t a_depth, const A* b,
-                    int64_t b_row, int64_t depth, const A* bias, bool accumulate, bool relu,
-                    A* out, int64_t out_row) {
+                    int64_t b_row, int64_t depth, int64_t last, const A* bias, bool accumulate,
+                    bool relu, A* out, int64_t out_row) {
   int64_t m = 0;
   for (; m + kRows <= rows; m += kRows) {
-    tile<A, kRows, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, bias, accumulate, relu,
-                      out + m * out_row, out_row);
+    tile<A, kRows, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, last, bias, accumulate,
+                      relu, out + m * out_row, out_row);
   }
   for (; m + 2 <= rows; m += 2) {
-    tile<A, 2, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, bias, accumulate, relu,
+    tile<A, 2, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, last, bias, accumulate, relu,
                   out + m * out_row, out_row);
   }
   if (m < rows) {
-    tile<A, 1, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, bias, accumulate, relu,
+    tile<A, 1, V>(a + m * a_row, a_row, a_depth, b, b_row, depth, last, bias, accumulate, relu,
                   out + m * out_row, out_row);
   }
 }
 
-// out (rows, n) = a (rows, depth) b (depth, n) + bias (n). Whole vectors are read and written: b,
-// bias and out must go on for up to a vector beyond n, and what out has there is overwritten.
+// out (rows, n) = a (rows, depth) b (depth, n) + bias (n). Whole vectors are read and written: where
+// n is below one vector, b, bias and out must go on for up to a vector beyond n, and what out has
+// there is overwritten.
 template <class A>
 void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, int64_t a_depth,
              const A* b, int64_t b_row, const A* bias, bool accumulate, bool relu, A* out,
@@ -81,51 +91,17 @@ void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, 
     const int64_t vectors = divide_up(n - j, width);
     // Four vectors are better cut 2 + 2 than 3 + 1.
     const int64_t take = vectors == 4 ? 2 : smaller(vectors, kVectors);
+    const int64_t last = larger(0, smaller(n - j, take * width) - width);
     const auto run = take == 3 ? columns<A, 3> : take == 2 ? columns<A, 2> : columns<A, 1>;
     int64_t k = 0;
     do {
       const int64_t next = smaller(k + kDepth, depth);
-      run(rows, a + k * a_depth, a_row, a_depth, b + k * b_row + j, b_row, next - k,
+      run(rows, a + k * a_depth, a_row, a_depth, b + k * b_row + j, b_row, next - k, last,
           bias && next == depth ? bias + j : nullptr, accumulate || k > 0, relu && next == depth,
           out + j, out_row);
       k = next;
     } while (k < depth);
     j += take * width;
-  }
-}
-
-// to (columns, rows padded with zeros to ld) = from (rows, columns) transposed, four by four.
-template <class T, class A>
-inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, A* to,
-                      int64_t ld) {
-  using S = Simd<A, 4>;
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const T* f = from + r * from_row;
-    int64_t c = 0;
-    if constexpr (sizeof(T) == sizeof(A)) {
-      for (; c + 4 <= columns; c += 4) {
-        const auto a = S::load(f + c), b = S::load(f + c + from_row);
-        const auto d = S::load(f + c + 2 * from_row), e = S::load(f + c + 3 * from_row);
-        const auto ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-        const auto ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const auto de0 = __builtin_shufflevector(d, e, 0, 4, 1, 5);
-        const auto de1 = __builtin_shufflevector(d, e, 2, 6, 3, 7);
-        A* t = to + c * ld + r;
-        S::store(t, __builtin_shufflevector(ab0, de0, 0, 1, 4, 5));
-        S::store(t + ld, __builtin_shufflevector(ab0, de0, 2, 3, 6, 7));
-        S::store(t + 2 * ld, __builtin_shufflevector(ab1, de1, 0, 1, 4, 5));
-        S::store(t + 3 * ld, __builtin_shufflevector(ab1, de1, 2, 3, 6, 7));
-      }
-    }
-    for (; c < columns; ++c) {
-      for (int64_t k = 0; k < 4; ++k) to[c * ld + r + k] = widen(f[k * from_row + c]);
-    }
-  }
-  for (; r < ld; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      to[c * ld + r] = r < rows ? A(widen(from[r * from_row + c])) : A(0);
-    }
   }
 }
 
@@ -137,6 +113,63 @@ inline void widen_row(const T* from, int64_t n, A* to) {
 template <class T, class A>
 inline void narrow_row(const A* from, int64_t n, T* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<T>(from[i]);
+}
+
+template <class A>
+inline void zero(A* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = 0;
+}
+
+template <class T>
+CEK_INLINE auto load_four(const T* from) {
+  using S = Simd<acc_t<T>, 4>;
+  if constexpr (sizeof(T) == sizeof(acc_t<T>)) {
+    return S::load(from);
+  } else {
+    return typename S::vector{widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])};
+  }
+}
+
+// A block of four by four.
+template <class T, class A>
+CEK_INLINE void transpose_four(const T* from, int64_t from_row, A* to, int64_t ld) {
+  using S = Simd<A, 4>;
+  const auto a = load_four(from), b = load_four(from + from_row);
+  const auto c = load_four(from + 2 * from_row), d = load_four(from + 3 * from_row);
+  const auto ab0 = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const auto ab1 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const auto cd0 = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const auto cd1 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  S::store(to, __builtin_shufflevector(ab0, cd0, 0, 1, 4, 5));
+  S::store(to + ld, __builtin_shufflevector(ab0, cd0, 2, 3, 6, 7));
+  S::store(to + 2 * ld, __builtin_shufflevector(ab1, cd1, 0, 1, 4, 5));
+  S::store(to + 3 * ld, __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7));
+}
+
+// to (columns, ld) = from (rows, columns) transposed; zeros where vectors touch more than the rows.
+// Sixteen rows at a time fill whole cache lines.
+template <class T, class A>
+inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, A* to,
+                      int64_t ld) {
+  const int64_t whole_columns = columns / 4 * 4;
+  int64_t r = 0;
+  while (r + 4 <= rows) {
+    const int64_t end = r + smaller(16, (rows - r) / 4 * 4);
+    for (int64_t c = 0; c < whole_columns; c += 4) {
+      for (int64_t k = r; k < end; k += 4) {
+        transpose_four(from + k * from_row + c, from_row, to + c * ld + k, ld);
+      }
+    }
+    for (int64_t c = whole_columns; c < columns; ++c) {
+      for (int64_t k = r; k < end; ++k) to[c * ld + k] = widen(from[k * from_row + c]);
+    }
+    r = end;
+  }
+  for (; r < touched<A>(rows); ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      to[c * ld + r] = r < rows ? A(widen(from[r * from_row + c])) : A(0);
+    }
+  }
 }
 
 // One sample's rows of neighbouring channels, side by side.
@@ -173,9 +206,10 @@ void forward(const LinearForward& p) {
       for (int64_t c = 0; c < count; ++c) {  // transposed weights, then one row of bias
         A* to = packed + c * (p.n_in + 1) * ld;
         transpose(weight + (c0 + c) * p.weight_channel, p.weight_row, p.n_out, p.n_in, to, ld);
-        to += p.n_in * ld;
-        for (int64_t o = 0; o < ld; ++o) {
-          to[o] = bias && o < p.n_out ? A(widen(bias[(c0 + c) * p.bias_channel + o])) : A(0);
+        if (bias) {
+          to += p.n_in * ld;
+          widen_row(bias + (c0 + c) * p.bias_channel, p.n_out, to);
+          zero(to + p.n_out, touched<A>(p.n_out) - p.n_out);
         }
       }
       for (int64_t b = b0; b < b1; b += kChunk) {
@@ -186,8 +220,8 @@ void forward(const LinearForward& p) {
         }
         for (int64_t c = 0; c < count; ++c) {  // each channel overwrites what the last wrote beyond
           const A* w = packed + c * (p.n_in + 1) * ld;
-          product<A>(rows, p.n_out, p.n_in, x + c * p.n_in, x_row, 1, w, ld, w + p.n_in * ld, false,
-                     p.relu, y + c * p.n_out, y_row);
+          product<A>(rows, p.n_out, p.n_in, x + c * p.n_in, x_row, 1, w, ld,
+                     bias ? w + p.n_in * ld : nullptr, false, p.relu, y + c * p.n_out, y_row);
         }
         for (int64_t r = 0; r < rows; ++r) {
           narrow_row(y + r * y_row, count * p.n_out,
@@ -220,18 +254,18 @@ void backward(const LinearBackward& p) {
     const Scratch<A> sums(grad_weight ? group * matrix : 0), bias_sums(dy_row);
     const Scratch<A> dy(kChunk * dy_row);
     const Scratch<A> x(grad_weight ? kChunk * x_row : 0), dx(grad_input ? kChunk * x_row : 0);
-    for (int64_t i = 0; grad_weight && i < kChunk * x_row; ++i) x[i] = 0;
+    if (grad_weight) zero<A>(x, kChunk * x_row);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t c0 = task * group, count = smaller(group, p.channels - c0);
       for (int64_t c = 0; grad_input && c < count; ++c) {
         for (int64_t o = 0; o < p.n_out; ++o) {
           A* to = packed + c * matrix + o * ld;
           widen_row(weight + (c0 + c) * p.weight_channel + o * p.weight_row, p.n_in, to);
-          for (int64_t i = p.n_in; i < ld; ++i) to[i] = 0;
+          zero(to + p.n_in, touched<A>(p.n_in) - p.n_in);
         }
       }
-      for (int64_t i = 0; grad_weight && i < count * matrix; ++i) sums[i] = 0;
-      for (int64_t i = 0; i < count * p.n_out; ++i) bias_sums[i] = 0;
+      if (grad_weight) zero<A>(sums, count * matrix);
+      zero<A>(bias_sums, count * p.n_out);
 
       for (int64_t b = 0; b < p.batch; b += kChunk) {
         const int64_t rows = smaller(kChunk, p.batch - b);
