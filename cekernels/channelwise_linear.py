@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, call_op, define
+from cekernels._library import autocast_dtype, call_op, define, run_op
 
 Activation = Literal["relu"]
 
@@ -196,8 +196,8 @@ def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, output = ctx.saved_tensors
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
-    grads = torch.ops.cekernels.channelwise_linear_backward(
-        grad_output, input, weight, output, needs, ctx.impl
+    grads = run_op(
+        "channelwise_linear_backward", ctx.impl, grad_output, input, weight, output, needs
     )
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
 

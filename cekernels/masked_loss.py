@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, call_op, define, transformed
+from cekernels._library import autocast_dtype, call_op, define, run_op, transformed
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
@@ -172,8 +172,8 @@ class _OnePass(torch.autograd.Function):
         gradient = ctx.gradient
         if gradient is None or torch.is_grad_enabled():
             # A second backward, or one that is differentiated itself: from the start.
-            gradient = torch.ops.cekernels.masked_loss_backward(
-                grad_loss, *ctx.saved_tensors, ctx.power, ctx.impl
+            gradient = run_op(
+                "masked_loss_backward", ctx.impl, grad_loss, *ctx.saved_tensors, ctx.power
             )
         else:
             ctx.gradient = None  # handed over, so nobody else sees the change in place
@@ -257,9 +257,7 @@ def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
 def _forward_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     grad = None
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        grad = torch.ops.cekernels.masked_loss_backward(
-            grad_loss, *ctx.saved_tensors, ctx.power, ctx.impl
-        )
+        grad = run_op("masked_loss_backward", ctx.impl, grad_loss, *ctx.saved_tensors, ctx.power)
     return (
         grad if ctx.needs_input_grad[0] else None,
         -grad if grad is not None and ctx.needs_input_grad[1] else None,

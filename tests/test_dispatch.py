@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cekernels import (
     ChannelwiseLinear,
@@ -233,6 +235,48 @@ def test_each_op_takes_the_arguments_of_its_reference_and_the_implementation(op:
     schema = getattr(torch.ops.cekernels, op).default._schema
     expected = list(inspect.signature(getattr(reference, op)).parameters)
     assert [argument.name for argument in schema.arguments] == [*expected, "impl"]
+
+
+class Seen(TorchDispatchMode):
+    """Writes down the ops of the package that the dispatcher sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "cekernels":
+            self.ops.append(func._schema.name.partition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+def test_whoever_looks_at_the_dispatcher_sees_the_ops() -> None:
+    """A plain call goes past it; it must not where somebody is looking."""
+    plain, layer = channelwise_linear(INPUT, WEIGHT), ChannelwiseLinear(3, 4, 5)
+    with Seen() as seen:
+        torch.testing.assert_close(channelwise_linear(INPUT, WEIGHT), plain)
+        layer(INPUT).sum().backward()
+    assert seen.ops == [*["channelwise_linear"] * 2, "channelwise_linear_backward"]
+
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(INPUT)
+        assert channelwise_linear(fake, mode.from_tensor(WEIGHT)).shape == plain.shape
+    assert channelwise_linear(INPUT.to("meta"), WEIGHT.to("meta")).is_meta
+
+    traced = torch.jit.trace(lambda x: channelwise_linear(x, WEIGHT), INPUT, check_trace=False)
+    torch.testing.assert_close(traced(2 * INPUT), 2 * plain)
+
+
+def test_a_tensor_of_another_class_keeps_its_class() -> None:
+    class Named(torch.Tensor):
+        pass
+
+    assert type(channelwise_linear(INPUT.as_subclass(Named), WEIGHT)) is Named
 
 
 def test_a_training_step_by_the_default_compiler() -> None:
