@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 import context_encoder.features as module
 from context_encoder.config import TrainConfig
 from context_encoder.data import list_images
-from context_encoder.features import encode_batch, extract_features, load_backbone, main
+from context_encoder.features import (
+    average_to_grid,
+    encode_batch,
+    extract_features,
+    load_backbone,
+    main,
+)
 from context_encoder.runs import Checkpoint, RunFolder, model_from_config
 
 LAYERS = ["conv1", "conv3", "channelwise_fc"]
@@ -69,6 +75,13 @@ def test_values_are_those_of_the_network_row_by_row(photos: Path, run: Path) -> 
             fc = model.bottleneck.channelwise_fc(conv3)  # type: ignore[union-attr, operator]
         for layer, value in zip(LAYERS, (conv1, conv3, fc), strict=True):
             torch.testing.assert_close(features.values[layer][row : row + 1], value)
+
+
+def test_grid_average_is_adaptive_pooling() -> None:
+    value = torch.rand(2, 3, 13, 10)
+    for side in (1, 3, 7, 10):
+        expected = torch.nn.functional.adaptive_avg_pool2d(value, side)
+        torch.testing.assert_close(average_to_grid(value, side), expected)
 
 
 def test_pooling_averages_cells(run: Path) -> None:
