@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import save_untrained
 
 import context_encoder.features as module
-from context_encoder.config import TrainConfig
 from context_encoder.data import list_images
 from context_encoder.features import (
     average_to_grid,
@@ -21,7 +21,6 @@ from context_encoder.features import (
     load_backbone,
     main,
 )
-from context_encoder.runs import Checkpoint, RunFolder, model_from_config
 
 LAYERS = ["conv1", "conv3", "channelwise_fc"]
 
@@ -42,14 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "run"
-    config = TrainConfig(size=32)
-    torch.manual_seed(2)
-    checkpoint = Checkpoint(
-        model_from_config(config).state_dict(), None, {"x": torch.zeros(1)}, {"step": 3}
-    )
-    RunFolder(path).save("best", checkpoint, config)
-    return path
+    return save_untrained(tmp_path_factory.mktemp("runs") / "run", seed=2)
 
 
 def pixels(root: Path, name: str) -> torch.Tensor:

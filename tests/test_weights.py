@@ -11,12 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.signal import correlate
+from small_runs import save_untrained
 from torch import nn
 
-from context_encoder.config import TrainConfig
 from context_encoder.features import load_backbone
 from context_encoder.models import build_model
-from context_encoder.runs import Checkpoint, RunFolder, model_from_config
 from context_encoder.weights import (
     WeightsError,
     export_encoder,
@@ -221,13 +220,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    config = TrainConfig(size=32, pretext="autoencoder")
-    torch.manual_seed(4)
-    checkpoint = Checkpoint(
-        model_from_config(config).state_dict(), None, {"x": torch.zeros(1)}, {"step": 3}
-    )
-    RunFolder(tmp_path / "run").save("best", checkpoint, config)
-    return tmp_path / "run"
+    return save_untrained(tmp_path / "run", seed=4, pretext="autoencoder")
 
 
 def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
