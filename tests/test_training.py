@@ -189,6 +189,39 @@ if processes.world_size > 1:
 """
 
 
+_TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from context_encoder.config import TrainConfig
+from context_encoder.prepare import Photos, Processes, resolve
+from context_encoder.trainer import NonFiniteError, Trainer
+
+processes = Processes.from_environment()
+dist.init_process_group("gloo")
+config = TrainConfig(
+    size=32, batch_size=4, workers=0, val_samples=2, steps=4, val_every=2, data=Path(sys.argv[1])
+)
+photos = Photos.from_config(config)
+trainer = Trainer(resolve(config, photos), photos, torch.device("cpu"), processes)
+trainer.pretext.validate = lambda samples: ({"psnr": torch.full((2,), torch.nan)}, [])
+try:
+    trainer.fit(None)
+except NonFiniteError as error:
+    Path(sys.argv[2], str(processes.rank)).write_text(f"{trainer.step} {error}")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_stop_together_where_validation_fails(tmp_path: Path, photos: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(_TOGETHER)
+    torchrun([str(script), str(photos), str(tmp_path)])
+    for rank in "01":
+        assert "2 the output for held-out pictures is not finite" in (tmp_path / rank).read_text()
+
+
 def test_two_processes_have_the_gradients_of_one(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
