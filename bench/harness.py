@@ -95,11 +95,13 @@ class Problem(abc.ABC):
         bytes: the least memory traffic that the row needs; 0 where that says nothing.
         flops: its floating-point operations.
         items: images or masks that one call handles.
+        limit: the largest error of the provider built last that passes.
     """
 
     bytes: int = 0
     flops: int = 0
     items: int
+    limit: float = 0.0
 
     @abc.abstractmethod
     def build(self, provider: str) -> tuple[Call, dict[str, Any]]:
@@ -111,10 +113,6 @@ class Problem(abc.ABC):
 
         None where there is nothing to compare with; it then raises for outputs of a wrong form.
         """
-
-    def limit(self) -> float:
-        """The largest error that passes."""
-        return 0.0
 
     def details(self, profiler: profile) -> dict[str, Any]:
         """What else to record of one call's profile, taken apart from the timing."""
@@ -175,7 +173,7 @@ def run_race(row: Row, problem: Problem, providers: Sequence[str], timed: bool) 
         for name in providers:
             try:
                 call, extra = problem.build(name)
-                error, limit = problem.error(call()), problem.limit()
+                error, limit = problem.error(call()), problem.limit
                 if error is not None and not error <= limit:
                     raise AssertionError(
                         f"{name} is wrong for {row.name}: largest error {error:.3g}, "

@@ -158,7 +158,7 @@ class ChannelwiseProblem(Problem):
         self.truth = self._autograd(_plain, exact, self.grad.double())()
         plain = self._autograd(_plain, self.inputs, self.grad)()
         error = relative_error(plain, self.truth)
-        self._limit = rounding_limit(error, row.torch_dtype, max(n, batch))
+        self.limit = rounding_limit(error, row.torch_dtype, max(n, batch))
 
     def _autograd(
         self, function: Callable[..., Tensor], inputs: Any, grad: Tensor
@@ -222,9 +222,6 @@ class ChannelwiseProblem(Problem):
 
     def error(self, outputs: Any) -> float:
         return relative_error(outputs, self.truth)
-
-    def limit(self) -> float:
-        return self._limit
 
 
 def problem(row: Row) -> ChannelwiseProblem:

@@ -119,7 +119,7 @@ class MaskedLossProblem(Problem):
         plain = self._autograd(_eager, self.prediction, self.target)()
         error = relative_error(plain, self.truth)
         # Sums of pictures' rows, not of all elements one after the other.
-        self._limit = rounding_limit(error, row.torch_dtype, size)
+        self.limit = rounding_limit(error, row.torch_dtype, size)
 
     def _autograd(
         self, function: Callable[[Tensor, Tensor, Tensor], Tensor], prediction: Tensor, to: Tensor
@@ -155,9 +155,6 @@ class MaskedLossProblem(Problem):
 
     def error(self, outputs: Any) -> float:
         return relative_error(outputs, self.truth)
-
-    def limit(self) -> float:
-        return self._limit
 
 
 def problem(row: Row) -> MaskedLossProblem:

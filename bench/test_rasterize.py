@@ -135,14 +135,18 @@ class RasterProblem(Problem):
             self.contours = [contours[a:b] for a, b in pairwise(sample_offsets.tolist())]
         self.args = tuple(argument.to(row.device) for argument in self.args)
         self.truth = torch.from_numpy(exact_masks(self.contours, self.size)).unsqueeze(1)
-        self._exact = False
+        perimeter = sum(
+            np.abs(np.roll(c, -1, axis=0) - c).sum() for sample in self.contours for c in sample
+        )
+        self._boundary = float(_BOUNDARY_PIXELS * perimeter / self.truth.numel())
 
     def build(self, provider: str) -> tuple[Call, dict[str, Any]]:
-        self._exact = is_implementation(provider)
-        if self._exact:
+        if is_implementation(provider):
+            self.limit = 0.0
             return self._ours(provider)
         if importlib.util.find_spec(_LIBRARIES.get(provider, provider)) is None:
             raise UnavailableError(f"{_LIBRARIES[provider]} is not installed")
+        self.limit = self._boundary
         draw = getattr(self, "_" + provider.replace("-", "_"))()
         if provider == "kornia":
             return draw, {}
@@ -253,14 +257,6 @@ class RasterProblem(Problem):
         assert outputs.dtype == torch.bool
         return float((outputs.cpu() != self.truth).double().mean())
 
-    def limit(self) -> float:
-        if self._exact:
-            return 0.0
-        perimeter = sum(
-            np.abs(np.roll(c, -1, axis=0) - c).sum() for sample in self.contours for c in sample
-        )
-        return float(_BOUNDARY_PIXELS * perimeter / self.truth.numel())
-
 
 def _sampled(module: Any, function: str, kind: str, batch: int, size: int) -> tuple[Tensor, ...]:
     """The shapes that a mask sampler of the package draws."""
@@ -326,9 +322,6 @@ class FillProblem(Problem):
 
     def error(self, outputs: Any) -> float:
         return float((outputs.double() - self.truth).abs().max())
-
-    def limit(self) -> float:
-        return 0.0
 
 
 def problem(row: Row) -> RasterProblem | FillProblem:

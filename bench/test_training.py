@@ -77,30 +77,34 @@ def _config(name: str, **update: Any) -> tuple[TrainConfig, Photos]:
     return resolve(config, photos), photos
 
 
+def _photo_folder(config: TrainConfig, photos: Photos, **options: Any) -> PhotoFolder:
+    assert config.size is not None
+    assert config.resize is not None
+    return PhotoFolder(
+        photos.train,
+        root=photos.train_root,
+        size=config.size,
+        resize=config.resize,
+        crop_scale=config.crop_scale,
+        flip=config.flip,
+        seed=0,
+        train=True,
+        **options,
+    )
+
+
 class StepProblem(Problem):
     def __init__(self, row: Row) -> None:
         self.row = row
         self.items = int(row.axes["batch"])
         self.config, self.photos = _config(row.kind, batch_size=self.items, device=row.device)
-        assert self.config.size is not None
-        assert self.config.resize is not None
-        data = PhotoFolder(
-            self.photos.train,
-            root=self.photos.train_root,
-            size=self.config.size,
-            resize=self.config.resize,
-            crop_scale=self.config.crop_scale,
-            flip=self.config.flip,
-            seed=0,
-            train=True,
-        )
+        data = _photo_folder(self.config, self.photos)
         loader = make_loader(data, batch_size=self.items, num_steps=_BATCHES)
         self.batches: list[Any] = list(loader)
         first = self._trainer()
         # Copies that no step has changed.
         self.model = copy.deepcopy(first.model)
         self.discriminator = copy.deepcopy(first.pretext.discriminator)
-        self._limit = 0.0
         self._mask = torch.empty(0)
 
     def _trainer(self, **update: Any) -> Trainer:
@@ -111,7 +115,7 @@ class StepProblem(Problem):
         compiled, bf16 = provider.endswith("compile"), "bf16" in provider
         if compiled and not self.row.compiled:
             raise UnavailableError(f"minutes of compilation on a CPU; {_COMPILE}=1 measures it")
-        self._limit = 2e-2 if bf16 else 2e-3 if self.row.dtype == "tf32" else 1e-4
+        self.limit = 2e-2 if bf16 else 2e-3 if self.row.dtype == "tf32" else 1e-4
         batches = itertools.cycle(self.batches)
         if provider.startswith("trainer"):
             trainer = self._trainer(compile=compiled, amp="bf16" if bf16 else "off")
@@ -139,9 +143,6 @@ class StepProblem(Problem):
         """The first step is the only one that starts from weights which are known."""
         expected = self._exact_loss(self._mask.cpu())
         return abs(float(outputs["loss_rec"]) - expected) / expected
-
-    def limit(self) -> float:
-        return self._limit
 
     @torch.no_grad()
     def _exact_loss(self, mask: Tensor) -> float:
@@ -214,17 +215,8 @@ class LoadingProblem(Problem):
                 for _ in range(_LOADED)
             ], {}
         cached = self.row.mode == "cached"
-        data = PhotoFolder(
-            files,
-            root=self.photos.train_root,
-            size=self.size,
-            resize=self.resize,
-            crop_scale=self.config.crop_scale,
-            flip=self.config.flip,
-            seed=0,
-            train=True,
-            **({} if cached else {"cache_bytes": 0}),
-        )
+        options = {} if cached else {"cache_bytes": 0}
+        data = _photo_folder(self.config, self.photos, **options)
         if cached:
             for index in range(len(data)):
                 data[0, index]

@@ -281,9 +281,7 @@ class Trainer:
                         self._log("train", values, writer)
                     if self.step % config.val_every == 0 or last:
                         paused = time.monotonic()
-                        if validation is not None:
-                            self._validate(validation, writer)
-                        self._save()
+                        self._validate_and_save(validation, writer)
                         saved = self.step
                         mark += time.monotonic() - paused
             interrupted = self.step < config.steps
@@ -374,6 +372,20 @@ class Trainer:
                 self._note_unreadable(failures)
 
     # --- validation and checkpoints -----------------------------------------------------------
+
+    def _validate_and_save(self, images: Tensor | None, writer: SummaryWriter | None) -> None:
+        """What the first process does; where it meets NonFiniteError, all raise it."""
+        failure: list[NonFiniteError | None] = [None]
+        try:
+            if images is not None:
+                self._validate(images, writer)
+            self._save()
+        except NonFiniteError as error:
+            failure = [error]
+        if self.world_size > 1:
+            dist.broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
 
     @torch.no_grad()
     def _validate(self, images: Tensor, writer: SummaryWriter | None) -> None:

@@ -19,11 +19,15 @@ Three ways to name the weights of an encoder:
 The latter two have no place for batch normalisation: it is folded into the convolutions, which
 changes nothing in eval mode; nor for the convolutions that ``alexnet-poolfree`` pools with. In all
 of them the pictures are RGB on [-1, 1] (``value / 127.5 - 1``), unlike torchvision's and Caffe's.
+
+Weights that were trained on Caffe's pictures (BGR, ``value - mean``), as the authors' features
+model was, come in with ``import --input caffe``: conv1 is rewritten to take this package's pictures
+and give the same maps. A file of others does not say which pictures it is for: you have to.
 """
 
 from __future__ import annotations
 
-import pickle
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +41,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tyro.conf import arg
 
-from context_encoder.config import ModelName
+from context_encoder.config import FILL_COLORS, ModelName
 from context_encoder.models import Backbone, build_model
 from context_encoder.runs import RunError, Which, load_model
 
@@ -49,9 +53,13 @@ __all__ = [
     "load_encoder",
     "main",
     "read_weights",
+    "take_own_pictures",
 ]
 
+log = logging.getLogger(__name__)
+
 Names = Literal["native", "torchvision", "caffe"]
+Input = Literal["own", "caffe"]
 Norm = Literal["lrn", "batch", "none"]
 
 _PLACES = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
@@ -63,6 +71,8 @@ _SHAPES = {
     "conv5": (256, 192, 3, 3),
 }
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
+# How torch.save begins a file: a zip archive, before torch 1.6 a pickle.
+_PICKLED_HEADS = (b"PK", b"\x80")
 _INPUT = "RGB, value / 127.5 - 1"
 # What others wrap their weights in.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -197,6 +207,32 @@ def import_encoder(encoder: nn.Sequential, tensors: Mapping[str, Tensor]) -> Imp
     return ImportReport(tuple(loaded), tuple(missing), tuple(misshaped.values()), tuple(left_over))
 
 
+@torch.no_grad()
+def take_own_pictures(encoder: nn.Sequential) -> None:
+    """Rewrite the first convolution of Caffe's weights for this package's pictures, in place.
+
+    It saw ``value - mean`` of each channel, blue first; it gets ``value / 127.5 - 1``, red first.
+    Its maps stay the same: the filters are flipped and scaled, their sums over the constant
+    ``127.5 - mean`` go to the bias. The mean is ImageNet's, (104, 117, 123) in Caffe's order, as
+    the authors say of their features model (pathak22/context-encoder, issue 17).
+
+    Raises:
+        WeightsError: the convolution pads: its zeros are the mean colour for Caffe and grey here,
+            and no weights would give the same maps at the border. Or it has no bias.
+    """
+    conv = encoder.get_submodule("conv1.conv")
+    assert isinstance(conv, nn.Conv2d)
+    if conv.padding != (0, 0) or conv.bias is None:
+        raise WeightsError(
+            "--input caffe is for a first convolution with bias and without padding, as AlexNet's "
+            f"without batch normalisation; this one is {conv}"
+        )
+    weight = conv.weight.double().flip(1)
+    mean = weight.new_tensor(FILL_COLORS["imagenet-mean"])
+    conv.bias.add_((weight.sum((2, 3)) @ (127.5 - mean)).to(conv.bias))
+    conv.weight.copy_(127.5 * weight)
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors in a file and its metadata; nothing in it is executed.
 
@@ -221,15 +257,23 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(
             f"weights {path} must end in .safetensors, {', '.join(_PICKLED[:-1])} or {_PICKLED[-1]}"
         )
+    expected = (
+        "expected a dictionary of tensors (a state dict) as torch.save writes it; safest is "
+        ".safetensors"
+    )
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head.startswith(_PICKLED_HEADS):
+        raise WeightsError(
+            f"weights {path} cannot be read: no file of torch.save begins with {head!r}; {expected}"
+        )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise WeightsError(
-            f"weights {path} hold more than tensors, and loading that could run code; save the "
-            f"state dict alone, best as .safetensors ({str(error).splitlines()[0]})"
+            f"weights {path} cannot be read: damaged, or more than tensors, which is not loaded "
+            f"because that could run code ({type(error).__name__}); {expected}"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"weights {path} cannot be read: {error}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -244,6 +288,7 @@ def load_encoder(
     model: str = "alexnet",
     image_size: int | None = None,
     norm: Norm | None = None,
+    pictures: Input | None = None,
     partial: bool = False,
     seed: int = 0,
 ) -> tuple[Backbone, ImportReport]:
@@ -254,11 +299,15 @@ def load_encoder(
         model: the network whose encoder it is.
         image_size: S; None for what the file says, or the network's own.
         norm: of alexnet models; None for what the file says, or local response normalisation.
+        pictures: which the weights are for: "own", this package's, or "caffe", whose first
+            convolution :func:`take_own_pictures` then rewrites; None for what the file says, or
+            "own" with a warning.
         partial: whether weights that the file lacks, or has in another shape, may stay random.
         seed: of those.
 
     Raises:
-        WeightsError: the file cannot be read, is of another network, or is partial.
+        WeightsError: the file cannot be read, is of another network, or is partial; or
+            ``pictures`` cannot be.
         ValueError: an unknown model, or a size that it cannot take.
     """
     tensors, metadata = read_weights(path)
@@ -281,6 +330,22 @@ def load_encoder(
         hint = "" if not report.loaded else "; --partial leaves the rest random"
         raise WeightsError(
             f"weights {path} do not fill the encoder of --model {model}{hint}\n{report}"
+        )
+    if pictures == "caffe":
+        if metadata.get("input") == _INPUT:
+            raise WeightsError(
+                f"weights {path} are for {_INPUT}, the file says; leave out --input caffe"
+            )
+        if "conv1.conv.weight" not in report.loaded:
+            raise WeightsError(
+                f"--input caffe rewrites conv1, which {path} does not fill\n{report}"
+            )
+        take_own_pictures(whole.encoder)
+    elif pictures is None and metadata.get("input") != _INPUT:
+        log.warning(
+            "weights %s do not say which pictures they are for; taken as %s. If they are for "
+            "Caffe's, convert them: python -m context_encoder.weights import --input caffe",
+            *(path, _INPUT),
         )
     return Backbone(whole.image_size, whole.encoder).eval(), report
 
@@ -333,6 +398,13 @@ class Import:
     norm: Annotated[
         Norm | None, arg(help="Normalisation of alexnet models. Default: the file's, or lrn.")
     ] = None
+    input: Annotated[
+        Input | None,
+        arg(
+            help="Pictures they are for: own (RGB, value / 127.5 - 1), or caffe (BGR, value less "
+            "104, 117, 123; as the authors' features model), converted. Default: the file's or own."
+        ),
+    ] = None
     partial: Annotated[
         bool, arg(help="Leave weights random that the file lacks or has in another shape.")
     ] = False
@@ -364,6 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 model=args.model,
                 image_size=args.image_size,
                 norm=args.norm,
+                pictures=args.input,
                 partial=args.partial,
                 seed=args.seed,
             )

@@ -63,6 +63,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers."""
+    return torch.randn(shape, generator=generator(seed + sum(shape)), dtype=torch.float64).to(dtype)
+
+
 # --- comparing --------------------------------------------------------------------------------
 
 

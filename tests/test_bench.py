@@ -75,7 +75,7 @@ def test_exact_masks_by_hand() -> None:
 class Sleeps(Problem):
     """Providers that take known times, one of which is wrong and one of which cannot."""
 
-    bytes, flops, items = 10**6, 100, 2
+    bytes, flops, items, limit = 10**6, 100, 2, 0.5
     seconds = {"auto": 0.002, "peer": 0.006}  # noqa: RUF012
 
     def build(self, provider: str) -> Any:
@@ -91,9 +91,6 @@ class Sleeps(Problem):
 
     def error(self, outputs: Any) -> float:
         return float(outputs)
-
-    def limit(self) -> float:
-        return 0.5
 
 
 def test_a_race_measures_checks_and_says_why_not() -> None:

@@ -13,6 +13,7 @@ import torch
 from cuda_host import sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from implementation_cases import assert_close, random
 from torch import Tensor
 
 from cekernels import _dispatch, _native, cpp, reference
@@ -24,11 +25,6 @@ pytestmark = pytest.mark.skipif(
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALL = (True, True, True)
 SHAPES = [(64, 5, 36, 36), (1, 1, 1, 1), (33, 3, 50, 17), (7, 9, 3, 65), (300, 2, 4, 4)]
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def kernel(name: str) -> torch._ops.OpOverload:
@@ -44,15 +40,6 @@ def backward(
     g: Tensor, x: Tensor, w: Tensor, y: Tensor | None, needs: tuple[bool, bool, bool] = ALL
 ) -> tuple[Tensor, Tensor, Tensor]:
     return kernel("channelwise_linear_backward")(g, x, w, y, *needs)
-
-
-def assert_as_exact(found: Tensor, same_dtype: Tensor, exact: Tensor, factor: float) -> None:
-    """The error against float64 is at most ``factor`` times that of PyTorch in the same dtype."""
-    unit = torch.finfo(found.dtype).eps * exact.abs().max().item()
-    allowed = factor * max((same_dtype.double() - exact).abs().max().item(), unit)
-    assert found.dtype == same_dtype.dtype
-    assert found.shape == exact.shape
-    assert (found.double() - exact).abs().max().item() <= allowed
 
 
 @pytest.fixture
@@ -79,7 +66,7 @@ def test_linear_is_as_exact_as_pytorch(
     if dtype == torch.float64:
         assert torch.allclose(forward(x, w, b, relu), exact, rtol=1e-13, atol=1e-13)
     else:
-        assert_as_exact(forward(x, w, b, relu), same, exact, 2)
+        assert_close(forward(x, w, b, relu), same, exact, 2, roundings=4)
 
     y = exact.to(dtype) if relu else None
     gate = None if y is None else y.double()
@@ -91,7 +78,7 @@ def test_linear_is_as_exact_as_pytorch(
         if dtype == torch.float64:
             assert torch.allclose(found, exact, rtol=1e-13, atol=1e-12)
         else:
-            assert_as_exact(found, same, exact, 3)
+            assert_close(found, same, exact, 3, roundings=6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,6 +21,7 @@ import torch
 from cuda_host import CSRC, Kernels, build, sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from implementation_cases import assert_close, random
 from torch import Tensor
 
 from cekernels import reference
@@ -52,11 +53,6 @@ def kernels(
     library.library.set_reversed(request.param == "cuda reversed")
     yield cpu_library if request.param == "cpu" else library
     library.library.set_reversed(False)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 # --- the header itself ----------------------------------------------------------------------------
@@ -94,7 +90,8 @@ def test_linear(kernels: Kernels, shape: tuple[int, int, int, int], dtype: torch
     for relu in (False, True):
         y = kernels.channelwise_linear(x, w, b, relu)
         exact = reference.channelwise_linear(x.double(), w.double(), b.double(), relu)
-        check(y, reference.channelwise_linear(x, w, b, relu), exact, 2)
+        same = reference.channelwise_linear(x, w, b, relu)
+        assert_close(y, same, exact, 2, roundings=8)
         gate = exact.to(dtype) if relu else None
         wide = None if gate is None else gate.double()
         exact_grads = reference.channelwise_linear_backward(
@@ -103,14 +100,7 @@ def test_linear(kernels: Kernels, shape: tuple[int, int, int, int], dtype: torch
         same = reference.channelwise_linear_backward(g, x, w, gate, ALL)
         grads = kernels.channelwise_linear_backward(g, x, w, gate, ALL)
         for found, pytorch, grad in zip(grads, same, exact_grads, strict=True):
-            check(found, pytorch, grad, 3)
-
-
-def check(found: Tensor, same_dtype: Tensor, exact: Tensor, factor: float) -> None:
-    """The error against float64 is at most ``factor`` times that of PyTorch in the same dtype."""
-    unit = 2 * torch.finfo(found.dtype).eps * exact.abs().max().item()
-    allowed = factor * max((same_dtype.double() - exact).abs().max().item(), unit)
-    assert (found.double() - exact).abs().max().item() <= allowed
+            assert_close(found, pytorch, grad, 3, roundings=12)
 
 
 def test_linear_on_integers_with_strides_is_exact(kernels: Kernels) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import sem
+from small_runs import TINY, save_photos
 from torch import nn
 
 from context_encoder import evaluate as evaluate_module
@@ -27,39 +28,30 @@ from context_encoder.sheets import save_sheet
 from context_encoder.train import main as train
 
 SIZE = 32
-TINY = "--size 32 --batch-size 4 --workers 0 --device cpu --val-samples 6 --steps 8".split()
-
-
-def save_photos(folder: Path, count: int, seed: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        coarse.resize((80, 60), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_photos(tmp_path_factory.mktemp("photos"), 12, seed=0)
+    return save_photos(tmp_path_factory.mktemp("photos"), 12, seed=0)[0].parent
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_photos(tmp_path_factory.mktemp("others"), 5, seed=1)
+    return save_photos(tmp_path_factory.mktemp("others"), 5, seed=1)[0].parent
 
 
 @pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "anywhere"
-    assert train([*TINY, "--data", str(photos), "--out", str(path)]) == 0
+    assert train([*TINY, "--steps", "8", "--data", str(photos), "--out", str(path)]) == 0
     return path
 
 
 @pytest.fixture(scope="module")
 def central_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "centre"
-    assert train([*TINY, "--data", str(photos), "--out", str(path), "--mask", "central"]) == 0
+    options = [*TINY, "--steps", "8", "--mask", "central"]
+    assert train([*options, "--data", str(photos), "--out", str(path)]) == 0
     return path
 
 

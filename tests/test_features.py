@@ -10,12 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import save_untrained
 
 import context_encoder.features as module
-from context_encoder.config import TrainConfig
 from context_encoder.data import list_images
-from context_encoder.features import encode_batch, extract_features, load_backbone, main
-from context_encoder.runs import Checkpoint, RunFolder, model_from_config
+from context_encoder.features import (
+    average_to_grid,
+    encode_batch,
+    extract_features,
+    load_backbone,
+    main,
+)
 
 LAYERS = ["conv1", "conv3", "channelwise_fc"]
 
@@ -36,14 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "run"
-    config = TrainConfig(size=32)
-    torch.manual_seed(2)
-    checkpoint = Checkpoint(
-        model_from_config(config).state_dict(), None, {"x": torch.zeros(1)}, {"step": 3}
-    )
-    RunFolder(path).save("best", checkpoint, config)
-    return path
+    return save_untrained(tmp_path_factory.mktemp("runs") / "run", seed=2)
 
 
 def pixels(root: Path, name: str) -> torch.Tensor:
@@ -69,6 +67,13 @@ def test_values_are_those_of_the_network_row_by_row(photos: Path, run: Path) -> 
             fc = model.bottleneck.channelwise_fc(conv3)  # type: ignore[union-attr, operator]
         for layer, value in zip(LAYERS, (conv1, conv3, fc), strict=True):
             torch.testing.assert_close(features.values[layer][row : row + 1], value)
+
+
+def test_grid_average_is_adaptive_pooling() -> None:
+    value = torch.rand(2, 3, 13, 10)
+    for side in (1, 3, 7, 10):
+        expected = torch.nn.functional.adaptive_avg_pool2d(value, side)
+        torch.testing.assert_close(average_to_grid(value, side), expected)
 
 
 def test_pooling_averages_cells(run: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+from small_runs import save_untrained
 from torch import nn
 
 import context_encoder
@@ -27,7 +28,7 @@ from context_encoder.config import TrainConfig
 from context_encoder.data.images import UnreadableImage
 from context_encoder.inpaint import main
 from context_encoder.pictures import InpaintError, mask_from_boxes, read_mask, read_picture
-from context_encoder.runs import Checkpoint, LoadedModel, RunError, RunFolder, model_from_config
+from context_encoder.runs import LoadedModel, RunError
 from context_encoder.seam import remove_seam
 from context_encoder.windows import Geometry, plan_windows, reflect_indices
 
@@ -888,15 +889,7 @@ def test_a_long_report_can_be_cut():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder with an untrained network, as training writes it."""
-    path = tmp_path_factory.mktemp("runs") / "first"
-    config = TrainConfig(size=32)
-    torch.manual_seed(0)
-    weights = model_from_config(config).state_dict()
-    folder = RunFolder(path, config)
-    checkpoint = Checkpoint(weights, None, {"empty": torch.zeros(1)}, {"step": 3})
-    for which in ("best", "last"):
-        folder.save(which, checkpoint, config)
-    return path
+    return save_untrained(tmp_path_factory.mktemp("runs") / "first", seed=0)
 
 
 @pytest.fixture

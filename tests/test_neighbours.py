@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 from skimage.feature import hog
+from small_runs import TINY, save_photos
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import Crops, load_crops
@@ -28,18 +29,6 @@ from context_encoder.train import main as train
 SIZE = 32
 
 
-def save_photos(folder: Path, count: int, seed: int) -> list[Path]:
-    """Smooth pictures, each its own file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    paths = []
-    for i in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
-        paths.append(folder / f"{i}.png")
-        coarse.resize((80, 60), Image.Resampling.BICUBIC).save(paths[-1])
-    return paths
-
-
 def crops_of(paths: list[Path], samples: int | None = None) -> Crops:
     return load_crops(
         paths, paths[0].parent, size=SIZE, resize=48, crop_scale=(0.5, 1.0), samples=samples
@@ -48,7 +37,7 @@ def crops_of(paths: list[Path], samples: int | None = None) -> Crops:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return save_photos(tmp_path_factory.mktemp("photos") / "all", 10, seed=0)
+    return save_photos(tmp_path_factory.mktemp("photos") / "all", 10, seed=0, coarse=(7, 9))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +47,8 @@ def candidates(photos: list[Path]) -> Crops:
 
 @pytest.fixture(scope="module")
 def queries(tmp_path_factory: pytest.TempPathFactory) -> Crops:
-    return crops_of(save_photos(tmp_path_factory.mktemp("queries") / "all", 3, seed=1))
+    folder = tmp_path_factory.mktemp("queries") / "all"
+    return crops_of(save_photos(folder, 3, seed=1, coarse=(7, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +229,7 @@ def test_same_contents(photos: list[Path], tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def run(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    options = "--size 32 --batch-size 4 --workers 0 --device cpu --val-samples 6 --steps 4".split()
-    assert train([*options, "--data", str(photos[0].parent), "--out", str(path)]) == 0
+    assert train([*TINY, "--steps", "4", "--data", str(photos[0].parent), "--out", str(path)]) == 0
     return path
 
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-_PATH = Path(__file__).parent.parent / "docs" / "numerics.py"
-_SPEC = importlib.util.spec_from_file_location("numerics", _PATH)
-assert _SPEC
-assert _SPEC.loader
-numerics = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(numerics)
+from tools import numerics
 
 
 def recorded() -> dict[str, dict[str, list[float]]]:
@@ -21,7 +14,7 @@ def recorded() -> dict[str, dict[str, list[float]]]:
 
 
 def test_page_shows_the_recorded_results() -> None:
-    assert numerics.PAGE.read_text() == numerics.page_with(recorded()), "run docs/numerics.py"
+    assert numerics.PAGE.read_text() == numerics.page_with(recorded()), "run tools/numerics.py"
 
 
 @pytest.mark.parametrize("name", numerics.IMPLEMENTATIONS)

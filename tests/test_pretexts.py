@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from context_encoder.config import TrainConfig
 from context_encoder.inpaint import Inpainter
-from context_encoder.prepare import Photos, Processes, resolve
+from context_encoder.prepare import Photos, resolve
 from context_encoder.pretexts import PRETEXTS, PatchNetwork
 from context_encoder.pretexts.reconstruction import corrupted_cells
 from context_encoder.pretexts.relative_patch import (
@@ -50,12 +51,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_trainer(photos: Path, **values: object) -> Trainer:
     common = {
-        "size": 32, "resize": 64, "batch_size": 16, "workers": 0, "val_samples": 4, "flip": False,
-        "lr_schedule": "constant", "data": photos, "crop_scale": (1.0, 1.0),
+        "resize": 64, "batch_size": 16, "flip": False, "lr_schedule": "constant",
+        "crop_scale": (1.0, 1.0),
     }  # fmt: skip
-    config = TrainConfig(**(common | values))  # type: ignore[arg-type]
-    files = Photos.from_config(config)
-    return Trainer(resolve(config, files), files, torch.device("cpu"), Processes())
+    return small_runs.make_trainer(photos, **(common | values))
 
 
 # --- corruption -------------------------------------------------------------------------------

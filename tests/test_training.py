@@ -8,33 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import TINY, make_trainer, save_photos
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from context_encoder.config import TrainConfig
 from context_encoder.models import build_model
-from context_encoder.prepare import Photos, Processes, choose_device, resolve
+from context_encoder.prepare import Photos, Processes, choose_device
 from context_encoder.runs import RunError, RunFolder, find_checkpoint, load_model, read_config
 from context_encoder.train import main
 from context_encoder.trainer import NonFiniteError, Trainer
-
-TINY = "--size 32 --batch-size 4 --workers 0 --device cpu --val-samples 6 --log-every 2".split()
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve smooth pictures in nested folders."""
     root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        folder = root / "abc"[i % 3]
-        folder.mkdir(exist_ok=True)
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        coarse.resize((80, 60), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    save_photos(root, 12, folders="abc")
     return root
 
 
@@ -196,6 +189,39 @@ if processes.world_size > 1:
 """
 
 
+_TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from context_encoder.config import TrainConfig
+from context_encoder.prepare import Photos, Processes, resolve
+from context_encoder.trainer import NonFiniteError, Trainer
+
+processes = Processes.from_environment()
+dist.init_process_group("gloo")
+config = TrainConfig(
+    size=32, batch_size=4, workers=0, val_samples=2, steps=4, val_every=2, data=Path(sys.argv[1])
+)
+photos = Photos.from_config(config)
+trainer = Trainer(resolve(config, photos), photos, torch.device("cpu"), processes)
+trainer.pretext.validate = lambda samples: ({"psnr": torch.full((2,), torch.nan)}, [])
+try:
+    trainer.fit(None)
+except NonFiniteError as error:
+    Path(sys.argv[2], str(processes.rank)).write_text(f"{trainer.step} {error}")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_stop_together_where_validation_fails(tmp_path: Path, photos: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(_TOGETHER)
+    torchrun([str(script), str(photos), str(tmp_path)])
+    for rank in "01":
+        assert "2 the output for held-out pictures is not finite" in (tmp_path / rank).read_text()
+
+
 def test_two_processes_have_the_gradients_of_one(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,13 +280,6 @@ def test_held_out_folder_inside_the_data_is_not_trained_on(tmp_path: Path, photo
     assert len(files.train) == 8
     assert len(files.val) == 4
     assert not set(files.train) & set(files.val)
-
-
-def make_trainer(photos: Path, **values: object) -> Trainer:
-    common = {"size": 32, "batch_size": 4, "workers": 0, "val_samples": 4, "data": photos}
-    config = TrainConfig(**common, **values)  # type: ignore[arg-type]
-    files = Photos.from_config(config)
-    return Trainer(resolve(config, files), files, torch.device("cpu"), Processes())
 
 
 def started(run: Path, trainer: Trainer) -> RunFolder:

@@ -26,7 +26,7 @@ from context_encoder.transfer.metrics import (
     iou_per_class,
     precision_recall,
 )
-from context_encoder.transfer.probe import average_to_grid, fit_logistic, stratified
+from context_encoder.transfer.probe import fit_logistic, stratified
 from context_encoder.transfer.proposals import dense_grid, find_proposals, read_proposals
 from context_encoder.transfer.segment import (
     FCN,
@@ -310,13 +310,6 @@ def test_fcn_drops_single_numbers_not_channels() -> None:
 
 
 # --- probe --------------------------------------------------------------------------------------
-
-
-def test_grid_average_is_adaptive_pooling() -> None:
-    value = torch.rand(2, 3, 13, 10)
-    for side in (1, 3, 7, 10):
-        expected = F.adaptive_avg_pool2d(value, side)
-        torch.testing.assert_close(average_to_grid(value, side), expected)
 
 
 def test_logistic_regression_is_scikit_learns() -> None:

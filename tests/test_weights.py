@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.signal import correlate
+from small_runs import save_untrained
 from torch import nn
 
-from context_encoder.config import TrainConfig
 from context_encoder.features import load_backbone
 from context_encoder.models import build_model
-from context_encoder.runs import Checkpoint, RunFolder, model_from_config
 from context_encoder.weights import (
     WeightsError,
     export_encoder,
@@ -22,6 +23,7 @@ from context_encoder.weights import (
     load_encoder,
     main,
     read_weights,
+    take_own_pictures,
 )
 
 
@@ -135,6 +137,54 @@ def test_a_partial_file_is_refused_unless_asked_for(tmp_path: Path) -> None:
         load_encoder(tmp_path / "none.safetensors", image_size=99, partial=True)
 
 
+def test_caffes_pictures_give_the_same_maps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Against SciPy, in float64, on the pictures as Caffe had them."""
+    tensors = export_encoder(alexnet("lrn"), "caffe")
+    tensors["conv1.weight"] /= 127.5
+    tensors["conv1.bias"] += torch.randn(96)
+    path, out = tmp_path / "caffe.pth", tmp_path / "own.safetensors"
+    torch.save(tensors, path)
+    command = ["--image-size", "99", "--out", str(out)]
+    assert main(["import", str(path), "--input", "caffe", *command]) == 0
+
+    values = np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)
+    blue_first = values[:, :, ::-1].astype(np.float64) - [104, 117, 123]
+    kernels = tensors["conv1.weight"].double().numpy()
+    expected = [
+        sum(correlate(blue_first[:, :, c], kernel[c], mode="valid") for c in range(3))[::4, ::4]
+        for kernel in kernels
+    ]
+    backbone, _ = load_encoder(out)
+    assert not caplog.records
+    with torch.no_grad():
+        got = backbone.encoder.conv1.conv(  # type: ignore[union-attr]
+            torch.from_numpy(values).permute(2, 0, 1)[None] / 127.5 - 1
+        )
+    want = torch.from_numpy(np.array(expected)) + tensors["conv1.bias"].double().view(-1, 1, 1)
+    torch.testing.assert_close(got[0].double(), want, atol=1e-4, rtol=1e-5)
+
+    # Converted once it says so; other layers are as they were.
+    assert torch.equal(load_file(out)["conv2.conv.weight"], tensors["conv2.weight"])
+    assert main(["import", str(out), "--input", "caffe", *command, "--overwrite"]) == 2
+    assert "leave out --input" in capsys.readouterr().err
+    load_encoder(path, image_size=99)
+    assert "do not say which pictures" in caplog.text
+
+
+def test_caffes_pictures_where_no_weights_could_give_the_same_maps(tmp_path: Path) -> None:
+    for encoder, what in (
+        (build_model("small", image_size=32).encoder, r"padding=\(1, 1\)"),
+        (alexnet("batch"), "bias=False"),
+    ):
+        with pytest.raises(WeightsError, match=f"--input caffe is for .*{what}"):
+            take_own_pictures(encoder)
+    save_file({"conv2.bias": torch.ones(256)}, tmp_path / "part.safetensors")
+    with pytest.raises(WeightsError, match="rewrites conv1"):
+        load_encoder(tmp_path / "part.safetensors", image_size=99, pictures="caffe", partial=True)
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, ...]:
         return (print, ("run",))
@@ -149,10 +199,14 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04")
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "page.pth").write_bytes(b"<html>not found</html>")
+    (tmp_path / "noise.bin").write_bytes(b"\x80\x02t.")  # takes from an empty stack
     for name, message in (
         ("cut.safetensors", "cannot be read"),
-        ("cut.pth", "cannot be read"),
-        ("empty.pt", "cannot be read"),
+        ("cut.pth", "cannot be read: damaged, .*expected a dictionary of tensors"),
+        ("noise.bin", "cannot be read: damaged, .*expected a dictionary of tensors"),
+        ("page.pth", "no file of torch.save begins with b'<html>no'; expected a dictionary"),
+        ("empty.pt", "begins with b''"),
         ("list.pt", "hold a list"),
         ("no.pth", "does not exist"),
         (".", "is a folder"),
@@ -166,13 +220,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    config = TrainConfig(size=32, pretext="autoencoder")
-    torch.manual_seed(4)
-    checkpoint = Checkpoint(
-        model_from_config(config).state_dict(), None, {"x": torch.zeros(1)}, {"step": 3}
-    )
-    RunFolder(tmp_path / "run").save("best", checkpoint, config)
-    return tmp_path / "run"
+    return save_untrained(tmp_path / "run", seed=4, pretext="autoencoder")
 
 
 def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ step() {
         ${PYTEST_ARGS:-}
     step tests pytest --ignore=tests/test_gpu.py --ignore=tests/test_implementations.py \
         --ignore=tests/test_selfcheck.py ${PYTEST_ARGS:-}
-    step numerics python docs/numerics.py
+    step numerics python tools/numerics.py
     cp docs/numerics.json "$out"
     step training python -m context_encoder.train --out "$out/run" \
         ${TRAIN_ARGS:---preset inpaint-center --steps 200 --val-every 200}

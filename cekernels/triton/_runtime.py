@@ -65,9 +65,9 @@ def run(call: Launch) -> None:
         call.kernel[call.grid](**call.arguments, **options)
 
 
-def wide(*tensors: Tensor) -> bool:
+def wide(*tensors: Tensor | None) -> bool:
     """Whether an offset into one of the tensors may not fit an int32."""
-    return any(_last_offset(t) > INT32_LIMIT for t in tensors)
+    return any(_last_offset(t) > INT32_LIMIT for t in tensors if t is not None)
 
 
 def _last_offset(tensor: Tensor) -> int:
@@ -86,7 +86,16 @@ def pixel_layout(tensor: Tensor) -> tuple[tuple[int, int, int, int], int]:
     return (b, c, h, w), 0 if h == w * width else width
 
 
-def alignment(*tensors: Tensor, pixels: bool = False, sizes: tuple[int, ...] = ()) -> int:
+def pixel_arguments(**tensors: Tensor) -> dict[str, Any]:
+    """What a kernel takes of each ``(B, C, H, W)``: x, x_stride_b, ..., x_stride_w, X_WIDTH."""
+    arguments: dict[str, Any] = dict(tensors)
+    for name, tensor in tensors.items():
+        strides, arguments[f"{name.upper()}_WIDTH"] = pixel_layout(tensor)
+        arguments |= {f"{name}_stride_{axis}": n for axis, n in zip("bchw", strides, strict=True)}
+    return arguments
+
+
+def alignment(*tensors: Tensor | None, pixels: bool = False, sizes: tuple[int, ...] = ()) -> int:
     """The most elements, a power of two of at most 16 bytes, that every run starts a multiple of.
 
     A run is what lies together: a row of the last dimension or, with ``pixels``, the pixels of
@@ -96,6 +105,8 @@ def alignment(*tensors: Tensor, pixels: bool = False, sizes: tuple[int, ...] = (
     widest = 16
     strides: tuple[int, ...]
     for tensor in tensors:
+        if tensor is None:
+            continue
         if pixels:
             strides, width = pixel_layout(tensor)
             length = width or tensor.shape[2] * tensor.shape[3]

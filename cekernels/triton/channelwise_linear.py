@@ -12,6 +12,7 @@ channels of the same samples, so the memory sectors that two rows share meet in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -325,6 +326,20 @@ def bias_relu_kernel(
 # --- ops --------------------------------------------------------------------------------------
 
 
+def _common(tiles: Tiles, n_in: int, n_out: int, products: str) -> dict[str, Any]:
+    """What the launches of both kernels take alike."""
+    return {
+        "num_warps": tiles.warps,
+        "num_stages": tiles.stages,
+        "N_IN": n_in,
+        "N_OUT": n_out,
+        "PRECISION": "ieee" if products == "16 bit" else products,
+        "BLOCK_B": tiles.batch,
+        "BLOCK_I": tiles.inner,
+        "BLOCK_O": tiles.outer,
+    }
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """The tensor itself if its rows are dense, whatever the other strides; else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
@@ -347,8 +362,7 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
         forward_kernel,
         (channels, cdiv(batch, rows)),
         input.device,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
+        **_common(tiles, n_in, n_out, products),
         input=input,
         weight=weight,
         bias=bias,
@@ -361,16 +375,10 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
         weight_stride_o=weight.stride(1),
         bias_stride_c=0 if bias is None else bias.stride(0),
         output_stride_b=output.stride(0),
-        N_IN=n_in,
-        N_OUT=n_out,
         RELU=relu,
-        PRECISION="ieee" if products == "16 bit" else products,
         ALIGN_IN=alignment(input, weight, sizes=(n_in,)),
         ALIGN_OUT=alignment(output, sizes=(n_out,)),
-        WIDE=wide(input, weight, output, *([] if bias is None else [bias])),
-        BLOCK_B=tiles.batch,
-        BLOCK_I=tiles.inner,
-        BLOCK_O=tiles.outer,
+        WIDE=wide(input, weight, output, bias),
     )
     return output
 
@@ -401,25 +409,22 @@ def channelwise_linear_backward(
         # Sums over the batch are finished in a second launch, in a fixed order.
         part_weight = grad_weight.new_empty((splits, *grad_weight.shape), dtype=torch.float32)
         part_bias = grad_bias.new_empty((splits, *grad_bias.shape), dtype=torch.float32)
-    used = [grad_output, grad_input, part_weight, part_bias]
-    used += [weight] if needs[0] else []
-    used += [input] if needs[1] else []
-    used += [output] if output is not None else []
-    rows_in = [t for t, need in ((grad_input, needs[0]), (weight, needs[0]), (input, needs[1]))
-               if need]  # fmt: skip
+    tensors: dict[str, Any] = {
+        "grad_output": grad_output,
+        "input": input if needs[1] else None,
+        "weight": weight if needs[0] else None,
+        "output": output,
+        "grad_input": grad_input if needs[0] else None,
+        "grad_weight": part_weight if needs[1] else None,
+        "grad_bias": part_bias if needs[2] else None,
+    }
+    rows_in = (tensors[name] for name in ("grad_input", "weight", "input"))
     launch(
         backward_kernel,
         (channels, splits),
         grad_output.device,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-        grad_output=grad_output,
-        input=input if needs[1] else None,
-        weight=weight if needs[0] else None,
-        output=output,
-        grad_input=grad_input if needs[0] else None,
-        grad_weight=part_weight if needs[1] else None,
-        grad_bias=part_bias if needs[2] else None,
+        **_common(tiles, n_in, n_out, products),
+        **tensors,
         batch=batch,
         channels=channels,
         rows_per_program=rows,
@@ -432,15 +437,9 @@ def channelwise_linear_backward(
         output_stride_b=0 if output is None else output.stride(0),
         output_stride_c=0 if output is None else output.stride(1),
         grad_input_stride_b=channels * n_in,
-        N_IN=n_in,
-        N_OUT=n_out,
-        PRECISION="ieee" if products == "16 bit" else products,
         ALIGN_IN=alignment(*rows_in, sizes=(n_in,)),
-        ALIGN_OUT=alignment(grad_output, *([] if output is None else [output]), sizes=(n_out,)),
-        WIDE=wide(*used),
-        BLOCK_B=tiles.batch,
-        BLOCK_I=tiles.inner,
-        BLOCK_O=tiles.outer,
+        ALIGN_OUT=alignment(grad_output, output, sizes=(n_out,)),
+        WIDE=wide(*tensors.values()),
     )
     if splits > 1:
         for part, total in ((part_weight, grad_weight), (part_bias, grad_bias)):

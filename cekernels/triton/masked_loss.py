@@ -12,8 +12,6 @@ program writes one partial sum; a last program adds them up in float64 and in a 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +22,7 @@ from cekernels.triton._runtime import (
     bits,
     cdiv,
     launch,
-    pixel_layout,
+    pixel_arguments,
     pixel_offsets,
     round_to,
     to_float32,
@@ -279,21 +277,13 @@ def _launch_elements(
     samples, channels, height, width = prediction.shape
     pixels = height * width
     mask = bits(mask)
-    tensors: dict[str, Any] = {"prediction": prediction, "target": target, "mask": mask}
-    layout: dict[str, Any] = {}
-    for name, tensor in tensors.items():
-        strides, row = pixel_layout(tensor)
-        for axis, stride in zip("bchw", strides, strict=True):
-            layout[f"{name}_stride_{axis}"] = stride
-        layout[f"{name.upper()}_WIDTH"] = row
     splits = _splits(samples, pixels)
     launch(
         masked_loss_kernel,
         (samples * splits,),
         prediction.device,
         num_warps=WARPS,
-        **tensors,
-        **layout,
+        **pixel_arguments(prediction=prediction, target=target, mask=mask),
         partial_loss=partial_loss,
         partial_weight=partial_weight,
         grad=grad,
@@ -305,8 +295,8 @@ def _launch_elements(
         grad_loss_stride=grad_loss.stride(0) if grad_loss is not None and grad_loss.dim() else 0,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         POWER=power,
-        ALIGN=alignment(*tensors.values(), *([] if grad is None else [grad]), pixels=True),
-        WIDE=wide(*tensors.values(), *([] if grad is None else [grad])),
+        ALIGN=alignment(prediction, target, mask, grad, pixels=True),
+        WIDE=wide(prediction, target, mask, grad),
         BLOCK=BLOCK,
     )
 
@@ -412,7 +402,6 @@ def masked_loss_and_gradient(
 def scale_gradient_(grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
     samples, channels, height, width = grad.shape
     mask = bits(mask)
-    (mask_b, mask_c, mask_h, mask_w), row = pixel_layout(mask)
     splits = _splits(samples, height * width)
     launch(
         scale_gradient_kernel,
@@ -420,17 +409,12 @@ def scale_gradient_(grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
         grad.device,
         num_warps=WARPS,
         grad=grad,
-        mask=mask,
+        **pixel_arguments(mask=mask),
         factor=grad_loss,
         pixels=height * width,
         splits=splits,
         channels=channels,
-        mask_stride_b=mask_b,
-        mask_stride_c=mask_c,
-        mask_stride_h=mask_h,
-        mask_stride_w=mask_w,
         factor_stride=grad_loss.stride(0) if grad_loss.dim() else 0,
-        MASK_WIDTH=row,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(grad, mask, pixels=True),
         WIDE=wide(grad, mask),

@@ -25,7 +25,7 @@ from cekernels.triton._runtime import (
     bits,
     cdiv,
     launch,
-    pixel_layout,
+    pixel_arguments,
     pixel_offsets,
     power_of_two,
     to_float32,
@@ -323,7 +323,7 @@ def _rasterize(
         height=height,
         width=width,
         **{f"image_stride_{axis}": s for axis, s in zip("bchw", strides, strict=True)},
-        WIDE=wide(mask, *([] if image is None or filled is None else [image, filled])),
+        WIDE=wide(mask, image, filled),
         ROWS=rows,
         COLUMNS=columns,
     )
@@ -368,26 +368,18 @@ def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     samples, channels, height, width = image.shape
     filled = torch.empty_like(image, memory_format=torch.contiguous_format)
     mask = bits(mask)
-    layout: dict[str, Any] = {}
-    for name, tensor in (("image", image), ("mask", mask)):
-        strides, row = pixel_layout(tensor)
-        for axis, stride in zip("bchw", strides, strict=True):
-            layout[f"{name}_stride_{axis}"] = stride
-        layout[f"{name.upper()}_WIDTH"] = row
     blocks = cdiv(height * width, BLOCK)
     launch(
         fill_masked_kernel,
         (samples * blocks,),
         image.device,
         num_warps=WARPS,
-        image=_as_integers(image),
-        mask=mask,
+        **pixel_arguments(image=_as_integers(image), mask=mask),
         value=_as_integers(value.to(image.dtype).contiguous()),
         filled=_as_integers(filled),
         pixels=height * width,
         blocks=blocks,
         channels=channels,
-        **layout,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(image, mask, filled, pixels=True),
         WIDE=wide(image, mask, filled),

@@ -20,6 +20,7 @@ from context_encoder.models import Backbone
 from context_encoder.transfer.engine import (
     Task,
     TransferConfig,
+    fc6_fc7,
     fully_connected,
     map_shape,
     number_or_none,
@@ -86,21 +87,15 @@ class Classify(Task):
         self.encoder = network.encoder
         channels, side = map_shape(network, self.encoder)
         dim, classes = config.fc_dim, len(config.classes)
-        layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
+        layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         inputs = channels * side**2
-        if config.tune != "linear":
-            for name in ("6", "7"):
-                layers += [
-                    (f"fc{name}", nn.Linear(inputs, dim)),
-                    (f"relu{name}", nn.ReLU()),
-                    (f"drop{name}", nn.Dropout(config.dropout)),
-                ]
-                inputs = dim
-        layers.append(("fc8", nn.Linear(inputs, classes)))
-        head = nn.Sequential(OrderedDict(layers))
-        for layer in head:
-            if isinstance(layer, nn.Linear):
-                fully_connected(layer.weight, layer.bias)
+        if config.tune == "linear":
+            fc8 = nn.Linear(inputs, classes)
+        else:
+            fc6, fc7, fc8 = nn.Linear(inputs, dim), nn.Linear(dim, dim), nn.Linear(dim, classes)
+            layers |= fc6_fc7(fc6, fc7, config.dropout)
+        fully_connected(fc8)
+        head = nn.Sequential(OrderedDict(layers, fc8=fc8))
         self.model = nn.Sequential(OrderedDict(encoder=self.encoder, head=head))
         if config.tune != "all":
             self.encoder.requires_grad_(False)

@@ -24,7 +24,7 @@ from context_encoder.transfer.classify import digest, read_annotated, summary
 from context_encoder.transfer.engine import (
     Task,
     TransferConfig,
-    fully_connected,
+    fc6_fc7,
     map_shape,
     parse,
     run_task,
@@ -94,21 +94,10 @@ class FastRCNN(nn.Module):
         self.stride, self.padding = geometry.stride, int(geometry.offset)
         channels, _ = map_shape(network, self.encoder)
         fc6, fc7 = nn.Linear(channels * self.roi_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)
-        self.head = nn.Sequential(
-            OrderedDict(
-                flatten=nn.Flatten(),
-                fc6=fc6,
-                relu6=nn.ReLU(),
-                drop6=nn.Dropout(dropout),
-                fc7=fc7,
-                relu7=nn.ReLU(),
-                drop7=nn.Dropout(dropout),
-            )
-        )
-        self.score = nn.Linear(fc_dim, classes)
-        self.regress = nn.Linear(fc_dim, 4 * classes)
-        fully_connected(fc6.weight, fc6.bias)
-        fully_connected(fc7.weight, fc7.bias)
+        score, regress = nn.Linear(fc_dim, classes), nn.Linear(fc_dim, 4 * classes)
+        layers = {"flatten": nn.Flatten(), **fc6_fc7(fc6, fc7, dropout)}
+        self.head = nn.Sequential(OrderedDict(layers))
+        self.score, self.regress = score, regress
         for layer, deviation in ((self.score, 0.01), (self.regress, 0.001)):
             nn.init.normal_(layer.weight, 0, deviation)
             nn.init.zeros_(layer.bias)

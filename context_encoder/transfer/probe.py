@@ -15,7 +15,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +30,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from context_encoder.cli import parse_config
-from context_encoder.data import UnreadableImage, list_images, read_square, to_input
+from context_encoder.data import list_images
 from context_encoder.evaluation.crops import same_contents
+from context_encoder.features import PIXELS, Features, extract_features, weights_digest
 from context_encoder.models import Backbone
 from context_encoder.prepare import Processes, choose_device
 from context_encoder.transfer.backbone import BackboneConfig
@@ -39,7 +40,6 @@ from context_encoder.transfer.backbone import BackboneConfig
 log = logging.getLogger("context_encoder")
 
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
-_PIXELS = "pixels"
 
 
 class ProbeConfig(BackboneConfig):
@@ -196,130 +196,47 @@ def grid_side(channels: int, height: int, max_dims: int) -> int:
     return max(1, min(height, math.isqrt(max_dims // channels)))
 
 
-def average_to_grid(value: Tensor, side: int) -> Tensor:
-    """Adaptive average pooling of ``(B, C, H, W)`` to ``(B, C, side, side)``.
-
-    As matrix products: on CPUs many times faster than torch's own.
-    """
-    rows, columns = (_averages(n, side).to(value) for n in value.shape[2:])
-    return rows @ (value @ columns.T)
-
-
-def _averages(length: int, cells: int) -> Tensor:
-    """``(cells, length)``: row i averages from floor(i n / cells) to ceil((i + 1) n / cells)."""
-    matrix = torch.zeros(cells, length)
-    for i in range(cells):
-        start, end = i * length // cells, -(-(i + 1) * length // cells)
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix
-
-
-@torch.no_grad()
 def extract(
-    network: Backbone,
-    batches: Iterable[Tensor],
-    layers: Sequence[str],
-    max_dims: int,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Pooled features of every layer, float32 ``(N, C * side**2)`` on the CPU.
+    files: Sequence[Path], network: Backbone, sides: Mapping[str, int], config: ProbeConfig
+) -> Features:
+    """Features of the layers that ``sides`` names, averaged to so many cells a side, float32.
 
-    Args:
-        network: in eval mode, on ``device``.
-        batches: uint8 ``(B, 3, S, S)``.
-        layers: their names; "pixels" is the input.
-        max_dims: see :func:`grid_side`.
+    They are taken from the cache if it has them.
+
+    Raises:
+        ValueError: none of the files can be read.
     """
-    kept: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for batch in batches:
-        x = to_input(batch.to(device))
-        maps = {_PIXELS: x, **network.features(x)}
-        for name in layers:
-            value = maps[name].float()
-            side = grid_side(value.shape[1], min(value.shape[2:]), max_dims)
-            kept[name].append(average_to_grid(value, side).flatten(1).cpu())
-    return {name: torch.cat(parts) for name, parts in kept.items()}
+    cached = None
+    if config.cache is not None:
+        config.cache.mkdir(parents=True, exist_ok=True)
+        cached = config.cache / f"{_key(files, network, sides)}.safetensors"
+        if cached.exists():
+            try:
+                found = Features(load_file(cached), **json.loads(_notes(cached).read_text()))
+                log.info("features of %d pictures from %s", len(found.kept), cached)
+                return found
+            except (OSError, SafetensorError, ValueError, TypeError):
+                log.warning("%s is damaged; extracting again", cached)
+    features = extract_features(
+        network, files, list(sides), pool=sides, batch_size=config.batch_size
+    )
+    if cached is not None:
+        notes = {"files": features.files, "kept": features.kept, "unreadable": features.unreadable}
+        _notes(cached).write_text(json.dumps(notes))
+        new = cached.with_suffix(".new")
+        save_file(features.values, new)
+        new.replace(cached)
+    return features
 
 
-class Features:
-    """Features of the pictures of a folder that could be read.
-
-    Attributes:
-        values: by layer, float32 ``(N, D)``.
-        kept: indices of the ``N`` pictures in the list.
-        unreadable: (file, reason) of the others.
-    """
-
-    def __init__(
-        self, values: dict[str, Tensor], kept: list[int], unreadable: list[tuple[str, str]]
-    ) -> None:
-        self.values = values
-        self.kept = kept
-        self.unreadable = unreadable
-
-    @classmethod
-    def of(
-        cls,
-        files: Sequence[Path],
-        network: Backbone,
-        layers: Sequence[str],
-        config: ProbeConfig,
-        device: torch.device,
-    ) -> Features:
-        """Read and extract, or take them from the cache.
-
-        Raises:
-            ValueError: none of the files can be read.
-        """
-        cached = None
-        if config.cache is not None:
-            config.cache.mkdir(parents=True, exist_ok=True)
-            cached = config.cache / f"{_key(files, network, layers, config.max_dims)}.safetensors"
-            if cached.exists():
-                try:
-                    values = load_file(cached)
-                    kept = values.pop("kept").tolist()
-                    log.info("features of %d pictures from %s", len(kept), cached)
-                    notes = json.loads(cached.with_suffix(".json").read_text())
-                    return cls(values, kept, [(name, reason) for name, reason in notes])
-                except (OSError, SafetensorError, ValueError, KeyError):
-                    log.warning("%s is damaged; extracting again", cached)
-        kept = []
-        unreadable: list[tuple[str, str]] = []
-
-        def batches() -> Iterator[Tensor]:
-            waiting: list[Tensor] = []
-            for number, path in enumerate(
-                tqdm(files, unit="picture", dynamic_ncols=True, desc="features")
-            ):
-                try:
-                    waiting.append(read_square(path, network.image_size))
-                    kept.append(number)
-                except UnreadableImage as error:
-                    unreadable.append((str(error.path), error.reason))
-                if len(waiting) == config.batch_size:
-                    yield torch.stack(waiting)
-                    waiting.clear()
-            if waiting:
-                yield torch.stack(waiting)
-
-        values = extract(network, batches(), layers, config.max_dims, device) if files else {}
-        if not kept:
-            raise ValueError(f"none of the {len(files)} pictures can be read, as {unreadable[0]}")
-        if cached is not None:
-            cached.with_suffix(".json").write_text(json.dumps(unreadable))
-            new = cached.with_suffix(".new")
-            save_file({**values, "kept": torch.tensor(kept)}, new)
-            new.replace(cached)
-        return cls(values, kept, unreadable)
+def _notes(cached: Path) -> Path:
+    return cached.with_suffix(".json")
 
 
-def _key(files: Sequence[Path], network: Backbone, layers: Sequence[str], max_dims: int) -> str:
+def _key(files: Sequence[Path], network: Backbone, sides: Mapping[str, int]) -> str:
     """Changes when the weights, the files or what is taken of them do."""
-    digest = hashlib.sha256(json.dumps([list(layers), max_dims, network.image_size]).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    settings = [list(sides.items()), network.image_size, weights_digest(network)]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for path in files:
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
@@ -498,10 +415,10 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         if features is None or config.is_random:
             begun = time.monotonic()
             network = config.load(seed).to(device).eval()
-            layers = _choose_layers(network, config.layers, device)
-            features = Features.of(everything, network, layers, config, device)
+            sides = _choose_layers(network, config, device)
+            features = extract(everything, network, sides, config)
             extraction += time.monotonic() - begun
-            results = results or {name: [] for name in layers}
+            results = results or {name: [] for name in sides}
         y = torch.tensor([labels[i] for i in features.kept])
         if folders.test is None:
             fit, judged = stratified(y.tolist(), config.test_fraction, seed)
@@ -521,11 +438,12 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         copies.append(len(same_contents(*files)))
         bar = tqdm(results, unit="layer", dynamic_ncols=True, desc=f"probe, seed {seed}")
         for name in bar:
+            values = features.values[name].flatten(1)
             results[name].append(
                 probe_layer(
-                    features.values[name][fit].to(device),
+                    values[fit].to(device),
                     y[fit].to(device),
-                    features.values[name][judged].to(device),
+                    values[judged].to(device),
                     y[judged].to(device),
                     classes=len(folders.classes),
                     l2=config.l2,
@@ -555,16 +473,19 @@ def run(config: ProbeConfig) -> dict[str, Any]:
     }
 
 
-def _choose_layers(network: Backbone, wanted: Sequence[str], device: torch.device) -> list[str]:
+def _choose_layers(network: Backbone, config: ProbeConfig, device: torch.device) -> dict[str, int]:
+    """The layers to probe, and the side of each one's grid."""
     size = network.image_size
     with torch.no_grad():
-        there = [_PIXELS, *network.features(torch.zeros(1, 3, size, size, device=device))]
-    unknown = [name for name in wanted if name not in there]
+        x = torch.zeros(1, 3, size, size, device=device)
+        there = {PIXELS: x, **network.features(x)}
+    unknown = [name for name in config.layers if name not in there]
     if unknown:
         raise ValueError(
             f"there is no layer {', '.join(unknown)}; this network has {', '.join(there)}"
         )
-    return list(wanted) or there
+    sides = {name: grid_side(x.shape[1], x.shape[2], config.max_dims) for name, x in there.items()}
+    return {name: sides[name] for name in config.layers or there}
 
 
 def _summary(found: Sequence[LayerResult]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from context_encoder.transfer.classify import digest, summary
 from context_encoder.transfer.engine import (
     Task,
     TransferConfig,
-    fully_connected,
+    fc6_fc7,
     map_shape,
     parse,
     read_splits,
@@ -144,19 +144,8 @@ class FCN(nn.Module):
         self.upsampling = Upsampling.fit(geometry)
         fc6, fc7 = nn.Conv2d(channels, fc_dim, kernel), nn.Conv2d(fc_dim, fc_dim, 1)
         score = nn.Conv2d(fc_dim, classes, 1)
-        self.head = nn.Sequential(
-            OrderedDict(
-                fc6=fc6,
-                relu6=nn.ReLU(),
-                drop6=nn.Dropout(dropout),
-                fc7=fc7,
-                relu7=nn.ReLU(),
-                drop7=nn.Dropout(dropout),
-                score=score,
-            )
-        )
-        fully_connected(fc6.weight, fc6.bias)
-        fully_connected(fc7.weight, fc7.bias)
+        layers = {**fc6_fc7(fc6, fc7, dropout), "score": score}
+        self.head = nn.Sequential(OrderedDict(layers))
         nn.init.zeros_(score.weight)
         nn.init.zeros_(score.bias)  # type: ignore[arg-type]
         self.upscore = nn.ConvTranspose2d(

@@ -1,8 +1,8 @@
-"""Measure the numerics of the ops and write them into the page.
+"""Measure the numerics of the ops and write them into docs/numerics.md.
 
-    python docs/numerics.py                      measure the reference (and the GPU if there is one)
-    TRITON_INTERPRET=1 python docs/numerics.py   measure Triton's kernels in its interpreter
-    python docs/numerics.py --table              only write the page from numerics.json
+    python tools/numerics.py                     measure the reference, and the GPU if there is one
+    TRITON_INTERPRET=1 python tools/numerics.py  measure Triton's kernels in its interpreter
+    python tools/numerics.py --table             only write the page from docs/numerics.json
 
 Another implementation is added by one entry of IMPLEMENTATIONS.
 """
@@ -21,9 +21,9 @@ from torch import Tensor
 import cekernels
 from cekernels import _dispatch
 
-RESULTS = Path(__file__).with_name("numerics.json")
-PAGE = Path(__file__).with_name("numerics.md")
-BEGIN, END = "<!-- table: docs/numerics.py -->", "<!-- end of table -->"
+_DOCS = Path(__file__).parent.parent / "docs"
+RESULTS, PAGE = _DOCS / "numerics.json", _DOCS / "numerics.md"
+BEGIN, END = "<!-- table: tools/numerics.py -->", "<!-- end of table -->"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
