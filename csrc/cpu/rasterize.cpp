@@ -1,7 +1,6 @@
 // Polygons and boxes, row by row: the columns where edges cross a row are sorted, and the runs
 // between them are set. The fill copies the image outside the runs and writes the value inside.
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <vector>
 
@@ -240,13 +239,11 @@ class BoxSample {
   std::vector<Span> spans_;
 };
 
-// Each thread takes the next sample that none has taken: samples differ in their work.
 template <class Sample>
 void each_sample(const Shapes& p) {
-  std::atomic<int64_t> next{0};
-  parallel(std::min(p.batch, thread_count()), 1, [&](int64_t, int64_t) {
+  parallel(p.batch, 1, [&](int64_t begin, int64_t end) {
     Sample shapes;
-    for (int64_t b; (b = next++) < p.batch;) shapes.run(p, b);
+    for (int64_t b = begin; b < end; ++b) shapes.run(p, b);
   });
 }
 
