@@ -319,14 +319,15 @@ def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
 
 
 def _validate(op: str, name: str, offsets: Tensor, limit: int, what: str) -> None:
-    """On the CPU, where looking costs nothing, refuse offsets that no shape can have."""
+    """On the CPU, where looking costs little, refuse offsets that no shape can have."""
     if offsets.device.type != "cpu":
         return
-    if int(offsets[0]) < 0 or int(offsets[-1]) > limit or bool((offsets.diff() < 0).any()):
+    values = offsets.tolist()  # at once: for a few numbers several times faster than tensor ops
+    if values[0] < 0 or values[-1] > limit or values != sorted(values):
         raise ValueError(
             f"{op}: {name} must be non-decreasing within 0..{limit}, the number of {what}, "
-            f"got {offsets.tolist() if offsets.numel() <= 16 else '...'} "
-            f"(first {int(offsets[0])}, last {int(offsets[-1])})"
+            f"got {values if len(values) <= 16 else '...'} "
+            f"(first {values[0]}, last {values[-1]})"
         )
 
 

@@ -7,9 +7,11 @@
 namespace cekernels {
 namespace {
 
-constexpr int64_t kSubpixels = 256;
+constexpr int32_t kSubpixelBits = 8;
+constexpr int64_t kSubpixels = 1 << kSubpixelBits;
 constexpr int64_t kHalfPixel = kSubpixels / 2;
-constexpr int64_t kCoordinateLimit = int64_t(1) << 28;
+constexpr int32_t kCoordinateLimit = 1 << 28;
+constexpr int32_t kShortEdge = 1 << 15;  // products of two stay within 2^30
 
 CEK_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
@@ -21,54 +23,64 @@ CEK_INLINE Int floor_divide(Int a, Int b) {  // b > 0
   return quotient - (quotient * b > a ? 1 : 0);
 }
 
-// The first column (or row) whose centre is at or beyond fixed-point x, within [0, size].
-CEK_INLINE int32_t first_pixel(int64_t x, int64_t size) {
-  x = clamp(x, -kCoordinateLimit, kCoordinateLimit);
-  return int32_t(clamp(-floor_divide(kHalfPixel - x, kSubpixels), 0, size));
+// The pixel that fixed-point x lies in: a division that rounds down.
+template <class Int>
+CEK_INLINE Int pixel_of(Int x) {
+  return x >> kSubpixelBits;
 }
 
-// An edge against the rows of centres that it meets: rows [first, last), direction 0 for none.
+CEK_INLINE int32_t clamp_coordinate(int32_t x) {
+  return x < -kCoordinateLimit ? -kCoordinateLimit : x > kCoordinateLimit ? kCoordinateLimit : x;
+}
+
+// The first column (or row) whose centre is at or beyond fixed-point x, within [0, size].
+CEK_INLINE int32_t first_pixel(int32_t x, int64_t size) {
+  return int32_t(clamp(pixel_of(clamp_coordinate(x) + int32_t(kHalfPixel) - 1), 0, size));
+}
+
+// An edge from its upper end against the rows of centres that it meets: rows [first, last), direction
+// 0 for none.
 struct Edge {
   int32_t first, last, direction;
-  int64_t x0, y0, dx, rise;
+  int32_t x0, y0, dx, rise;
 
-  // Over kSubpixels * rise, rounded down: the first column at or to the right of the edge.
-  CEK_INLINE int64_t numerator(int32_t row) const {
-    const int64_t y = row * kSubpixels + kHalfPixel;
-    return (x0 - kHalfPixel) * rise + (y - y0) * dx + kSubpixels * rise - 1;
+  // Short enough for EdgeWalk<int32_t>.
+  CEK_INLINE bool is_short() const {
+    return rise <= kShortEdge && dx <= kShortEdge && -dx <= kShortEdge;
   }
 };
 
 CEK_INLINE Edge make_edge(const int32_t* from, const int32_t* to, int64_t height) {
-  int64_t x0 = clamp(from[0], -kCoordinateLimit, kCoordinateLimit);
-  int64_t y0 = clamp(from[1], -kCoordinateLimit, kCoordinateLimit);
-  int64_t x1 = clamp(to[0], -kCoordinateLimit, kCoordinateLimit);
-  int64_t y1 = clamp(to[1], -kCoordinateLimit, kCoordinateLimit);
+  const bool down = to[1] > from[1];
+  const int32_t* upper = down ? from : to;
+  const int32_t* lower = down ? to : from;
   Edge edge;
-  edge.direction = y1 > y0 ? 1 : -1;
-  if (y1 < y0) {
-    int64_t t = x0;
-    x0 = x1, x1 = t;
-    t = y0, y0 = y1, y1 = t;
-  }
-  edge.first = first_pixel(y0, height);
-  edge.last = first_pixel(y1, height);
-  if (edge.first >= edge.last) edge.direction = 0;
-  edge.x0 = x0, edge.y0 = y0, edge.dx = x1 - x0, edge.rise = y1 - y0;
+  edge.x0 = clamp_coordinate(upper[0]), edge.y0 = clamp_coordinate(upper[1]);
+  edge.dx = clamp_coordinate(lower[0]) - edge.x0;
+  edge.rise = clamp_coordinate(lower[1]) - edge.y0;
+  edge.first = first_pixel(edge.y0, height);
+  edge.last = first_pixel(edge.y0 + edge.rise, height);
+  edge.direction = edge.first == edge.last ? 0 : down ? 1 : -1;
   return edge;
 }
 
-// The columns of an edge row by row, before clamping to the image, without a division a row.
+// The columns of an edge row by row, before clamping to the image, without a division a row: the
+// first at or to the right of it.
+template <class Int = int64_t>
 struct EdgeWalk {
-  int64_t quotient, remainder, step_quotient, step_remainder, divisor;
+  Int quotient, remainder, step_quotient, step_remainder, divisor;
 
   CEK_INLINE EdgeWalk(const Edge& edge, int32_t row) {
-    divisor = kSubpixels * edge.rise;
-    const int64_t numerator = edge.numerator(row);
-    quotient = floor_divide(numerator, divisor);
-    remainder = numerator - quotient * divisor;
-    step_quotient = floor_divide(int32_t(edge.dx), int32_t(edge.rise));  // within 2^29
-    step_remainder = kSubpixels * edge.dx - step_quotient * divisor;
+    const Int dx = edge.dx, rise = edge.rise;
+    divisor = Int(kSubpixels) * rise;
+    // In subpixels first, rounded down: that divides by the rise alone.
+    const Int across = (row * Int(kSubpixels) + Int(kHalfPixel) - edge.y0) * dx - 1;
+    const Int whole = floor_divide(across, rise);
+    const Int x = edge.x0 + Int(kHalfPixel) + whole;
+    quotient = pixel_of(x);
+    remainder = (x - quotient * Int(kSubpixels)) * rise + (across - whole * rise);
+    step_quotient = floor_divide(edge.dx, edge.rise);
+    step_remainder = Int(kSubpixels) * dx - step_quotient * divisor;
   }
   CEK_INLINE void next_row() {
     quotient += step_quotient;

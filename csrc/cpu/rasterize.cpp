@@ -1,6 +1,7 @@
 // Polygons and boxes, row by row: the columns where edges cross a row are sorted, and the runs
 // between them are set. The fill copies the image outside the runs and writes the value inside.
 #include <algorithm>
+#include <new>
 #include <vector>
 
 #include "../geometry.h"
@@ -10,9 +11,8 @@ namespace cekernels {
 namespace cpu {
 namespace {
 
-struct Crossing {
-  int32_t column, direction;
-};
+// Twice the column where an edge crosses a row, and 1 for an edge that runs down: sorts by column.
+using Crossing = uint32_t;
 
 struct Span {
   int32_t begin, end;
@@ -22,6 +22,13 @@ struct Span {
 // row always fits.
 constexpr int64_t kBandCrossings = 1 << 16;
 
+// Scratch that grows and is not cleared.
+template <class T>
+T* at_least(std::vector<T>& scratch, int64_t count) {
+  if (int64_t(scratch.size()) < count) scratch.resize(size_t(count));
+  return scratch.data();
+}
+
 // Writes runs of a row into the mask and into the filled image, and counts them.
 class RowWriter {
  public:
@@ -29,17 +36,18 @@ class RowWriter {
     memset(p.mask + sample * p.height * p.width, 0, size_t(p.height * p.width));
   }
 
-  void write(int64_t row, const std::vector<Span>& spans) {
+  // The runs ascend and lie apart.
+  CEK_INLINE void write(int64_t row, const Span* first, const Span* last) {
     uint8_t* mask = p_.mask + (sample_ * p_.height + row) * p_.width;
-    for (const Span& span : spans) {
-      memset(mask + span.begin, 1, size_t(span.end - span.begin));
-      area += span.end - span.begin;
+    for (const Span* span = first; span != last; ++span) {
+      memset(mask + span->begin, 1, size_t(span->end - span->begin));
+      area += span->end - span->begin;
     }
     switch (p_.element_size) {
-      case 1: return fill<uint8_t>(row, spans);
-      case 2: return fill<uint16_t>(row, spans);
-      case 4: return fill<uint32_t>(row, spans);
-      case 8: return fill<uint64_t>(row, spans);
+      case 1: return fill<uint8_t>(row, first, last);
+      case 2: return fill<uint16_t>(row, first, last);
+      case 4: return fill<uint32_t>(row, first, last);
+      case 8: return fill<uint64_t>(row, first, last);
     }
   }
 
@@ -47,17 +55,17 @@ class RowWriter {
 
  private:
   template <class T>
-  void fill(int64_t row, const std::vector<Span>& spans) const {
+  __attribute__((noinline)) void fill(int64_t row, const Span* first, const Span* last) const {
     for (int64_t c = 0; c < p_.channels; ++c) {
       const T value = static_cast<const T*>(p_.value)[c];
       const T* from = static_cast<const T*>(p_.image.data) + sample_ * p_.image.batch +
                       c * p_.image.channel + row * p_.image.row;
       T* to = static_cast<T*>(p_.output) + ((sample_ * p_.channels + c) * p_.height + row) * p_.width;
       int64_t column = 0;
-      for (const Span& span : spans) {
-        memcpy(to + column, from + column, size_t(span.begin - column) * sizeof(T));
-        std::fill(to + span.begin, to + span.end, value);
-        column = span.end;
+      for (const Span* span = first; span != last; ++span) {
+        memcpy(to + column, from + column, size_t(span->begin - column) * sizeof(T));
+        std::fill(to + span->begin, to + span->end, value);
+        column = span->end;
       }
       memcpy(to + column, from + column, size_t(p_.width - column) * sizeof(T));
     }
@@ -67,38 +75,47 @@ class RowWriter {
   const int64_t sample_;
 };
 
-// Sorts the crossings of one row and returns the runs that are inside.
-void make_spans(Crossing* first, Crossing* last, bool even_odd, int64_t width,
-                std::vector<Span>& spans) {
-  const auto before = [](const Crossing& a, const Crossing& b) { return a.column < b.column; };
-  spans.clear();
-  if (last - first == 2 && (even_odd || first[0].direction != first[1].direction)) {
-    const auto [begin, end] = std::minmax(first[0].column, first[1].column);
-    if (begin < end) spans.push_back({begin, end});
-    return;
+void sort(Crossing* first, Crossing* last) {
+  if (last - first > 32) return std::sort(first, last);
+  for (Crossing* c = first + 1; c < last; ++c) {
+    const Crossing moved = *c;
+    Crossing* to = c;
+    for (; to != first && to[-1] > moved; --to) *to = to[-1];
+    *to = moved;
   }
-  std::sort(first, last, before);
-  int32_t winding = 0;
+}
+
+// Sorts the crossings of one row and writes the runs that are inside, each of at least one pixel.
+// Returns their end; `spans` has room for one more than half the crossings.
+CEK_INLINE Span* make_spans(Crossing* first, Crossing* last, bool even_odd, int64_t width,
+                            Span* spans) {
+  if (last - first == 2 && (even_odd || (first[0] ^ first[1]) % 2 != 0)) {
+    const auto [left, right] = std::minmax(first[0], first[1]);
+    *spans = {int32_t(left / 2), int32_t(right / 2)};
+    return spans + (spans->begin != spans->end);
+  }
+  sort(first, last);
+  const uint32_t counted = even_odd ? 1 : ~0u;  // the bits of the winding number that matter
+  uint32_t winding = 0;
+  Span* span = spans;  // the one that is open or comes next
   for (const Crossing* c = first; c != last; ++c) {
-    const bool was_inside = even_odd ? winding % 2 != 0 : winding != 0;
-    winding += c->direction;
-    const bool inside = even_odd ? winding % 2 != 0 : winding != 0;
+    const int32_t column = int32_t(*c / 2);
+    const bool was_inside = (winding & counted) != 0;
+    winding += *c % 2 != 0 ? 1 : -1;
+    const bool inside = (winding & counted) != 0;
     if (was_inside == inside) continue;
-    if (inside) {
-      if (!spans.empty() && spans.back().end == c->column) {
-        continue;  // goes on where the last one ended: its end is set again below
-      }
-      spans.push_back({c->column, c->column});
+    if (!inside) {
+      span->end = column;
+      span += span->begin != column;
+    } else if (span != spans && span[-1].end == column) {
+      --span;  // the last one goes on
     } else {
-      spans.back().end = c->column;
+      span->begin = column;
     }
   }
   // An edge beyond the right border is not recorded: what is open there reaches the border.
-  const bool open = even_odd ? winding % 2 != 0 : winding != 0;
-  if (open && !spans.empty()) spans.back().end = int32_t(width);
-  spans.erase(std::remove_if(spans.begin(), spans.end(),
-                             [](const Span& s) { return s.begin == s.end; }),
-              spans.end());
+  if ((winding & counted) != 0) (span++)->end = int32_t(width);
+  return span;
 }
 
 class PolygonSample {
@@ -120,16 +137,19 @@ class PolygonSample {
  private:
   // The edges that meet a row, and how many each row meets.
   void collect(const Shapes& p, int64_t sample) {
-    edges_.clear();
+    edge_count_ = 0;
     counts_.assign(size_t(p.height) + 1, 0);
     const Range contours = safe_range(p.sample_offsets, sample, p.contour_count);
     for (int64_t k = contours.first; k < contours.last; ++k) {
       const Range range = safe_range(p.contour_offsets, k, p.vertex_count);
+      Edge* edges = at_least(edges_, edge_count_ + range.last - range.first);
       for (int64_t v = range.first; v < range.last; ++v) {
         const int64_t next = v + 1 < range.last ? v + 1 : range.first;
-        const Edge edge = make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height);
-        if (edge.direction == 0) continue;
-        edges_.push_back(edge);
+        // Made in its place: a copy would read in one piece what has just been stored in several.
+        const Edge& edge = *new (edges + edge_count_)
+            Edge(make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height));
+        // No branch: whether a short edge meets a row cannot be predicted.
+        edge_count_ += edge.direction != 0;
         ++counts_[edge.first];
         --counts_[edge.last];
       }
@@ -138,34 +158,47 @@ class PolygonSample {
   }
 
   void band(const Shapes& p, int32_t first, int32_t last, int64_t total, RowWriter& writer) {
-    crossings_.resize(size_t(total));
-    ends_.resize(size_t(last - first));
-    starts_.resize(size_t(last - first));
-    int64_t at = 0;
+    Crossing* crossings = at_least(crossings_, total);
+    Crossing** ends = at_least(ends_, p.height);
+    Span* spans = at_least(spans_, total / 2 + 1);
+    Crossing* begin = crossings;
     for (int32_t row = first; row < last; ++row) {
-      starts_[row - first] = ends_[row - first] = at;
-      at += counts_[row];
+      ends[row] = begin;
+      begin += counts_[row];
     }
-    for (const Edge& edge : edges_) {
-      const int32_t begin = std::max(edge.first, first), end = std::min(edge.last, last);
-      if (begin >= end) continue;
-      EdgeWalk walk(edge, begin);
-      for (int32_t row = begin; row < end; ++row, walk.next_row()) {
-        if (walk.quotient >= p.width) continue;
-        crossings_[ends_[row - first]++] = {int32_t(std::max<int64_t>(walk.quotient, 0)),
-                                            edge.direction};
+    for (int64_t e = 0; e < edge_count_; ++e) {
+      const Edge& edge = edges_[e];
+      const int32_t from = std::max(edge.first, first), to = std::min(edge.last, last);
+      if (from >= to) continue;
+      if (edge.is_short()) {
+        cross(EdgeWalk<int32_t>(edge, from), edge.direction, p.width, ends + from, ends + to);
+      } else {
+        cross(EdgeWalk<int64_t>(edge, from), edge.direction, p.width, ends + from, ends + to);
       }
     }
+    begin = crossings;
     for (int32_t row = first; row < last; ++row) {
-      make_spans(crossings_.data() + starts_[row - first], crossings_.data() + ends_[row - first],
-                 p.even_odd, p.width, spans_);
-      writer.write(row, spans_);
+      writer.write(row, spans, make_spans(begin, ends[row], p.even_odd, p.width, spans));
+      begin += counts_[row];
     }
   }
 
+  // Records an edge's crossings, row by row at the end of those that are there.
+  template <class Walk>
+  static CEK_INLINE void cross(Walk walk, int32_t direction, int64_t width, Crossing** end,
+                               Crossing** last) {
+    for (; end != last; ++end, walk.next_row()) {
+      const Crossing column = walk.quotient > 0 ? Crossing(walk.quotient) : 0;
+      **end = 2 * column + (direction > 0);
+      *end += walk.quotient < width;
+    }
+  }
+
+  int64_t edge_count_ = 0;
   std::vector<Edge> edges_;
-  std::vector<int64_t> counts_, starts_, ends_;
+  std::vector<int64_t> counts_;
   std::vector<Crossing> crossings_;
+  std::vector<Crossing*> ends_;
   std::vector<Span> spans_;
 };
 
@@ -193,7 +226,7 @@ class BoxSample {
           spans_.push_back(box.x);
         }
       }
-      writer.write(row, spans_);
+      writer.write(row, spans_.data(), spans_.data() + spans_.size());
     }
     p.area[sample] = writer.area;
   }
@@ -206,6 +239,14 @@ class BoxSample {
   std::vector<Span> spans_;
 };
 
+template <class Sample>
+void each_sample(const Shapes& p) {
+  parallel(p.batch, 1, [&](int64_t begin, int64_t end) {
+    Sample shapes;
+    for (int64_t b = begin; b < end; ++b) shapes.run(p, b);
+  });
+}
+
 }  // namespace
 
 void run(const Shapes& p) {
@@ -213,15 +254,11 @@ void run(const Shapes& p) {
     std::fill(p.area, p.area + p.batch, 0);
     return;
   }
-  parallel(p.batch, 1, [&](int64_t begin, int64_t end) {
-    if (p.boxes) {
-      BoxSample boxes;
-      for (int64_t b = begin; b < end; ++b) boxes.run(p, b);
-    } else {
-      PolygonSample polygons;
-      for (int64_t b = begin; b < end; ++b) polygons.run(p, b);
-    }
-  });
+  if (p.boxes) {
+    each_sample<BoxSample>(p);
+  } else {
+    each_sample<PolygonSample>(p);
+  }
 }
 
 }  // namespace cpu
