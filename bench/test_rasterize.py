@@ -36,15 +36,17 @@ def rows(device: str) -> list[Row]:
     gpu = device == "cuda"
     batch = 64 if gpu else 16
     result = []
-    for size in (128, 227):
-        axes = {"batch": batch, "side": size}
+    for batch_size, size in dict.fromkeys([(batch, 128), (batch, 227), (64, 227)]):
+        axes = {"batch": batch_size, "side": size}
         for op, kind in (
             ("rasterize_polygons", "region"),
             ("rasterize_polygons", "convex"),
             ("rasterize_boxes", "block"),
         ):
-            shape = f"{batch}x1x{size}x{size}"
+            shape = f"{batch_size}x1x{size}x{size}"
             result.append(Row(op, shape, "bool", "forward", device, kind, axes, seconds=0.6))
+    for size in (128, 227):
+        axes = {"batch": batch, "side": size}
         for kind in ("region", "central"):
             result.append(
                 Row(

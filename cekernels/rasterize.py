@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import call_op, define, transformed
+from cekernels._library import call_op, define, run_op, transformed
 from cekernels.masked_loss import check_mask
 from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
@@ -83,8 +83,8 @@ def rasterize_polygons(
     op = "rasterize_polygons"
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
     _check_size(op, height, width)
-    result: tuple[Tensor, Tensor] = torch.ops.cekernels.rasterize_polygons(
-        vertices, contour_offsets, sample_offsets, height, width, fill_rule, impl
+    result: tuple[Tensor, Tensor] = run_op(
+        op, impl, vertices, contour_offsets, sample_offsets, height, width, fill_rule
     )
     return result
 
@@ -111,9 +111,7 @@ def rasterize_boxes(
     op = "rasterize_boxes"
     _check_boxes(op, boxes, sample_offsets, impl)
     _check_size(op, height, width)
-    result: tuple[Tensor, Tensor] = torch.ops.cekernels.rasterize_boxes(
-        boxes, sample_offsets, height, width, impl
-    )
+    result: tuple[Tensor, Tensor] = run_op(op, impl, boxes, sample_offsets, height, width)
     return result
 
 
@@ -181,14 +179,15 @@ def fill_polygons(
             impl=impl,
         )
         return fill_masked(image, mask, value, impl=impl), mask, area
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.cekernels.fill_polygons(
+    result: tuple[Tensor, Tensor, Tensor] = run_op(
+        op,
+        impl,
         image,
         _value(op, image, value),
         vertices,
         contour_offsets,
         sample_offsets,
         fill_rule,
-        impl,
     )
     return result
 
@@ -213,8 +212,8 @@ def fill_boxes(
     if transformed():
         mask, area = rasterize_boxes(boxes, sample_offsets, *image.shape[2:], impl=impl)
         return fill_masked(image, mask, value, impl=impl), mask, area
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.cekernels.fill_boxes(
-        image, _value(op, image, value), boxes, sample_offsets, impl
+    result: tuple[Tensor, Tensor, Tensor] = run_op(
+        op, impl, image, _value(op, image, value), boxes, sample_offsets
     )
     return result
 
@@ -407,7 +406,7 @@ def _fill_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _fill_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mask, zero = ctx.saved_tensors
-    return torch.ops.cekernels.fill_masked(grad, mask, zero, ctx.impl), None, None, None
+    return run_op("fill_masked", ctx.impl, grad, mask, zero), None, None, None
 
 
 def _fill_polygons(
@@ -468,7 +467,7 @@ def _fill_shapes_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None
 
 def _fill_shapes_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     mask, zero = ctx.saved_tensors
-    filled = torch.ops.cekernels.fill_masked(grad, mask, zero, ctx.impl)
+    filled = run_op("fill_masked", ctx.impl, grad, mask, zero)
     return filled, *(None,) * (ctx.arguments - 1)
 
 
