@@ -23,6 +23,8 @@ from cekernels import _selfcheck, reference
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
+# What "auto" stands for. Read once: looking into the environment costs as much as a small kernel.
+DEFAULT = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 # Where "auto" looks, the first that can serve; the reference serves everything. On the CPU the
 # order is by measurement. On CUDA it is not yet: Triton comes first because every installation
@@ -66,14 +68,19 @@ def fails(op: str, name: str, device: torch.device) -> str | None:
 
 
 def requested(impl: str) -> str:
-    """The implementation asked for: the argument, or for "auto" the environment variable."""
-    source = "impl"
-    if impl == "auto":
-        impl = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-        source = f"environment variable {ENVIRONMENT_VARIABLE}"
-    if impl not in IMPLS:
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
-    return impl
+    """The implementation asked for: the argument, or for "auto" the environment variable.
+
+    Raises:
+        ValueError: the environment variable names no implementation.
+    """
+    if impl != "auto":
+        return impl
+    if DEFAULT not in IMPLS:
+        raise ValueError(
+            f"environment variable {ENVIRONMENT_VARIABLE} must be one of "
+            f"{', '.join(map(repr, IMPLS))}, got {DEFAULT!r}"
+        )
+    return DEFAULT
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:

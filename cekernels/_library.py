@@ -14,6 +14,7 @@ from cekernels import _dispatch
 # One Library object for the life of the process: torch drops the ops with it.
 _LIBRARY = torch.library.Library("cekernels", "DEF")
 _KERNELS: dict[str, Callable[..., Any]] = {}
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 
 def define(
@@ -45,9 +46,29 @@ def define(
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
+        assert setup_context is not None
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_LIBRARY
         )
+        _FUNCTIONS[name] = _function(name, run, setup_context, backward)
+
+
+def _function(
+    name: str,
+    kernel: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> type[torch.autograd.Function]:
+    """What ``register_autograd`` makes of an op, for autograd alone."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = kernel(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    # Not the form with a setup_context of its own: each call of it inspects the signature.
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(name, (torch.autograd.Function,), methods)
 
 
 def transformed() -> bool:
@@ -60,23 +81,25 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or dual_level >= 0
 
 
-def _needs_dispatcher(args: tuple[Any, ...]) -> bool:
-    """If anything beside the kernel has to see a call: autograd, a tracer, a mode, a subclass."""
+def _seen_by_autograd_alone(args: tuple[Any, ...]) -> bool | None:
+    """If autograd has to see a call beside the kernel; None if something else has to as well.
+
+    Something else: a tracer, a mode, a transform, a tensor subclass.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or transformed()
     ):
-        return True
-    grad = torch.is_grad_enabled()
+        return None
+    differentiated = False
     for arg in args:
         if isinstance(arg, Tensor):
-            if type(arg) is not Tensor and type(arg) is not nn.Parameter:
-                return True
-            if (grad and arg.requires_grad) or arg.is_meta:
-                return True
-    return False
+            if (type(arg) is not Tensor and type(arg) is not nn.Parameter) or arg.is_meta:
+                return None
+            differentiated |= arg.requires_grad
+    return differentiated and torch.is_grad_enabled()
 
 
 def run_op(name: str, impl: str, *args: Any) -> Any:
@@ -84,8 +107,11 @@ def run_op(name: str, impl: str, *args: Any) -> Any:
 
     The way through the dispatcher and back into Python costs as much as a small kernel.
     """
-    if _needs_dispatcher(args):
+    differentiated = _seen_by_autograd_alone(args)
+    if differentiated is None:
         return getattr(torch.ops.cekernels, name).default(*args, impl)
+    if differentiated and name in _FUNCTIONS:
+        return _FUNCTIONS[name].apply(*args, impl)
     return _KERNELS[name](*args, impl)
 
 
@@ -102,6 +128,6 @@ def call_op(name: str, impl: str, *args: Any) -> Any:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast asks for on this device type, or None where it is off."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return None
+    if not torch._C._is_any_autocast_enabled() or device.type == "meta":
+        return None
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

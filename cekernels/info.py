@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 
@@ -24,8 +23,8 @@ def report() -> str:
     else:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         lines.append(f"no CUDA device (this torch is {built})")
-    forced = os.environ.get(_dispatch.ENVIRONMENT_VARIABLE)
-    if forced:
+    forced = _dispatch.DEFAULT
+    if forced != "auto":
         effect = "forces the implementation" if forced in _dispatch.IMPLS else "names none"
         lines.append(f"{_dispatch.ENVIRONMENT_VARIABLE}={forced} {effect}")
     lines.append("")

@@ -61,9 +61,14 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
+        self.environment("auto")
         for name in ("cpp", "triton", "cuda"):
             self.monkeypatch.setitem(sys.modules, f"cekernels.{name}", None)
         _dispatch.load.cache_clear()
+
+    def environment(self, impl: str) -> None:
+        """As a process that started with this in its environment variable."""
+        self.monkeypatch.setattr(_dispatch, "DEFAULT", impl)
 
     def add(self, name: str, **options: str) -> Implementation:
         module = Implementation(name, **options)
@@ -74,7 +79,6 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE, raising=False)
     yield Machine(monkeypatch)
     _dispatch.load.cache_clear()
 
@@ -199,26 +203,29 @@ def test_a_backward_pass_asks_for_the_gradients_that_are_needed(machine: Machine
 # --- the environment variable -----------------------------------------------------------------
 
 
-def test_the_environment_forces_what_is_left_to_auto(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_forces_what_is_left_to_auto(machine: Machine) -> None:
     cpp = machine.add("cpp")
-    monkeypatch.setenv("CEKERNELS_IMPL", "reference")
+    machine.environment("reference")
     run()
     assert cpp.calls == []
     run(impl="cpp")  # the argument wins
     assert cpp.calls == ["channelwise_linear"]
-    monkeypatch.setenv("CEKERNELS_IMPL", "cuda")
+    machine.environment("cuda")
     with pytest.raises(ImplementationError, match="impl='cuda' cannot serve this call"):
         run()
-    for none in ("", "auto"):
-        monkeypatch.setenv("CEKERNELS_IMPL", none)
-        run()
-    assert cpp.calls == ["channelwise_linear"] * 3
+    machine.environment("auto")
+    run()
+    assert cpp.calls == ["channelwise_linear"] * 2
 
 
-def test_the_environment_is_checked(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CEKERNELS_IMPL", "fast")
+@pytest.mark.parametrize("value", ["", "auto", "reference"])
+def test_the_environment_is_read_at_import(value: str) -> None:
+    program = "from cekernels import _dispatch; print(_dispatch.requested('auto'))"
+    assert python("-c", program, CEKERNELS_IMPL=value).strip() == (value or "auto")
+
+
+def test_the_environment_is_checked(machine: Machine) -> None:
+    machine.environment("fast")
     message = "^environment variable CEKERNELS_IMPL must be one of 'auto', .*'cuda', got 'fast'"
     with pytest.raises(ValueError, match=message):
         run()
