@@ -33,6 +33,8 @@ Call = Callable[[], Any]
 
 #: One timed sample calls a provider as often as it takes to fill this many seconds.
 _SAMPLE_SECONDS = 1e-4
+#: Before a sample a provider that takes less than this is called once, untimed.
+_WARM_SECONDS = 1e-2
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 100
 _MIN_SLOW_ROUNDS = 3  # where a round takes half of the time for all
 # Errors up to this multiple of the plain version's count as rounding of another order of sums.
@@ -342,7 +344,11 @@ def _synchronize(device: str) -> None:
 
 
 def _wall_sampler(call: Call, device: str) -> Callable[[], float]:
-    """Seconds a call as the caller sees them; caches as the providers leave them."""
+    """Seconds a call as the caller sees them, with warm caches.
+
+    Without the untimed call the first of a sample would pay for what the other providers have
+    thrown out of the caches, and the fewer calls a sample has, the more it would count.
+    """
 
     def seconds(calls: int) -> float:
         _synchronize(device)
@@ -356,7 +362,13 @@ def _wall_sampler(call: Call, device: str) -> Callable[[], float]:
     if once < 0.1:
         once = min(once, seconds(1))
     calls = max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-7)))
-    return lambda: seconds(calls) / calls
+
+    def sample() -> float:
+        if once < _WARM_SECONDS:
+            call()
+        return seconds(calls) / calls
+
+    return sample
 
 
 def _cold_sampler(call: Call, device: str) -> Callable[[], float]:
