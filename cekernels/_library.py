@@ -16,6 +16,14 @@ _LIBRARY = torch.library.Library("cekernels", "DEF")
 _KERNELS: dict[str, Callable[..., Any]] = {}
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
+_EXCLUDED = torch._C._dispatch_tls_is_dispatch_key_excluded
+_INCLUDED = torch._C._dispatch_tls_is_dispatch_key_included
+# Switched off by inference mode and below autograd; on under the vmap of autograd.functional and
+# under make_fx(pre_dispatch=True), neither of which the stack of modes shows.
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+_LEGACY_VMAP = torch._C._dispatch_key_parse("VmapMode")
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+
 
 def define(
     schema: str,
@@ -81,7 +89,7 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or dual_level >= 0
 
 
-def _seen_by_autograd_alone(args: tuple[Any, ...]) -> bool | None:
+def seen_by_autograd_alone(args: tuple[Any, ...]) -> bool | None:
     """If autograd has to see a call beside the kernel; None if something else has to as well.
 
     Something else: a tracer, a mode, a transform, a tensor subclass.
@@ -89,14 +97,20 @@ def _seen_by_autograd_alone(args: tuple[Any, ...]) -> bool | None:
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None
         or transformed()
+        or _EXCLUDED(_AUTOGRAD)
+        or _INCLUDED(_LEGACY_VMAP)
+        or _INCLUDED(_PRE_DISPATCH)
     ):
         return None
     differentiated = False
     for arg in args:
         if isinstance(arg, Tensor):
-            if (type(arg) is not Tensor and type(arg) is not nn.Parameter) or arg.is_meta:
+            if type(arg) is not Tensor and type(arg) is not nn.Parameter:
+                return None
+            if arg.is_meta or arg.is_neg():  # the dispatcher resolves negation
                 return None
             differentiated |= arg.requires_grad
     return differentiated and torch.is_grad_enabled()
@@ -106,8 +120,15 @@ def run_op(name: str, impl: str, *args: Any) -> Any:
     """Run a registered op; past torch's dispatcher where nothing there has to see it.
 
     The way through the dispatcher and back into Python costs as much as a small kernel.
+
+    Raises:
+        ImplementationError: another implementation than the reference is forced where
+            forward-mode AD goes through a derivative.
     """
-    differentiated = _seen_by_autograd_alone(args)
+    if forward_ad._current_level >= 0 and name in _FUNCTIONS:
+        # In a formula of a backward pass, say; it would be taken for a constant.
+        return _dispatch.call_transformed(name, impl, *args)
+    differentiated = seen_by_autograd_alone(args)
     if differentiated is None:
         return getattr(torch.ops.cekernels, name).default(*args, impl)
     if differentiated and name in _FUNCTIONS:

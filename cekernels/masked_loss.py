@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cekernels import _checks, _dispatch
 from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, call_op, define, run_op, transformed
+from cekernels._library import autocast_dtype, call_op, define, run_op, seen_by_autograd_alone
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
@@ -100,7 +100,7 @@ def _masked_loss(
         _checks.same_device(op, "area", area, "prediction", prediction)
         _checks.no_gradient(op, "area", area)
     args = (prediction, target, mask, area, power, normalize)
-    if _in_one_pass(prediction, target, area, normalize):
+    if _in_one_pass(prediction, target, mask, area, normalize):
         loss: Tensor = _OnePass.apply(*args, impl)
     else:
         loss, _ = call_op("masked_loss", impl, *args)
@@ -111,20 +111,20 @@ def _masked_loss(
 _ONE_PASS_DEVICES = ("cuda",)
 
 
-def _in_one_pass(prediction: Tensor, target: Tensor, area: Tensor | None, normalize: str) -> bool:
+def _in_one_pass(
+    prediction: Tensor, target: Tensor, mask: Tensor, area: Tensor | None, normalize: str
+) -> bool:
     """Whether to make the gradient along with the loss, for ``backward()`` to scale.
 
     It can be made where the normalisation is known beforehand. Not in float16, in which a
     gradient that has not yet met its loss scale vanishes, and not where the call is traced.
     """
+    tensors = (prediction, target, mask) if area is None else (prediction, target, mask, area)
     return (
-        not torch.compiler.is_compiling()
-        and not transformed()
-        and prediction.device.type in _ONE_PASS_DEVICES
+        prediction.device.type in _ONE_PASS_DEVICES
         and prediction.dtype != torch.float16
         and (area is not None or normalize != "mask")
-        and torch.is_grad_enabled()
-        and (prediction.requires_grad or target.requires_grad)
+        and seen_by_autograd_alone(tensors) is True
     )
 
 
@@ -170,8 +170,9 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradient = ctx.gradient
-        if gradient is None or torch.is_grad_enabled():
-            # A second backward, or one that is differentiated itself: from the start.
+        seen = torch.is_grad_enabled() or seen_by_autograd_alone((grad_loss,)) is None
+        if gradient is None or seen:
+            # A second backward, or one that is differentiated, mapped or traced: from the start.
             gradient = run_op(
                 "masked_loss_backward", ctx.impl, grad_loss, *ctx.saved_tensors, ctx.power
             )

@@ -31,7 +31,7 @@ from context_encoder.evaluation.crops import held_out_crops, training_crops
 from context_encoder.masks import build_mask_sampler
 from context_encoder.metrics import to_unit
 from context_encoder.prepare import Processes, choose_device
-from context_encoder.runs import LoadedModel, RunError, Which, load_model
+from context_encoder.runs import LoadedModel, RunError, Which, load_model, run_root
 from context_encoder.sheets import save_sheet, shorten
 
 __all__ = [
@@ -324,7 +324,8 @@ class NeighboursConfig(BaseModel):
         None, description="Layer of encoder or bottleneck. Default: the encoder's output."
     )
     out: Path | None = Field(
-        None, description="PNG to write, with a JSON file beside it. Default: in the run folder."
+        None,
+        description="PNG to write, and a JSON file beside it. Default: in the run folder.",
     )
     which: Which = Field(
         "best", description="Checkpoint of the run: best on held-out photographs, or last."
@@ -343,7 +344,8 @@ def draw_sheet(config: NeighboursConfig) -> Path:
         raise ValueError(f"--mask {config.mask}: choose central, block, region or blob")
     device = choose_device(config.device, Processes())
     run = load_model(config.checkpoint, which=config.which, device=device)
-    out = config.out or run.path / f"neighbours_{config.mask}.png"
+    # Never into a checkpoint: the next save replaces that folder.
+    out = config.out or (run_root(config.checkpoint) or Path()) / f"neighbours_{config.mask}.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
     queries = held_out_crops(run.config, config.data, samples=config.queries)

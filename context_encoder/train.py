@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in explain(error):
             print(f"error: {problem}", file=sys.stderr)
         return 2
-    except (RunError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+    except (RunError, ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

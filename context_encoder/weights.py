@@ -445,7 +445,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             metadata = _metadata(args.model, backbone, "native")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         new = args.out.with_name(f".{args.out.name}.new")
-        save_file(tensors, new, metadata)
+        try:
+            save_file(tensors, new, metadata)
+        except SafetensorError as error:  # not an OSError
+            raise OSError(f"cannot write --out {args.out}: {error}") from error
         new.replace(args.out)
     except (WeightsError, RunError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

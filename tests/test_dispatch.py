@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cekernels import (
@@ -277,6 +279,76 @@ def test_whoever_looks_at_the_dispatcher_sees_the_ops() -> None:
 
     traced = torch.jit.trace(lambda x: channelwise_linear(x, WEIGHT), INPUT, check_trace=False)
     torch.testing.assert_close(traced(2 * INPUT), 2 * plain)
+
+
+def test_the_vmap_of_autograd_functional() -> None:
+    """It is older than torch.func's, and looks through the ops as the dispatcher runs them."""
+
+    def function(weight: Tensor) -> Tensor:
+        return channelwise_linear(INPUT, weight, impl="reference")
+
+    jacobian = torch.autograd.functional.jacobian
+    expected = jacobian(lambda w: torch.einsum("bci,coi->bco", INPUT, w), WEIGHT)
+    torch.testing.assert_close(jacobian(function, WEIGHT, vectorize=True), expected)
+
+
+def test_forward_mode_over_a_backward_pass() -> None:
+    weight = WEIGHT.clone().requires_grad_()
+    prediction, target = INPUT[None].clone().requires_grad_(), torch.zeros_like(INPUT[None])
+    outputs = [
+        (channelwise_linear(INPUT, weight), weight),
+        (torch.einsum("bci,coi->bco", INPUT, weight), weight),
+        (masked_l2_loss(prediction, target, torch.ones_like(target)), prediction),
+        ((prediction - target).square().mean(), prediction),
+    ]
+    tangents = []
+    for output, leaf in outputs:
+
+        def vjp(g: Tensor, output: Tensor = output, leaf: Tensor = leaf) -> Tensor:
+            return torch.autograd.grad(output, leaf, g, retain_graph=True)[0]
+
+        one = torch.ones_like(output)
+        tangents.append(torch.func.jvp(vjp, (one,), (one,))[1])
+    assert all(tangent.any() for tangent in tangents)
+    torch.testing.assert_close(tangents[0], tangents[1])
+    torch.testing.assert_close(tangents[2], tangents[3])
+
+
+def test_autograd_is_left_out_where_torch_leaves_it_out() -> None:
+    weight = WEIGHT.clone().requires_grad_()
+    with torch.inference_mode(), torch.enable_grad():
+        assert not channelwise_linear(INPUT, weight, activation="relu").requires_grad
+
+
+def test_tracing_before_dispatch_and_function_modes_see_the_ops() -> None:
+    weight = WEIGHT.clone().requires_grad_()
+    graph = make_fx(lambda x: channelwise_linear(x, weight), pre_dispatch=True)(INPUT).graph
+    ops = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert torch.ops.cekernels.channelwise_linear.default in ops
+
+    names: list[str] = []
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Functions():
+        channelwise_linear(INPUT, weight)
+    assert "cekernels.channelwise_linear.default" in names
+
+
+def test_negative_bits_are_resolved_before_a_kernel(machine: Machine) -> None:
+    """A kernel that reads memory does not see them."""
+    cpp = machine.add("cpp")
+    negative = torch._neg_view(INPUT)
+    for weight in (WEIGHT, WEIGHT.clone().requires_grad_()):
+        torch.testing.assert_close(
+            channelwise_linear(negative, weight), -channelwise_linear(INPUT, weight)
+        )
+    assert not any(args[0].is_neg() for _, *args in cpp.questions)
 
 
 def test_a_tensor_of_another_class_keeps_its_class() -> None:
