@@ -38,7 +38,7 @@ def torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool)
         product = torch.baddbmm(bias.unsqueeze(1), by_channel, weight)
     product = product.transpose(0, 1)
     if not relu:
-        return product.contiguous()
+        return product.clone(memory_format=torch.contiguous_format)  # never a view
     # One pass for the ReLU and the copy; bmm(out=) into a transposed view is slower than both.
     output = product.new_empty(product.shape)
     return torch.clamp_min(product, 0, out=output)
@@ -55,7 +55,9 @@ def torch_linear_backward(
     grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
     by_channel, none = grad.transpose(0, 1), grad.new_empty
     return (
-        torch.bmm(by_channel, weight).transpose(0, 1).contiguous() if needs[0] else none(0),
+        torch.bmm(by_channel, weight).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        if needs[0]
+        else none(0),
         torch.bmm(by_channel.mT, input.transpose(0, 1)) if needs[1] else none(0),
         grad.sum(0) if needs[2] else none(0),
     )

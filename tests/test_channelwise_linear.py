@@ -542,3 +542,18 @@ def test_module_refuses_options_and_maps_of_another_size() -> None:
     turned = torch.zeros(1, 3, 3, 2)
     with pytest.raises(ValueError, match=r"input must have shape \(1, 3, 2, 3\) \(maps of in_size"):
         ChannelwiseLinear(3, (2, 3))(turned)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 18 * 18), (2, 1, 4), (0, 2, 4)], ids=str)
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_the_output_may_be_changed_in_place(shape: tuple[int, ...], impl: Any) -> None:
+    """It is no view of a product, not even where a transposition copies nothing."""
+    input = draw(*shape, dtype=torch.float32)
+    weight = draw(*shape[1:], shape[2], dtype=torch.float32, seed=1).requires_grad_()
+    output = channelwise_linear(input, weight, impl=impl)
+    expected = torch.einsum("bci,coi->bco", input, weight).relu()
+    torch.testing.assert_close(output.relu_(), expected, rtol=1e-4, atol=1e-4)
+    output.sum().backward()
+    with torch.no_grad():
+        kept = channelwise_linear(input, weight, impl=impl)
+    kept += torch.zeros(shape, requires_grad=True)

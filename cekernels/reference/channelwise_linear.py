@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """Contiguous, and no view of a product: autograd forbids to change those in place."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     """``out[b,c,o] = act(sum_i weight[c,o,i] * input[b,c,i] + bias[c,o])``, contiguous."""
     output = torch.einsum("bci,coi->bco", input, weight)
@@ -13,7 +18,7 @@ def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu:
         output = output + bias
     if relu:
         output = output.relu()
-    return output.contiguous()
+    return _own(output)
 
 
 def channelwise_linear_backward(
@@ -30,7 +35,7 @@ def channelwise_linear_backward(
     grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
     none = grad.new_empty(0)
     return (
-        torch.einsum("bco,coi->bci", grad, weight).contiguous() if needs[0] else none,
-        torch.einsum("bco,bci->coi", grad, input).contiguous() if needs[1] else none.clone(),
+        _own(torch.einsum("bco,coi->bci", grad, weight)) if needs[0] else none,
+        _own(torch.einsum("bco,bci->coi", grad, input)) if needs[1] else none.clone(),
         grad.sum(0) if needs[2] else none.clone(),
     )
