@@ -453,7 +453,7 @@ class Arguments:
     blend: Annotated[
         bool,
         arg(
-            help="Adapt brightness and colour of the fill so that no seam is left; --no-blend for "
+            help="Adapt brightness and colour of the fill to its surroundings; --no-blend for "
             "the bare prediction."
         ),
     ] = True
