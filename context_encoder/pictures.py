@@ -154,11 +154,11 @@ def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | N
         UnreadableImage: the file cannot be read as an image.
         InpaintError: not the size of the picture, or an array of another kind.
     """
+    grey = whiteness(source)
     if isinstance(source, np.ndarray | Image.Image):
         name = "the mask"
     else:
         name = f"mask {os.fspath(source)}"
-    grey = whiteness(source)
     if grey.shape != (height, width):
         turned = " (upright, as its EXIF orientation says)"
         raise InpaintError(
@@ -255,6 +255,11 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
 @contextmanager
 def _opened(source: str | os.PathLike[str] | Image.Image) -> Iterator[Image.Image]:
     """The image itself, or the file's, opened."""
+    if not isinstance(source, str | os.PathLike | Image.Image):
+        raise InpaintError(
+            f"got a {type(source).__name__}; give a path, a Pillow image or a NumPy array "
+            "(of a tensor: tensor.cpu().numpy())"
+        )
     if not isinstance(source, Image.Image):
         with open_image(source) as image:
             yield image

@@ -1119,3 +1119,8 @@ def test_importing_the_package_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = context_encoder.no_such_name
+
+
+def test_what_is_no_picture_is_named() -> None:
+    with pytest.raises(InpaintError, match="got a Tensor; give a path, a Pillow image or a"):
+        read_picture(torch.zeros(4, 4))  # type: ignore[arg-type]
