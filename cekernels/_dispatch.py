@@ -71,16 +71,14 @@ def requested(impl: str) -> str:
     """The implementation asked for: the argument, or for "auto" the environment variable.
 
     Raises:
-        ValueError: the environment variable names no implementation.
+        ValueError: either names no implementation.
     """
-    if impl != "auto":
-        return impl
-    if DEFAULT not in IMPLS:
-        raise ValueError(
-            f"environment variable {ENVIRONMENT_VARIABLE} must be one of "
-            f"{', '.join(map(repr, IMPLS))}, got {DEFAULT!r}"
-        )
-    return DEFAULT
+    source = "impl"
+    if impl == "auto":
+        impl, source = DEFAULT, f"environment variable {ENVIRONMENT_VARIABLE}"
+    if impl not in IMPLS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
+    return impl
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:
