@@ -31,10 +31,10 @@ step() {
 # shellcheck disable=SC2086
 {
     step info python -m cekernels.info
-    step kernels pytest tests/test_gpu.py tests/test_implementations.py tests/test_selfcheck.py \
+    step kernels pytest tests/cekernels/test_gpu.py tests/cekernels/test_implementations.py tests/cekernels/test_selfcheck.py \
         ${PYTEST_ARGS:-}
-    step tests pytest --ignore=tests/test_gpu.py --ignore=tests/test_implementations.py \
-        --ignore=tests/test_selfcheck.py ${PYTEST_ARGS:-}
+    step tests pytest --ignore=tests/cekernels/test_gpu.py --ignore=tests/cekernels/test_implementations.py \
+        --ignore=tests/cekernels/test_selfcheck.py ${PYTEST_ARGS:-}
     step numerics python tools/numerics.py
     cp docs/numerics.json "$out"
     step training python -m context_encoder.train --out "$out/run" \

@@ -22,7 +22,7 @@ from bench.test_channelwise_linear import counted_flops as channelwise_flops
 from bench.test_masked_loss import counted_bytes as loss_bytes
 from bench.test_rasterize import box_bytes, exact_masks, fill_bytes, polygon_bytes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROW = Row("op", "2x3", "float32", "forward", "cpu", "kind", {"batch": 2, "side": 3}, seconds=0.01)
 
 

@@ -7,18 +7,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implementation_cases import assert_close, random
 from torch import Tensor
 
 from cekernels import _dispatch, _native, cpp, reference
 from cekernels._compiled import torch_linear
+from tests.helpers.cuda_host import sparse
+from tests.helpers.implementation_cases import assert_close, random
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
     _dispatch.load("cpp")[0] is None, reason=f"C++ kernels: {_dispatch.load('cpp')[1]}"
 )
@@ -387,12 +389,12 @@ def test_every_instruction_set_agrees(name: str) -> None:
     if name not in built[: best + 1]:
         pytest.skip(f"this machine has no {name}")
     script = (
-        "import sys, torch, test_cpp\n"
+        "import sys, torch\nfrom tests.cekernels import test_cpp\n"
         "from cekernels import _native\n"
         f"assert _native.instruction_set() == {name!r}, _native.instruction_set()\n"
         "torch.save(test_cpp.everything(), sys.stdout.buffer)\n"
     )
-    environment = {**os.environ, "CEKERNELS_ISA": name, "PYTHONPATH": os.path.dirname(__file__)}
+    environment = {**os.environ, "CEKERNELS_ISA": name, "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()
     import io

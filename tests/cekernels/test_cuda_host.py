@@ -1,4 +1,4 @@
-"""The CUDA kernels, executed on the host by tests/cuda_host: their logic, not their speed.
+"""The CUDA kernels, executed on the host by tests/helpers/cuda_host: their logic, not their speed.
 
 The same tests run the CPU kernels, compiled without torch. For both under AddressSanitizer and
 UndefinedBehaviorSanitizer set CEKERNELS_SANITIZE=1, LD_PRELOAD="$(g++ -print-file-name=libasan.so)"
@@ -18,21 +18,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import CSRC, Kernels, build, sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from implementation_cases import assert_close, random
 from torch import Tensor
 
 from cekernels import reference
+from tests.helpers.cuda_host import CSRC, FLAGS, Kernels, build, sparse
+from tests.helpers.implementation_cases import assert_close, random
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ALL = (True, True, True)
-
-
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-FLAGS = SANITIZE if os.environ.get("CEKERNELS_SANITIZE") else ()
 
 
 @pytest.fixture(scope="module")

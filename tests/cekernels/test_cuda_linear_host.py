@@ -1,5 +1,4 @@
-"""The CUDA kernels of the channel-wise linear map, executed on the host by tests/cuda_host, and
-what nvcc makes of them."""
+"""The CUDA kernels of the channel-wise linear map on the host, and what nvcc makes of them."""
 
 from __future__ import annotations
 
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import CSRC, Kernels, build
-from implementation_cases import assert_close, generator, integers, layouts
-from test_cuda_host import FLAGS
 from torch import Tensor
 
 from cekernels import reference
 from cekernels._compiled import PRODUCTS
+from tests.helpers.cuda_host import CSRC, FLAGS, Kernels, build
+from tests.helpers.implementation_cases import assert_close, generator, integers, layouts
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 ALL = (True, True, True)

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import implementation_cases as cases
 import pytest
 import torch
-from implementation_cases import Target
 from torch import Tensor
 
 import cekernels
+from tests.helpers import implementation_cases as cases
+from tests.helpers.implementation_cases import Target
 
 pytestmark = [
     pytest.mark.gpu,
@@ -251,6 +251,6 @@ def test_compute_sanitizer_finds_nothing(target: Target, check: str) -> None:
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         capture_output=True,
         text=True,
-        cwd=file.parent.parent,
+        cwd=file.parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]

@@ -8,15 +8,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import implementation_cases as cases
 import pytest
 import torch
-from implementation_cases import INTERPRETED, Target
 from torch import Tensor
 
 import cekernels
 from cekernels import _dispatch, reference
 from cekernels.random import philox4x32
+from tests.helpers import implementation_cases as cases
+from tests.helpers.implementation_cases import INTERPRETED, Target
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 every_target = pytest.mark.parametrize("target", cases.targets())

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from implementation_cases import Target, targets
 from torch import Tensor
 
 import cekernels
 from cekernels import _dispatch, _selfcheck, info, reference
+from tests.helpers.implementation_cases import Target, targets
 
 CPU = torch.device("cpu")
 INPUT, WEIGHT = torch.ones(2, 3, 4), torch.ones(3, 5, 4)
@@ -187,9 +187,8 @@ def test_the_check_may_wait_where_the_program_may_not(monkeypatch: pytest.Monkey
 
 def test_loads_of_one_element_and_of_16_bytes_are_checked() -> None:
     pytest.importorskip("triton")
-    from triton_compile import launches
-
     from cekernels import triton
+    from tests.helpers.triton_compile import launches
 
     for op, more in _selfcheck._MORE_CASES.items():
         found = []
@@ -206,9 +205,8 @@ def test_loads_of_one_element_and_of_16_bytes_are_checked() -> None:
 def test_the_linear_check_splits_the_batch() -> None:
     """So that the kernel that adds up the parts is looked at too."""
     pytest.importorskip("triton")
-    from triton_compile import launches
-
     from cekernels import triton
+    from tests.helpers.triton_compile import launches
 
     arguments = [_selfcheck._to(a, torch.float32, "meta") for a in _selfcheck._linear_backward()]
     assert len(launches(triton.channelwise_linear_backward, *arguments)) == 3

@@ -16,12 +16,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from implementation_cases import INTERPRETED
-from triton_compile import SHARED_MEMORY, Compiled, compile_for, launches
-
 from cekernels import triton as implementation
 from cekernels.triton import rasterize
 from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD
+from tests.helpers.implementation_cases import INTERPRETED
+from tests.helpers.triton_compile import SHARED_MEMORY, Compiled, compile_for, launches
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from implementation_cases import INTERPRETED
 
 import cekernels
+from tests.helpers.implementation_cases import INTERPRETED
 
 
 def run(code: str) -> str:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import sem
-from small_runs import TINY, save_photos
 from torch import nn
 
 from context_encoder import evaluate as evaluate_module
@@ -26,6 +25,7 @@ from context_encoder.metrics import hole_metrics, to_unit
 from context_encoder.runs import LoadedModel
 from context_encoder.sheets import save_sheet
 from context_encoder.train import main as train
+from tests.helpers.small_runs import TINY, save_photos
 
 SIZE = 32
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_runs import save_untrained
 
 import context_encoder.features as module
 from context_encoder.data import list_images
@@ -21,6 +20,7 @@ from context_encoder.features import (
     load_backbone,
     main,
 )
+from tests.helpers.small_runs import save_untrained
 
 LAYERS = ["conv1", "conv3", "channelwise_fc"]
 

@@ -19,7 +19,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
-from small_runs import save_untrained
 from torch import nn
 
 import context_encoder
@@ -31,6 +30,7 @@ from context_encoder.pictures import InpaintError, mask_from_boxes, read_mask, r
 from context_encoder.runs import LoadedModel, RunError
 from context_encoder.seam import remove_seam
 from context_encoder.windows import Geometry, plan_windows, reflect_indices
+from tests.helpers.small_runs import save_untrained
 
 GREY = (0.0, 0.0, 0.0)
 # Exact in 8 and in 16 bits, and a colour of the palettes below.

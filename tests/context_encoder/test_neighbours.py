@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 from skimage.feature import hog
-from small_runs import TINY, save_photos
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import Crops, load_crops
@@ -25,6 +24,7 @@ from context_encoder.neighbours import (
 )
 from context_encoder.runs import LoadedModel
 from context_encoder.train import main as train
+from tests.helpers.small_runs import TINY, save_photos
 
 SIZE = 32
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_runs
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,6 +26,7 @@ from context_encoder.pretexts.relative_patch import (
 from context_encoder.runs import RunError, load_model, model_from_config
 from context_encoder.train import main
 from context_encoder.trainer import Trainer
+from tests.helpers import small_runs
 
 RIVALS = ("autoencoder", "denoising", "relative-patch")
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_runs import TINY, make_trainer, save_photos
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from context_encoder.config import TrainConfig
@@ -21,6 +20,7 @@ from context_encoder.prepare import Photos, Processes, choose_device
 from context_encoder.runs import RunError, RunFolder, find_checkpoint, load_model, read_config
 from context_encoder.train import main
 from context_encoder.trainer import NonFiniteError, Trainer
+from tests.helpers.small_runs import TINY, make_trainer, save_photos
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, photos: Path) -> None
 def torchrun(script: list[str]) -> None:
     """Run a module or file in two processes, on a free port, one thread each."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, *launch, *script], check=True, env=env)
 
 

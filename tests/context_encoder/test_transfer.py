@@ -12,7 +12,6 @@ from PIL import Image
 from scipy.io import savemat
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
-from vocdevkit import CLASSES, make_devkit
 
 from context_encoder.models import build_model
 from context_encoder.transfer import boxes as box_ops
@@ -37,6 +36,7 @@ from context_encoder.transfer.segment import (
     bilinear_kernel,
 )
 from context_encoder.transfer.voc import read_labels, read_split
+from tests.helpers.vocdevkit import CLASSES, make_devkit
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from vocdevkit import CLASSES, make_devkit, texture
 
 from context_encoder.data import read_image
 from context_encoder.train import main as pretrain
@@ -27,6 +26,7 @@ from context_encoder.transfer.engine import Training
 from context_encoder.transfer.proposals import find_proposals
 from context_encoder.transfer.segment import SegmentConfig
 from context_encoder.transfer.voc import read_split
+from tests.helpers.vocdevkit import CLASSES, make_devkit, texture
 
 SMALL = (
     "--model small --image-size 32 --device cpu --fc-dim 64 --dropout 0 --classes".split()

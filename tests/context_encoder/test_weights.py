@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.signal import correlate
-from small_runs import save_untrained
 from torch import nn
 
 from context_encoder.features import load_backbone
@@ -25,6 +24,7 @@ from context_encoder.weights import (
     read_weights,
     take_own_pictures,
 )
+from tests.helpers.small_runs import save_untrained
 
 
 def alexnet(norm: str, seed: int = 0, model: str = "alexnet") -> nn.Sequential:

@@ -15,7 +15,7 @@ import pytest
 
 from cekernels import _native, info
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VARIABLES = ("CEKERNELS_BUILD_CPP", "CEKERNELS_BUILD_CUDA", "CXX", "NVCC", "CUDA_HOME", "CUDA_PATH",
              "TORCH_CUDA_ARCH_LIST", "CEKERNELS_NVCC_FLAGS")  # fmt: skip
 

@@ -23,7 +23,9 @@ from torch import Tensor
 from cekernels.reference.masked_loss import accumulation_dtype
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+CSRC = HERE.parents[2] / "csrc"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS = SANITIZE if os.environ.get("CEKERNELS_SANITIZE") else ()
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 _BYTES = 4
 _GUARD, _GUARD_BYTE = 256, 0xA5
