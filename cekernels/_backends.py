@@ -1,24 +1,22 @@
-"""Which implementation serves a call, and why the others do not.
-
-An implementation is a module of this package named after it. It has one function for each op
-that it serves (the op's name and the arguments of the function of that name in
-:mod:`cekernels.reference`) and two questions that it answers with a reason, or None for "can":
-
-- ``unavailable() -> str | None``: can it run on this machine at all?
-- ``unsupported(op, *args) -> str | None``: can it serve this call?
-"""
+"""Implementations: which are available, and why the others are not."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import importlib.util
+import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import torch
 
-from cekernels import _selfcheck, reference
+if TYPE_CHECKING:
+    from cekernels._register import Op
 
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
@@ -26,96 +24,152 @@ ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
 # What "auto" stands for. Read once: looking into the environment costs as much as a small kernel.
 DEFAULT = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
-# Where "auto" looks, the first that can serve; the reference serves everything. On the CPU the
-# order is by measurement. On CUDA it is not yet: Triton comes first because every installation
-# has it, and an op is taken only after it has passed its check on the device (_selfcheck).
-AUTO_ORDER: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpp", "reference"),
-    "cuda": ("triton", "cuda", "reference"),
-}
+_FOLDER = Path(__file__).resolve().parent
+_LIBRARIES = {"cpp": ("_C", "cpu"), "cuda": ("_C_cuda", "cuda")}
 
 
 class ImplementationError(RuntimeError):
     """A forced implementation cannot serve the call; the message lists the reasons."""
 
 
+def unknown(impl: object) -> ValueError:
+    """The error for a name that is no implementation."""
+    source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else "impl"
+    return ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
+
+
+# --- availability -----------------------------------------------------------------------------
+
+
 @functools.cache
-def load(name: str) -> tuple[ModuleType | None, str | None]:
-    """The module of an implementation and None, or None and why it is not to be had."""
-    try:
-        module = importlib.import_module(f"cekernels.{name}")
-    except Exception as error:  # no such package, a library that does not load, another version
-        return None, f"cannot be imported: {error}"
-    reason = module.unavailable()
-    return (None, reason) if reason else (module, None)
-
-
-def why_not(op: str, name: str, args: tuple[Any, ...]) -> str | None:
-    """Why implementation ``name`` cannot serve ``op(*args)``; None if it can."""
-    module, reason = load(name)
-    if module is None:
+def unavailable(name: str) -> str | None:
+    """Why implementation ``name`` cannot run on this machine at all; None if it can."""
+    if name in _LIBRARIES:
+        reason = load_library(_LIBRARIES[name][0])
+        if name == "cuda" and reason is None and not torch.cuda.is_available():
+            return "there is no CUDA device"
         return reason
-    if not hasattr(module, op):
-        return f"has no {op}"
-    unsupported: str | None = module.unsupported(op, *args)
-    return unsupported
+    if name == "triton":
+        try:
+            runtime = importlib.import_module("cekernels.triton._runtime")
+        except Exception as error:  # not installed, or a version that does not fit
+            return f"cannot be imported: {error}"
+        missing: str | None = runtime.unavailable()
+        return missing
+    return None
 
 
-def fails(op: str, name: str, device: torch.device) -> str | None:
-    """Why "auto" must not take ``name`` for ``op`` on ``device`` though it says that it can."""
-    module, reason = load(name)
-    return reason if module is None else _selfcheck.failure(op, name, module, device)
+@functools.cache
+def _triton(op: Op) -> ModuleType | None:
+    """The module with the Triton kernels of ``op``: named as that of its reference."""
+    name = op.reference.__module__.replace("reference", "triton")
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
-def requested(impl: str) -> str:
-    """The implementation asked for: the argument, or for "auto" the environment variable.
+def triton_interpreted() -> bool:
+    """Whether Triton's interpreter runs its kernels on the CPU (read without importing Triton)."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
-    Raises:
-        ValueError: either names no implementation.
-    """
-    source = "impl"
-    if impl == "auto":
-        impl, source = DEFAULT, f"environment variable {ENVIRONMENT_VARIABLE}"
-    if impl not in IMPLS:
-        raise ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
-    return impl
+
+@functools.cache
+def build_record() -> dict[str, dict[str, Any]]:
+    """What the installation wrote about each library: built, flags, compiler, or the reason."""
+    try:
+        content: dict[str, dict[str, Any]] = json.loads((_FOLDER / "_build.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+@functools.cache
+def load_library(name: str) -> str | None:
+    """Load library ``name`` ("_C" or "_C_cuda"); why it cannot be loaded, or None."""
+    built = build_record().get(name)
+    if built is None:
+        return "not built: the package is used without being installed; run pip install -e ."
+    if not built["built"]:
+        return f"not built: {built['reason']}"
+    path = _FOLDER / f"{name}.so"
+    if not path.is_file():
+        return f"not built: {path.name} is gone; install again"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        cause = str(error.__cause__ or error)  # torch wraps what the loader said
+        return f"built with torch {built['torch']} but cannot load: {cause}; {_remedy(cause)}"
+    return None
+
+
+def load_libraries() -> None:
+    """Register the kernels of the compiled libraries, once the ops are defined."""
+    for name, _ in _LIBRARIES.values():
+        load_library(name)
+
+
+def _remedy(error: str) -> str:
+    if "libtorch_cuda" in error or "libc10_cuda" in error:
+        return f"this torch, {torch.__version__}, has no CUDA: install a CUDA build of torch"
+    if "undefined symbol" in error:
+        return f"this torch, {torch.__version__}, is older than 2.11: install a newer one"
+    if "GLIBC" in error or "CXXABI" in error:
+        return "it was built on a newer system: install again on this machine, from source"
+    return "install again"
+
+
+def instruction_set() -> str:
+    """The instruction set that the CPU kernels run with; the library must be loaded."""
+    function = ctypes.CDLL(str(_FOLDER / "_C.so")).cekernels_instruction_set
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
+
+
+# --- one call ---------------------------------------------------------------------------------
+
+
+def kernel(op: Op, name: str) -> Callable[..., Any] | None:
+    """``op`` by an available implementation, with the arguments of the reference, or None."""
+    if name == "reference":
+        return op.reference
+    if name == "triton":
+        found: Callable[..., Any] | None = getattr(_triton(op), op.name, None)
+        return found
+    return op.without_formula(name) if name in op.compiled else None
+
+
+def why_not(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
+    """Why implementation ``name`` cannot serve ``op(*args)``; None if it can."""
+    reason = unavailable(name)
+    if reason is not None:
+        return reason
+    if kernel(op, name) is None:
+        return f"has no {op.name}"
+    device = device_of(args)
+    if name == "triton":
+        runtime = importlib.import_module("cekernels.triton._runtime")
+        unsupported: str | None = runtime.unsupported_device(device)
+        return unsupported or _triton(op).unsupported(op.name, *args)  # type: ignore[union-attr]
+    if name != "reference" and device.type != _LIBRARIES[name][1]:
+        return f"runs on {_LIBRARIES[name][1]} tensors only, not on {device}"
+    return None
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:
-    device: torch.device = args[0].device  # the first argument of every op is a tensor
+    """The device of a call: the first argument of every op is a tensor."""
+    device: torch.device = args[0].device
     return device
 
 
-def select(op: str, impl: str, args: tuple[Any, ...]) -> str:
-    """The name of the implementation that serves ``op(*args)``.
-
-    Raises:
-        ImplementationError: a forced implementation cannot serve, with the reasons.
-    """
-    name = requested(impl)
-    if name != "auto":
-        reason = why_not(op, name, args)
-        if reason:
-            raise ImplementationError(f"{op}: impl={name!r} cannot serve this call: {reason}")
-        return name
-    device = device_of(args)
-    for name in AUTO_ORDER.get(device.type, ("reference",)):
-        if why_not(op, name, args) is None and fails(op, name, device) is None:
-            return name
-    raise ImplementationError(f"{op}: no implementation serves a call on {device}")
+def run_triton(op: Op, *args: Any) -> Any:
+    """The kernel of ``impl="triton"``."""
+    if why_not(op, "triton", args) is not None:
+        refuse(op, "triton", *args)
+    serving = kernel(op, "triton")
+    assert serving is not None
+    return serving(*args)
 
 
-def call_transformed(op: str, impl: str, *args: Any) -> Any:
-    """Run ``op`` where torch.func or forward-mode AD look through it: by the reference."""
-    if requested(impl) not in ("auto", "reference"):
-        raise ImplementationError(
-            f"{op}: impl={requested(impl)!r} cannot serve this call: torch.func transforms and "
-            "forward-mode AD are served by the reference alone"
-        )
-    return getattr(reference, op)(*args)
-
-
-def call(op: str, impl: str, *args: Any) -> Any:
-    """Run ``op`` by the implementation that ``impl`` selects."""
-    module, _ = load(select(op, impl, args))
-    return getattr(module, op)(*args)
+def refuse(op: Op, name: str, *args: Any) -> NoReturn:
+    """The kernel of a forced implementation where it has none."""
+    reason = why_not(op, name, args) or f"has no kernel for {device_of(args)}"
+    raise ImplementationError(f"{op.name}: impl={name!r} cannot serve this call: {reason}")

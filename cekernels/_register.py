@@ -1,154 +1,189 @@
-"""The torch.library namespace of the package: ``torch.ops.cekernels``."""
+"""Registration of the ops in ``torch.ops.cekernels``, one per function of the reference.
+
+An op has overloads, all of one schema (that of its reference function):
+
+========================  =====================================================================
+``op``                    ``impl="auto"``
+``op.reference``          a forced implementation; likewise ``.cpp``, ``.triton`` and ``.cuda``
+``op.no_grad``            as ``op``, without an autograd formula
+``op.cpp_no_grad``        as ``op.cpp``, without an autograd formula; likewise the others
+========================  =====================================================================
+
+The overloads without a formula exist for ops with a derivative. A call takes them where nothing
+requires a gradient: it then reaches its kernel in two Python frames instead of six.
+
+Who implements what, by dispatch key:
+
+- CPU: the C++ library, ``op`` and ``op.cpp`` (csrc/ops).
+- CUDA: the CUDA library, ``op.cuda``; Triton, ``op.triton``; a choice among both and the
+  reference, ``op`` (:func:`cekernels._auto.run`).
+- every other device, and where a library is not loaded: the reference, ``op`` and
+  ``op.reference``; an error with the reason for the others.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
-from cekernels import _dispatch
+from cekernels import _auto, _backends
+from cekernels._backends import IMPLS, ImplementationError
+from cekernels._torch_internals import transforms_active
 
 # One Library object for the life of the process: torch drops the ops with it.
-_LIBRARY = torch.library.Library("cekernels", "DEF")
-_KERNELS: dict[str, Callable[..., Any]] = {}
-_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+LIBRARY = torch.library.Library("cekernels", "DEF")
 
-_EXCLUDED = torch._C._dispatch_tls_is_dispatch_key_excluded
-_INCLUDED = torch._C._dispatch_tls_is_dispatch_key_included
-# Switched off by inference mode and below autograd; on under the vmap of autograd.functional and
-# under make_fx(pre_dispatch=True), neither of which the stack of modes shows.
-_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
-_LEGACY_VMAP = torch._C._dispatch_key_parse("VmapMode")
-_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+OPS: dict[str, Op] = {}
 
 
-def define(
-    schema: str,
-    kernel: Callable[..., Any],
-    *,
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-) -> None:
-    """Register one op: schema, kernel for every device, shape function and autograd formula.
+@dataclass(frozen=True)
+class Formula:
+    """The derivative of an op, in the form of ``torch.library.register_autograd``.
 
-    The kernel runs with autocast off: the public function has applied its rule already, and a
-    backward pass inside an autocast region must give what the shape function promises.
+    ``ctx.impl`` is the implementation of the forward pass, for the ops of the backward pass.
+    """
 
-    ``Library.define`` and ``impl`` rather than ``custom_op``: a call costs a quarter of it.
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None]
+    backward: Callable[..., Any]
+
+
+class Op:
+    """One op: its overloads, and the choice among them.
+
+    Args:
+        reference: the specification. Its name and signature are those of the op.
+        fake: shapes and dtypes of the outputs, with the arguments of the reference.
+        formula: the derivative; None for an op without one.
+        mutates: names of the arguments that are changed in place.
+        compiled: the libraries that have a kernel of it, of "cpp" and "cuda".
+        check: arguments for the numerical self-test of GPU kernels, as functions.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[..., Any],
+        *,
+        fake: Callable[..., Any],
+        formula: Formula | None = None,
+        mutates: tuple[str, ...] = (),
+        compiled: tuple[str, ...] = ("cpp", "cuda"),
+        check: tuple[Callable[[], tuple[Any, ...]], ...] = (),
+    ) -> None:
+        self.name = reference.__name__
+        self.reference = reference
+        self.compiled = compiled
+        self.check = check
+        self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
+        self._fake = fake
+        self._plain: dict[str, torch._ops.OpOverload] = {}
+        self._differentiable: dict[str, torch._ops.OpOverload] = {}
+        for impl in IMPLS:
+            overload = "" if impl == "auto" else impl
+            self._differentiable[impl] = self._plain[impl] = self._define(impl, overload)
+            if formula is not None:
+                twin = "no_grad" if impl == "auto" else f"{impl}_no_grad"
+                self._plain[impl] = self._define(impl, twin)
+                self._differentiate(impl, formula)
+        OPS[self.name] = self
+
+    def _define(self, impl: str, overload: str) -> torch._ops.OpOverload:
+        name = f"{self.name}.{overload}" if overload else self.name
+        qualified = f"cekernels::{name}"
+        LIBRARY.define(name + self._schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(qualified, self._fake, lib=LIBRARY)
+        if impl in ("auto", "reference"):
+            LIBRARY.impl(name, _without_autocast(self.reference), "CompositeExplicitAutograd")
+        else:
+            refuse = functools.partial(_backends.refuse, self, impl)
+            LIBRARY.impl(name, refuse, "CompositeExplicitAutograd")
+        if impl == "auto":
+            run = _without_autocast(functools.partial(_auto.run, self))
+            LIBRARY.impl(name, run, "CUDA")
+        if impl == "triton":
+            run = _without_autocast(functools.partial(_backends.run_triton, self))
+            LIBRARY.impl(name, run, "CUDA")
+            if _backends.triton_interpreted():
+                LIBRARY.impl(name, run, "CPU")
+        packet = getattr(torch.ops.cekernels, self.name)
+        return getattr(packet, overload or "default")  # type: ignore[no-any-return]
+
+    def _differentiate(self, impl: str, formula: Formula) -> None:
+        """Register the formula for an overload: its forward pass is the twin without a formula.
+
+        ``torch.library.register_autograd`` would do the same by private means of torch, in more
+        frames and a third more time.
+        """
+        plain = self._plain[impl]
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = plain(*args)
+            ctx.impl = impl
+            formula.setup_context(ctx, args, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(formula.backward)}
+        function = type(self.name, (torch.autograd.Function,), methods)
+        LIBRARY.impl(self._differentiable[impl], function.apply, "Autograd")  # type: ignore[attr-defined]
+        LIBRARY.impl(plain, torch.library.fallthrough_kernel, "Autograd")
+
+    def without_formula(self, impl: str) -> torch._ops.OpOverload:
+        """The overload of ``impl`` that has no autograd formula."""
+        return self._plain[impl]
+
+    def kernel(self, impl: str, *inputs: Tensor | None) -> Callable[..., Any]:
+        """The callable for this call; its arguments are those of the reference.
+
+        Args:
+            impl: "auto", or the implementation to force.
+            inputs: the arguments that may require a gradient.
+
+        Raises:
+            ImplementationError: an implementation other than the reference is forced under a
+                transform of torch.func or forward-mode AD.
+            ValueError: ``impl``, or the environment variable, names no implementation.
+        """
+        if impl == "auto":
+            impl = _backends.DEFAULT
+        if impl not in self._plain:
+            raise _backends.unknown(impl)
+        if inputs and transforms_active():
+            if impl not in ("auto", "reference"):
+                raise ImplementationError(
+                    f"{self.name}: impl={impl!r} cannot serve this call: torch.func transforms and "
+                    "forward-mode AD are served by the reference alone"
+                )
+            return self.reference
+        if torch.is_grad_enabled():
+            for tensor in inputs:
+                if tensor is not None and tensor.requires_grad:
+                    return self._differentiable[impl]
+        return self._plain[impl]
+
+
+def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` with autocast off.
+
+    The public function has applied its rule already, and a backward pass inside an autocast region
+    must return the dtypes that the fake implementation promises.
     """
 
     def run(*args: Any) -> Any:
-        if torch._C._is_any_autocast_enabled():
-            with torch._C._DisableAutocast():
-                return kernel(*args)
-        return kernel(*args)
+        device = args[0].device.type
+        if autocast_dtype(device) is None:
+            return kernel(*args)
+        with torch.autocast(device, enabled=False):
+            return kernel(*args)
 
-    name = schema.partition("(")[0]
-    qualified = f"cekernels::{name}"
-    _KERNELS[name] = run
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if backward is not None:
-        assert setup_context is not None
-        torch.library.register_autograd(
-            qualified, backward, setup_context=setup_context, lib=_LIBRARY
-        )
-        _FUNCTIONS[name] = _function(name, run, setup_context, backward)
+    return run
 
 
-def _function(
-    name: str,
-    kernel: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-) -> type[torch.autograd.Function]:
-    """What ``register_autograd`` makes of an op, for autograd alone."""
-
-    def forward(ctx: Any, *args: Any) -> Any:
-        output = kernel(*args)
-        setup_context(ctx, args, output)
-        return output
-
-    # Not the form with a setup_context of its own: each call of it inspects the signature.
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(name, (torch.autograd.Function,), methods)
-
-
-def transformed() -> bool:
-    """If a torch.func transform (vmap, grad, jvp, ...) or forward-mode AD is at work.
-
-    Those go past the autograd formula of an op (forward-mode AD without a word: it takes the
-    result for a constant), but straight through plain PyTorch.
-    """
-    dual_level: int = forward_ad._current_level  # -1 outside forward-mode AD
-    return torch._C._are_functorch_transforms_active() or dual_level >= 0
-
-
-def seen_by_autograd_alone(args: tuple[Any, ...]) -> bool | None:
-    """If autograd has to see a call beside the kernel; None if something else has to as well.
-
-    Something else: a tracer, a mode, a transform, a tensor subclass.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or transformed()
-        or _EXCLUDED(_AUTOGRAD)
-        or _INCLUDED(_LEGACY_VMAP)
-        or _INCLUDED(_PRE_DISPATCH)
-    ):
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast asks for on devices of this type; None where it is off."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return None
-    differentiated = False
-    for arg in args:
-        if isinstance(arg, Tensor):
-            if type(arg) is not Tensor and type(arg) is not nn.Parameter:
-                return None
-            if arg.is_meta or arg.is_neg():  # the dispatcher resolves negation
-                return None
-            differentiated |= arg.requires_grad
-    return differentiated and torch.is_grad_enabled()
-
-
-def run_op(name: str, impl: str, *args: Any) -> Any:
-    """Run a registered op; past torch's dispatcher where nothing there has to see it.
-
-    The way through the dispatcher and back into Python costs as much as a small kernel.
-
-    Raises:
-        ImplementationError: another implementation than the reference is forced where
-            forward-mode AD goes through a derivative.
-    """
-    if forward_ad._current_level >= 0 and name in _FUNCTIONS:
-        # In a formula of a backward pass, say; it would be taken for a constant.
-        return _dispatch.call_transformed(name, impl, *args)
-    differentiated = seen_by_autograd_alone(args)
-    if differentiated is None:
-        return getattr(torch.ops.cekernels, name).default(*args, impl)
-    if differentiated and name in _FUNCTIONS:
-        return _FUNCTIONS[name].apply(*args, impl)
-    return _KERNELS[name](*args, impl)
-
-
-def call_op(name: str, impl: str, *args: Any) -> Any:
-    """Run a registered op, or its reference where a transform has to look through it.
-
-    Raises:
-        ImplementationError: another implementation is forced under a transform.
-    """
-    if transformed():
-        return _dispatch.call_transformed(name, impl, *args)
-    return run_op(name, impl, *args)
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast asks for on this device type, or None where it is off."""
-    if not torch._C._is_any_autocast_enabled() or device.type == "meta":
-        return None
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return torch.get_autocast_dtype(device)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cekernels import _checks, _dispatch
-from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, call_op, define, run_op, seen_by_autograd_alone
+from cekernels import _checks, reference
+from cekernels._backends import IMPLS, Impl
+from cekernels._register import Formula, Op, autocast_dtype
+from cekernels._selfcheck import numbers
+from cekernels._torch_internals import transforms_active
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
@@ -51,7 +55,9 @@ def masked_l2_loss(
             or area that requires a gradient.
         ImplementationError: the forced implementation cannot serve the call.
     """
-    return _masked_loss("masked_l2_loss", prediction, target, mask, 2, normalize, area, impl)
+    args = _checked("masked_l2_loss", prediction, target, mask, area, normalize, impl)
+    loss: Tensor = _kernel(impl, *args, normalize)(*args, 2, normalize)[0]
+    return loss
 
 
 def masked_l1_loss(
@@ -67,24 +73,26 @@ def masked_l1_loss(
 
     As :func:`masked_l2_loss` in every other respect; the gradient at equality is 0.
     """
-    return _masked_loss("masked_l1_loss", prediction, target, mask, 1, normalize, area, impl)
+    args = _checked("masked_l1_loss", prediction, target, mask, area, normalize, impl)
+    loss: Tensor = _kernel(impl, *args, normalize)(*args, 1, normalize)[0]
+    return loss
 
 
-def _masked_loss(
+def _checked(
     op: str,
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
-    power: int,
-    normalize: str,
     area: Tensor | None,
+    normalize: str,
     impl: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The tensors, checked; under autocast promoted to one dtype."""
     for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
         _checks.tensor(op, name, value)
     _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
     _checks.dtypes(op, "prediction", prediction, _checks.FLOATING)
-    if target.is_floating_point() and autocast_dtype(prediction.device) is not None:
+    if target.is_floating_point() and autocast_dtype(prediction.device.type) is not None:
         wider = torch.promote_types(prediction.dtype, target.dtype)
         prediction, target = prediction.to(wider), target.to(wider)
     _checks.shape(op, "target", target, prediction.shape, "that of prediction")
@@ -92,40 +100,45 @@ def _masked_loss(
     _checks.same_device(op, "target", target, "prediction", prediction)
     check_mask(op, mask, "prediction", prediction)
     _checks.choice(op, "normalize", normalize, _NORMALIZE)
-    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    _checks.choice(op, "impl", impl, IMPLS)
     if area is not None:
         _checks.tensor(op, "area", area)
         _checks.shape(op, "area", area, prediction.shape[:1], "one number a sample")
         _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
         _checks.same_device(op, "area", area, "prediction", prediction)
         _checks.no_gradient(op, "area", area)
-    args = (prediction, target, mask, area, power, normalize)
-    if _in_one_pass(prediction, target, mask, area, normalize):
-        loss: Tensor = _OnePass.apply(*args, impl)
-    else:
-        loss, _ = call_op("masked_loss", impl, *args)
-    return loss
+    return prediction, target, mask, area
 
 
 # Where reading prediction and target once less counts.
-_ONE_PASS_DEVICES = ("cuda",)
+ONE_PASS_DEVICES = ("cuda",)
 
 
-def _in_one_pass(
-    prediction: Tensor, target: Tensor, mask: Tensor, area: Tensor | None, normalize: str
-) -> bool:
-    """Whether to make the gradient along with the loss, for ``backward()`` to scale.
+def _kernel(
+    impl: str,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    normalize: str,
+) -> Callable[..., Any]:
+    """The kernel of the loss, or of the loss with its gradient where one pass makes both.
 
-    It can be made where the normalisation is known beforehand. Not in float16, in which a
-    gradient that has not yet met its loss scale vanishes, and not where the call is traced.
+    The gradient can be made along where the normalization is known beforehand. Not in float16, in
+    which a gradient that has not yet met its loss scale underflows, and not in a compiled graph,
+    whose backward pass must not change a tensor of its forward pass in place.
     """
-    tensors = (prediction, target, mask) if area is None else (prediction, target, mask, area)
-    return (
-        prediction.device.type in _ONE_PASS_DEVICES
+    if (
+        prediction.device.type in ONE_PASS_DEVICES
         and prediction.dtype != torch.float16
         and (area is not None or normalize != "mask")
-        and seen_by_autograd_alone(tensors) is True
-    )
+        and torch.is_grad_enabled()
+        and (prediction.requires_grad or target.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not transforms_active()
+    ):
+        return LOSS_AND_GRADIENT.kernel(impl, prediction, target)
+    return LOSS.kernel(impl, prediction, target)
 
 
 def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
@@ -139,166 +152,81 @@ def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
     _checks.no_gradient(op, "mask", mask)
 
 
-# --- loss and gradient in one pass ------------------------------------------------------------
+# --- the ops and their derivatives ------------------------------------------------------------
 
 
-class _OnePass(torch.autograd.Function):
-    """The loss, with the gradient for a ``grad_loss`` of 1 made at the same time.
-
-    Not an op of torch.library: its backward changes a tensor of its forward in place, which a
-    traced graph cannot hold.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        prediction: Tensor,
-        target: Tensor,
-        mask: Tensor,
-        area: Tensor | None,
-        power: int,
-        normalize: str,
-        impl: str,
-    ) -> Tensor:
-        loss, scale, ctx.gradient = _loss_and_gradient(
-            prediction, target, mask, area, power, normalize, impl
-        )
-        ctx.save_for_backward(scale, prediction, target, mask)
-        ctx.power, ctx.impl = power, impl
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = ctx.gradient
-        seen = torch.is_grad_enabled() or seen_by_autograd_alone((grad_loss,)) is None
-        if gradient is None or seen:
-            # A second backward, or one that is differentiated, mapped or traced: from the start.
-            gradient = run_op(
-                "masked_loss_backward", ctx.impl, grad_loss, *ctx.saved_tensors, ctx.power
-            )
-        else:
-            ctx.gradient = None  # handed over, so nobody else sees the change in place
-            _scale_gradient_(gradient, grad_loss, ctx.saved_tensors[3], ctx.impl)
-        return (
-            gradient if ctx.needs_input_grad[0] else None,
-            -gradient if ctx.needs_input_grad[1] else None,
-            *(None,) * 5,
-        )
-
-
-def _loss_and_gradient(
+def _loss_fake(
     prediction: Tensor,
     target: Tensor,
     mask: Tensor,
     area: Tensor | None,
     power: int,
     normalize: str,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    op = "masked_loss_and_gradient"
-    args = (prediction, target, mask, area, power, normalize)
-    name = _dispatch.select("masked_loss", impl, args)
-    fails = _dispatch.requested(impl) == "auto" and _dispatch.fails(op, name, prediction.device)
-    if not fails and _dispatch.why_not(op, name, args) is None:
-        result: tuple[Tensor, Tensor, Tensor] = _dispatch.call(op, name, *args)
-        return result
-    # An implementation without it serves it by its other two functions.
-    loss, scale = _dispatch.call("masked_loss", impl, *args)
-    one = torch.ones_like(loss)
-    grad = _dispatch.call("masked_loss_backward", impl, one, scale, *args[:3], power)
-    return loss, scale, grad
-
-
-def _scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor, impl: str) -> None:
-    op, args = "scale_gradient_", (gradient, grad_loss, mask)
-    name = _dispatch.requested(impl)
-    if name != "auto" and _dispatch.why_not(op, name, args) is not None:
-        name = "reference"  # a forced implementation need not have it
-    _dispatch.call(op, name, *args)
-
-
-# --- registration -----------------------------------------------------------------------------
-
-
-def _forward(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    area: Tensor | None,
-    power: int,
-    normalize: str,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _dispatch.call(
-        "masked_loss", impl, prediction, target, mask, area, power, normalize
-    )
-    return result
-
-
-def _forward_fake(
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    area: Tensor | None,
-    power: int,
-    normalize: str,
-    impl: str,
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(prediction.dtype)
     shape = prediction.shape[:1] if normalize == "none" else ()
     return prediction.new_empty(shape, dtype=dtype), prediction.new_empty((), dtype=dtype)
 
 
-def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    prediction, target, mask, _, ctx.power, _, ctx.impl = inputs
+def _loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    prediction, target, mask, _, ctx.power, _ = inputs
     ctx.save_for_backward(output[1], prediction, target, mask)
     ctx.mark_non_differentiable(output[1])
 
 
-def _forward_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grad = None
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        grad = run_op("masked_loss_backward", ctx.impl, grad_loss, *ctx.saved_tensors, ctx.power)
+def _gradient(ctx: Any, grad_loss: Tensor) -> Tensor:
+    scale, prediction, target, mask = ctx.saved_tensors
+    kernel = LOSS_BACKWARD.kernel(ctx.impl, grad_loss, prediction, target)
+    gradient: Tensor = kernel(grad_loss, scale, prediction, target, mask, ctx.power)
+    return gradient
+
+
+def _of_operands(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return (
-        grad if ctx.needs_input_grad[0] else None,
-        -grad if grad is not None and ctx.needs_input_grad[1] else None,
-        *(None,) * 5,
+        gradient if ctx.needs_input_grad[0] else None,
+        -gradient if ctx.needs_input_grad[1] else None,
+        *(None,) * 4,
     )
 
 
-def _backward(
-    grad_loss: Tensor,
-    scale: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    power: int,
-    impl: str,
-) -> Tensor:
-    grad: Tensor = _dispatch.call(
-        "masked_loss_backward", impl, grad_loss, scale, prediction, target, mask, power
-    )
-    return grad
+def _loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _of_operands(ctx, _gradient(ctx, grad_loss))
 
 
-def _backward_fake(
-    grad_loss: Tensor,
-    scale: Tensor,
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    power: int,
-    impl: str,
-) -> Tensor:
+def _loss_and_gradient_fake(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_loss_fake(prediction, *args), prediction.new_empty(prediction.shape)
+
+
+def _loss_and_gradient_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    loss, scale, ctx.gradient = output
+    _loss_context(ctx, inputs, (loss, scale))
+    ctx.mark_non_differentiable(scale, ctx.gradient)
+
+
+def _loss_and_gradient_backward(
+    ctx: Any, grad_loss: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Scale the gradient of the forward pass in place: once, and only where nobody looks on."""
+    gradient, ctx.gradient = ctx.gradient, None
+    if gradient is None or torch.is_grad_enabled() or transforms_active():
+        return _of_operands(ctx, _gradient(ctx, grad_loss))
+    mask = ctx.saved_tensors[3]
+    SCALE_GRADIENT.kernel(ctx.impl)(gradient, grad_loss, mask)
+    return _of_operands(ctx, gradient)
+
+
+def _gradient_fake(grad_loss: Tensor, scale: Tensor, prediction: Tensor, *_: Any) -> Tensor:
     return prediction.new_empty(prediction.shape)
 
 
-def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.power, _ = inputs
+def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.power = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
     """Double backward in plain PyTorch: rare, and differentiable again as it stands."""
     grad_loss, scale, prediction, target, mask = ctx.saved_tensors
     weight = weights(mask, scale.dtype)
@@ -314,22 +242,72 @@ def _backward_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]
         factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
         of_prediction = (2 * factor * grad_grad).to(prediction.dtype)
         of_target = -of_prediction
-    return of_grad_loss, None, of_prediction, of_target, None, None, None
+    return of_grad_loss, None, of_prediction, of_target, None, None
 
 
-define(
-    "masked_loss(Tensor prediction, Tensor target, Tensor mask, Tensor? area, int power,"
-    " str normalize, str impl) -> (Tensor, Tensor)",
-    _forward,
-    fake=_forward_fake,
-    setup_context=_forward_context,
-    backward=_forward_backward,
+def _scale_gradient_fake(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+    return None
+
+
+# Image sizes of the self-test: pixels one at a time; and by 16 bytes, in more than one block.
+_SIZES = ((9, 7), (40, 32))
+
+
+def _check_mask(size: tuple[int, int]) -> Tensor:
+    """Two samples; together 32 pixels are masked, so that a mean is exact."""
+    mask = torch.zeros(2, 1, *size, dtype=torch.bool)
+    mask[0, 0, 2:6, 1:6] = True
+    mask[1, 0, -4:-2, -6:] = True
+    return mask
+
+
+def _loss_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    mask = _check_mask(size)
+    prediction, target = numbers(2, 4, *size), numbers(2, 4, *size, start=5)
+    prediction[0, 0, 0, 0] = float("nan")  # outside the mask: takes no part
+    return prediction, target, mask, mask.sum((1, 2, 3)), 2, "mask"
+
+
+def _gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    prediction, target, mask, _, power, _ = _loss_check(size)
+    one, scale = torch.ones((), dtype=torch.float64), torch.full((), 1 / 128, dtype=torch.float64)
+    return one, scale, prediction, target, mask, power
+
+
+def _scale_gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    mask = _check_mask(size)
+    gradient = numbers(2, 4, *size) * mask  # as the loss makes it: 0 outside the mask
+    return gradient, torch.full((), 0.5, dtype=torch.float64), mask
+
+
+def _at_each_size(check: Callable[..., tuple[Any, ...]]) -> tuple[Callable[[], Any], ...]:
+    return tuple(functools.partial(check, size) for size in _SIZES)
+
+
+LOSS = Op(
+    reference.masked_loss,
+    fake=_loss_fake,
+    formula=Formula(_loss_context, _loss_backward),
+    check=_at_each_size(_loss_check),
 )
-define(
-    "masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, Tensor target,"
-    " Tensor mask, int power, str impl) -> Tensor",
-    _backward,
-    fake=_backward_fake,
-    setup_context=_backward_context,
-    backward=_backward_backward,
+LOSS_BACKWARD = Op(
+    reference.masked_loss_backward,
+    fake=_gradient_fake,
+    formula=Formula(_gradient_context, _gradient_backward),
+    check=_at_each_size(_gradient_check),
+)
+# On the CPU one pass is no faster than two.
+LOSS_AND_GRADIENT = Op(
+    reference.masked_loss_and_gradient,
+    fake=_loss_and_gradient_fake,
+    formula=Formula(_loss_and_gradient_context, _loss_and_gradient_backward),
+    compiled=("cuda",),
+    check=_at_each_size(_loss_check),
+)
+SCALE_GRADIENT = Op(
+    reference.scale_gradient_,
+    fake=_scale_gradient_fake,
+    mutates=("gradient",),
+    compiled=("cuda",),
+    check=_at_each_size(_scale_gradient_check),
 )
