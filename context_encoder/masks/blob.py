@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cekernels.random import random_below
+from cekernels import random_below
 
 from .base import MaskSampler
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cekernels import rasterize_boxes
-from cekernels.random import random_below
+from cekernels import random_below, rasterize_boxes
 
 from .arithmetic import integer_sqrt
 from .base import MaskSampler

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cekernels.random import random_below
+from cekernels import random_below
 from context_encoder.data.images import UnreadableImage, list_images
 from context_encoder.pictures import whiteness
 

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cekernels import rasterize_polygons
-from cekernels.random import random_below
+from cekernels import random_below, rasterize_polygons
 
 from .arithmetic import SINE_BITS, TURN_BITS, integer_sqrt, sine_table
 from .base import MaskSampler

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cekernels.random import random_below
+from cekernels import random_below
 from context_encoder.config import TrainConfig
 from context_encoder.masks.base import sample_words
 from context_encoder.metrics import to_unit

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from cekernels.random import philox4x32, random_below
+from cekernels import philox4x32, random_below
 
 WORD = 0xFFFFFFFF
 
