@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from context_encoder.config.presets import ALEXNETS, PRESETS
+from context_encoder.utils.options import option
 
 PretextName = Literal["inpainting", "autoencoder", "denoising", "relative-patch"]
 ModelName = Literal["small", "alexnet", "alexnet-poolfree", "center", "random"]
@@ -209,7 +212,6 @@ class TrainConfig(BaseModel):
 
 # Which options need what: (names, the option that decides, whether its value will do, its values
 # in words). Where several lines name an option, all must hold.
-_ALEXNETS = ("alexnet", "alexnet-poolfree")
 _NEEDS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     (
         "mask mask_folder voc_root normalize overlap overlap_weight lambda_rec lambda_adv "
@@ -237,7 +239,7 @@ _NEEDS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
         lambda pretext: pretext == "relative-patch",
         "relative-patch",
     ),
-    ("dropout norm", "model", lambda model: model in _ALEXNETS, "alexnet or alexnet-poolfree"),
+    ("dropout norm", "model", lambda model: model in ALEXNETS, "alexnet or alexnet-poolfree"),
     (
         "dropout",
         "pretext",
@@ -271,113 +273,9 @@ def idle_options(values: Mapping[str, Any]) -> dict[str, str]:
     return idle
 
 
-def option(name: str) -> str:
-    """A field's name as it is spelt on the command line."""
-    return "--" + name.replace("_", "-")
-
-
 def refusal(name: str, reason: str) -> str:
     """The sentence that refuses an idle option."""
     return f"{option(name)} would do nothing: it {reason}; leave it out"
-
-
-def explain(error: ValidationError) -> list[str]:
-    """One sentence for each thing that is wrong: the option, what is expected, what was given."""
-    return [_explain(problem) for problem in error.errors()]
-
-
-_BOUNDS = {
-    "greater_than": ("gt", "above"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "below"),
-    "less_than_equal": ("le", "at most"),
-}
-
-
-def _explain(problem: Any) -> str:
-    kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind == "value_error":  # raised in this file: a sentence already
-        return str(context["error"])
-    name = option(str(problem["loc"][0])) if problem["loc"] else "the configuration"
-    if kind == "extra_forbidden":
-        return f"there is no option {name}"
-    if kind in _BOUNDS:
-        key, words = _BOUNDS[kind]
-        return f"{name} must be {words} {context[key]:g}, got {given}"
-    if kind == "literal_error":
-        return f"{name} must be {context['expected']}, got {given!r}"
-    if kind == "finite_number":
-        return f"{name} must be a finite number, got {given}"
-    message = problem["msg"]
-    return f"{name}: {message[0].lower()}{message[1:]}, got {given!r}"
-
-
-# The published recipes (see docs/recipes.md for where each number comes from). A preset lists
-# what differs from TrainConfig's defaults.
-_RELEASED: dict[str, Any] = {
-    "overlap": 4,
-    "overlap_weight": 10.0,
-    "lambda_rec": 0.999,
-    "lambda_adv": 0.001,
-    "batch_size": 64,
-    "lr": 2e-3,
-    "lr_schedule": "constant",
-    "beta1": 0.5,
-    "resize": 350,
-    "crop_scale": (128 / 350, 128 / 350),
-    "steps": 100_000,
-    "val_fraction": 0.05,
-    "val_every": 2000,
-    "log_every": 50,
-}
-_FEATURES: dict[str, Any] = {
-    "model": "alexnet",
-    "batch_size": 64,
-    "lr": 1e-4,
-    "lr_schedule": "constant",
-    "resize": 256,
-    "crop_scale": (227 / 256, 227 / 256),
-    "steps": 100_000,
-    "val_fraction": 0.05,
-    "val_every": 2000,
-    "log_every": 50,
-}
-_FEATURES_BY_HOLES: dict[str, Any] = {**_FEATURES, "dropout": 0.5, "overlap": 0}
-PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {},
-    "features-region": {**_FEATURES_BY_HOLES, "mask": "region"},
-    "features-block": {**_FEATURES_BY_HOLES, "mask": "block"},
-    "features-central": {**_FEATURES_BY_HOLES, "mask": "central", "lr": 1e-3},
-    "features-autoencoder": {**_FEATURES, "pretext": "autoencoder", "dropout": 0.5},
-    "features-denoising": {**_FEATURES, "pretext": "denoising", "dropout": 0.5},
-    # Crops show the same part of a photograph as above, in the 261 pixels that two patches take.
-    "features-relative-patch": {**_FEATURES, "pretext": "relative-patch", "resize": 294},
-    "inpaint-center": {**_RELEASED, "model": "center", "mask": "central"},
-    "inpaint-region": {**_RELEASED, "model": "random", "mask": "region"},
-    "inpaint-blob": {**_RELEASED, "model": "random", "mask": "blob"},
-}
-
-# The recipe that --model alone stands for.
-MODEL_PRESETS: dict[str, str] = {
-    "small": "laptop",
-    "alexnet": "features-region",
-    "alexnet-poolfree": "features-region",
-    "center": "inpaint-center",
-    "random": "inpaint-region",
-}
-# The same for AlexNet and another pretext.
-_ALEXNET_PRESETS: dict[str, str] = {
-    "autoencoder": "features-autoencoder",
-    "denoising": "features-denoising",
-    "relative-patch": "features-relative-patch",
-}
-
-
-def default_preset(model: str | None, pretext: str | None) -> str:
-    """The recipe for a network and a pretext, either of them None (or unknown) if not chosen."""
-    if model in _ALEXNETS and pretext in _ALEXNET_PRESETS:
-        return _ALEXNET_PRESETS[pretext]
-    return MODEL_PRESETS.get(model or "small", "laptop")
 
 
 def preset(name: str) -> TrainConfig:

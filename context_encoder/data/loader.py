@@ -1,4 +1,4 @@
-"""Photographs for training: reading, cropping, splitting, and the stream of batches."""
+"""Batches of training and evaluation photographs."""
 
 from __future__ import annotations
 
@@ -9,41 +9,17 @@ from typing import TypedDict
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from .crops import Crops, contents, load_crops
-from .folder import DEFAULT_CACHE_BYTES, PhotoFolder, Sample, embedded_photos, split_photos
-from .images import (
-    SUFFIXES,
-    Scan,
-    UnreadableImage,
-    list_images,
-    read_image,
-    read_square,
-    scan_images,
-    to_input,
+from context_encoder.data.folder import (
+    PhotoFolder,
+    Sample,
 )
-from .sampler import SampleStream
+from context_encoder.data.sampler import SampleStream
 
 __all__ = [
-    "DEFAULT_CACHE_BYTES",
-    "SUFFIXES",
     "Batch",
-    "Crops",
-    "PhotoFolder",
-    "Sample",
-    "SampleStream",
-    "Scan",
-    "UnreadableImage",
     "collate",
-    "contents",
-    "embedded_photos",
-    "list_images",
-    "load_crops",
     "make_loader",
-    "read_image",
-    "read_square",
-    "scan_images",
-    "split_photos",
-    "to_input",
+    "start_worker",
 ]
 
 

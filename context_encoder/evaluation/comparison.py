@@ -1,4 +1,4 @@
-"""``python -m context_encoder.evaluate``: how well networks fill holes, and what they must beat.
+"""How well networks fill holes, and what they must beat.
 
 The paper's Table 1 on photographs of your own: every method fills the same holes of the same
 crops. What is measured and how to read it: ``docs/evaluation.md``.
@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,25 +22,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from context_encoder.cli import parse_config
 from context_encoder.config import MaskName
 from context_encoder.data import Crops
+from context_encoder.data.crops import same_contents
 from context_encoder.evaluation import perceptual
-from context_encoder.evaluation.crops import (
-    held_out_crops,
-    same_contents,
-    training_crops,
-)
+from context_encoder.evaluation.crops import held_out_crops, training_crops
 from context_encoder.evaluation.fills import (
     BASELINES,
     BaselineName,
-    Holes,
+    MaskedBatch,
     Method,
     Run,
     baseline_methods,
     load_run,
     missing_for,
 )
+from context_encoder.evaluation.nearest_neighbours import check_candidates, same_photographs
 from context_encoder.evaluation.tables import (
     Group,
     MethodResult,
@@ -51,13 +47,10 @@ from context_encoder.evaluation.tables import (
     write_text,
 )
 from context_encoder.masks import build_mask_sampler
-from context_encoder.metrics import hole_metrics, to_unit
-from context_encoder.neighbours import check_candidates, same_photographs
-from context_encoder.pictures import InpaintError
-from context_encoder.prepare import Photos
 from context_encoder.pretexts.base import VALIDATION_SEED
-from context_encoder.runs import RunError, Which
-from context_encoder.sheets import save_sheet, shorten
+from context_encoder.runs import Photos, Which
+from context_encoder.utils.image_grid import save_sheet, shorten
+from context_encoder.utils.metrics import hole_metrics, to_unit
 
 log = logging.getLogger("context_encoder")
 
@@ -282,9 +275,6 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return Evaluation(groups, facts, out, reused, len(jobs))
 
 
-# --- what is evaluated --------------------------------------------------------------------------
-
-
 def _check(config: EvaluateConfig) -> None:
     """ValueError for options that do not go together."""
     if not config.checkpoint:
@@ -478,9 +468,6 @@ def _about(
     }
 
 
-# --- measuring ----------------------------------------------------------------------------------
-
-
 def _digest(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -493,11 +480,11 @@ def _read_part(path: Path, key: str) -> dict[str, list[float]] | None:
         return None
 
 
-def _holes(kind: _Masks, crops: Crops, index: Tensor) -> tuple[Tensor, Holes]:
+def _holes(kind: _Masks, crops: Crops, index: Tensor) -> tuple[Tensor, MaskedBatch]:
     """The originals in [-1, 1], and the same with their holes blanked."""
     image, mask = crops.floats(index), kind.masks[index]
     blanked = torch.where(mask, 0, image)
-    return image, Holes(blanked, mask, [crops.paths[i] for i in index.tolist()])
+    return image, MaskedBatch(blanked, mask, [crops.paths[i] for i in index.tolist()])
 
 
 def _measure(
@@ -569,31 +556,3 @@ def _two_lines(label: str) -> str:
         key=lambda i: max(len(" ".join(words[:i])), len(" ".join(words[i:]))),
     )
     return " ".join(words[:cut]) + "\n" + " ".join(words[cut:])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 1 failed, 2 misused, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        config = parse_config(EvaluateConfig, "python -m context_encoder.evaluate", arguments)
-        result = evaluate(config)
-    except InpaintError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
-    except (RunError, ImportError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
-    print((result.out / "results.md").read_text(encoding="utf-8"))
-    if result.reused:
-        print(f"{result.reused} of {result.parts} parts were there already")
-    print(f"written: {result.out}/results.md, results.csv, results.json; look at")
-    for group in result.groups:
-        print(f"  {result.out / (group.mask + '.png')}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,53 +1,27 @@
-"""``python -m context_encoder.neighbours``: photographs whose context is like that of a hole.
-
-The hole of a query is covered in every candidate as well, so that descriptors compare the same
-part of the picture; the search is exact. The command draws the nearest neighbours by the encoder's
-features, by HOG and by raw pixels side by side (as in Pathak et al. 2016, section 5.2);
-:mod:`context_encoder.evaluate` fills holes with them (the first rows of the paper's Table 1).
-"""
+"""Descriptors of the context of holes, and the distances by which they compare it."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import logging
-import sys
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from cekernels import fill_masked
-from context_encoder.cli import parse_config
-from context_encoder.config import MaskName
-from context_encoder.data import Crops, contents
-from context_encoder.evaluation.crops import held_out_crops, training_crops
-from context_encoder.masks import build_mask_sampler
-from context_encoder.metrics import to_unit
-from context_encoder.prepare import Processes, choose_device
-from context_encoder.runs import LoadedModel, RunError, Which, load_model, run_root
-from context_encoder.sheets import save_sheet, shorten
+from context_encoder.data import Crops
+from context_encoder.runs import LoadedModel
 
 __all__ = [
     "HOG_MISSING",
     "Descriptor",
     "EncoderFeatures",
     "Hog",
-    "Neighbours",
     "RawPixels",
-    "check_candidates",
     "hog_available",
-    "main",
-    "same_photographs",
 ]
-
-log = logging.getLogger("context_encoder")
 
 HOG_MISSING = "HOG descriptors need scikit-image: pip install 'context-encoder[evaluation]'"
 _BATCH = 64
@@ -224,209 +198,3 @@ class EncoderFeatures:
             else self._model.features(given)[self._layer]
         )
         return F.normalize(features.flatten(1).float(), dim=1)
-
-
-class Neighbours:
-    """Exact search among candidates, which never returns the query's own photograph.
-
-    Each neighbour is another photograph: of several crops of one, the nearest counts.
-
-    Args:
-        candidates: what to search.
-        descriptor: made for these candidates.
-    """
-
-    def __init__(self, candidates: Crops, descriptor: Descriptor) -> None:
-        self.candidates = candidates
-        self.descriptor = descriptor
-        self._contents = [contents(path) for path in candidates.paths]
-
-    def __call__(
-        self, image: Tensor, mask: Tensor, paths: Sequence[Path], k: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """The nearest candidates of each query, nearest first; equally near ones in their order.
-
-        Args:
-            image, mask: see :class:`Descriptor`.
-            paths: the files of the queries. Candidates from files of the same bytes are left out.
-            k: how many.
-
-        Returns:
-            numbers of the candidates, int64 ``(B, k)``, and their distances, float32 ``(B, k)``.
-
-        Raises:
-            ValueError: fewer than ``k`` photographs are left for a query.
-        """
-        distances = self.descriptor.distances(image, mask)
-        numbers = torch.empty(len(image), k, dtype=torch.int64)
-        for i, (order, path) in enumerate(
-            zip(distances.argsort(dim=1, stable=True).tolist(), paths, strict=True)
-        ):
-            best: dict[str, int] = {}  # of each other photograph, the nearest crop
-            for number in order:
-                if self._contents[number] != contents(path):
-                    best.setdefault(self._contents[number], number)
-                if len(best) == k:
-                    break
-            else:
-                raise _too_few(path, len(best), k)
-            numbers[i] = torch.tensor(list(best.values()))
-        return numbers, distances.gather(1, numbers)
-
-
-def same_photographs(queries: Crops, candidates: Crops) -> int:
-    """How many pairs of a query and a candidate are of one photograph, which search leaves out."""
-    found = Counter(contents(path) for path in candidates.paths)
-    return sum(found[contents(path)] for path in queries.paths)
-
-
-def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
-    """ValueError if there are fewer than ``k`` other photographs to search for some query."""
-    searched = {contents(path) for path in candidates.paths}
-    for path in queries.paths:
-        left = len(searched - {contents(path)})
-        if left < k:
-            raise _too_few(path, left, k)
-
-
-def _too_few(path: Path, left: int, k: int) -> ValueError:
-    return ValueError(
-        f"{left} of the photographs to search are others than {path}, {k} are needed; name a "
-        "folder with more photographs by --candidates"
-    )
-
-
-class NeighboursConfig(BaseModel):
-    """Draw the nearest neighbours of holes' contexts: by encoder features, HOG and raw pixels.
-
-    Without --data, the queries are photographs that the run held out, and the candidates those
-    that it was trained on.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    checkpoint: Path = Field(
-        description="Run folder that training made, or a checkpoint folder in it."
-    )
-    data: Path | None = Field(
-        None, description="Folder of query photographs. Default: those the run held out."
-    )
-    candidates: Path | None = Field(
-        None, description="Folder of photographs to search. Default: those the run trained on."
-    )
-    candidate_crops: Annotated[int, Field(ge=1)] = Field(
-        256, description="Crops of candidates, spread evenly over their photographs."
-    )
-    queries: Annotated[int, Field(ge=1)] = Field(6, description="Rows of the sheet.")
-    k: Annotated[int, Field(ge=1)] = Field(4, description="Neighbours by each descriptor.")
-    mask: MaskName = Field("central", description="Kind of hole: central, block, region or blob.")
-    layer: str | None = Field(
-        None, description="Layer of encoder or bottleneck. Default: the encoder's output."
-    )
-    out: Path | None = Field(
-        None,
-        description="PNG to write, and a JSON file beside it. Default: in the run folder.",
-    )
-    which: Which = Field(
-        "best", description="Checkpoint of the run: best on held-out photographs, or last."
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the masks.")
-    device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
-
-
-def draw_sheet(config: NeighboursConfig) -> Path:
-    """Search and write the sheet and its JSON file; returns the sheet's path.
-
-    Raises:
-        RunError, ValueError, OSError: something cannot be used; the message says what to do.
-    """
-    if config.mask in ("folder", "voc"):
-        raise ValueError(f"--mask {config.mask}: choose central, block, region or blob")
-    device = choose_device(config.device, Processes())
-    run = load_model(config.checkpoint, which=config.which, device=device)
-    # Never into a checkpoint: the next save replaces that folder.
-    out = config.out or (run_root(config.checkpoint) or Path()) / f"neighbours_{config.mask}.png"
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png")
-    queries = held_out_crops(run.config, config.data, samples=config.queries)
-    candidates = training_crops(run.config, config.candidates, samples=config.candidate_crops)
-    for name, reason in (*queries.unreadable, *candidates.unreadable):
-        log.warning("skipped %s: %s", name, reason)
-    check_candidates(queries, candidates, config.k)
-    descriptors: dict[str, Descriptor] = {
-        "encoder": EncoderFeatures(candidates, run, config.layer),
-        "raw pixels": RawPixels(candidates),
-    }
-    if hog_available():
-        descriptors["HOG"] = Hog(candidates)
-    else:
-        log.warning("HOG is left out: %s", HOG_MISSING)
-
-    index = torch.arange(len(queries))
-    sampler = build_mask_sampler(config.mask, queries.images.shape[-1], config.seed)
-    mask, _ = sampler(torch.zeros_like(index), index)
-    image = torch.where(mask, 0, queries.floats(index))
-    given = torch.where(mask, torch.tensor(run.config.fill_color()).view(1, 3, 1, 1), image)
-    columns = [("query", to_unit(given))]
-    captions = [[shorten(name) for name in queries.names]]
-    found: dict[str, list[list[dict[str, str | float]]]] = {}
-    for name in ("encoder", "HOG", "raw pixels"):
-        if name not in descriptors:
-            continue
-        search = Neighbours(candidates, descriptors[name])
-        numbers, distances = search(image, mask, queries.paths, config.k)
-        found[name] = [
-            [
-                {"photograph": candidates.names[n], "crop": candidates.numbers[n], "distance": d}
-                for n, d in zip(row, values, strict=True)
-            ]
-            for row, values in zip(numbers.tolist(), distances.tolist(), strict=True)
-        ]
-        for rank in range(config.k):
-            columns.append((f"{name} {rank + 1}", to_unit(candidates.floats(numbers[:, rank]))))
-            captions.append([f"{value:.3g}" for value in distances[:, rank].tolist()])
-    excluded = same_photographs(queries, candidates)
-    layer = config.layer or "encoder's output"
-    title = (
-        f"Nearest neighbours of the context of {config.mask} holes, by {layer} of {run.path} "
-        f"(step {run.step}), HOG and raw pixels\n"
-        f"among {len(candidates)} crops of {candidates.photographs} photographs; the hole is "
-        f"covered in these too when they are compared; {excluded} pairs of the same file left out; "
-        "below each: its distance"
-    )
-    save_sheet(out, columns, title=title, captions=captions)
-    record = {
-        "checkpoint": str(run.path),
-        "step": run.step,
-        "layer": layer,
-        "mask": config.mask,
-        "seed": config.seed,
-        "same_file_pairs_left_out": excluded,
-        "candidates": {"crops": len(candidates), "photographs": candidates.photographs},
-        "unreadable": dict((*queries.unreadable, *candidates.unreadable)),
-        "queries": [
-            {"photograph": name, "crop": number, **{key: rows[i] for key, rows in found.items()}}
-            for i, (name, number) in enumerate(zip(queries.names, queries.numbers, strict=True))
-        ],
-    }
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    return out
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 2 misused, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        config = parse_config(NeighboursConfig, "python -m context_encoder.neighbours", arguments)
-        print(f"look at {draw_sheet(config)}")
-        return 0
-    except (RunError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

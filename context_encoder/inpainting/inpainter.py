@@ -1,58 +1,57 @@
-"""``python -m context_encoder.inpaint``: fill holes in pictures with a trained network.
+"""Filling the holes of pictures of any size with a network for squares.
 
-From Python::
+::
 
     from context_encoder import Inpainter
     inpainter = Inpainter.from_run("runs/first")
     inpainter("photo.jpg", "mask.png").save("filled.png")
 
-Which windows of the picture the network looks at is decided in :mod:`context_encoder.windows`,
-how pictures are read and saved in :mod:`context_encoder.pictures`.
+Which windows of the picture the network looks at is decided in
+:mod:`context_encoder.inpainting.windows`, how pictures are read and saved in
+:mod:`context_encoder.inpainting.image_io`.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
-from tyro.conf import arg
 
 from cekernels import fill_masked
-from context_encoder.data.images import UnreadableImage, list_images, relative_name
-from context_encoder.models import ContextEncoder
-from context_encoder.pictures import (
-    ImageLike,
-    InpaintError,
-    check_output,
-    mask_from_boxes,
-    read_mask,
-    read_picture,
-    save_picture,
+from context_encoder.config.build import masks_from_config
+from context_encoder.data.mask_images import ImageLike, InpaintError, mask_from_boxes, read_mask
+from context_encoder.inpainting.blending import remove_seam
+from context_encoder.inpainting.image_io import read_picture, save_picture
+from context_encoder.inpainting.windows import (
+    PlannedHole,
+    Window,
+    WindowGeometry,
+    plan_windows,
+    reflect_indices,
 )
-from context_encoder.prepare import Processes, choose_device
-from context_encoder.pretexts.inpainting import masks_from_config
+from context_encoder.models import ContextEncoder
 from context_encoder.runs import Which, check_fills_holes, load_model
-from context_encoder.seam import remove_seam
-from context_encoder.windows import Geometry, Hole, Window, plan_windows, reflect_indices
+from context_encoder.utils.device import Processes, choose_device
 
-__all__ = ["Inpainted", "Inpainter", "Report", "main"]
+__all__ = [
+    "Inpainted",
+    "Inpainter",
+    "Report",
+]
+
+SHOWN_HOLES = 10
 
 # Below this the fill is visibly softer than the picture around it.
 _COARSE = 0.5
-_SHOWN_HOLES = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Report:
     size: int
     #: The most that may be missing in a window before a line says so.
     max_missing: float
-    holes: tuple[Hole, ...]
+    holes: tuple[PlannedHole, ...]
     #: Width and height of the picture.
     picture_size: tuple[int, int]
     #: What happened on reading the picture and the mask, as sentences.
@@ -93,7 +92,7 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
-    def _tell(self, hole: Hole) -> str:
+    def _tell(self, hole: PlannedHole) -> str:
         top, left, bottom, right = hole.box
         side, count = hole.windows[0].side, len(hole.windows)
         text = f"{right - left}x{bottom - top} px at ({left}, {top})"
@@ -126,7 +125,7 @@ class Report:
 class Inpainted:
     """A filled picture."""
 
-    #: In the picture's own mode (see :class:`context_encoder.pictures.Picture`).
+    #: In the picture's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
     image: Image.Image
     #: bool ``(H, W)``: what was filled.
     mask: NDArray[np.bool_]
@@ -160,7 +159,7 @@ class Inpainter:
         hole: the one region (top, left, height, width) of its input that was missing in
             training, and is therefore the only one to fill; None: holes were anywhere in what
             the network returns.
-        blend: remove the seam, see :func:`context_encoder.seam.remove_seam`; False: the
+        blend: remove the seam, see :func:`context_encoder.inpainting.remove_seam`; False: the
             prediction as it is.
         batch_size: windows at a time.
         device: where to run.
@@ -192,7 +191,7 @@ class Inpainter:
                 f"hole (top, left, height, width) must lie in the model's output_region "
                 f"{self.region}, got {hole}"
             )
-        self.geometry = Geometry(int(model.image_size), hole)  # type: ignore[arg-type]
+        self.geometry = WindowGeometry(int(model.image_size), hole)  # type: ignore[arg-type]
         self._fill_color = torch.tensor(fill_color, device=self.device)
 
     @classmethod
@@ -246,9 +245,9 @@ class Inpainter:
 
         Args:
             image: a file, a Pillow image or an array (see
-                :func:`context_encoder.pictures.read_picture`), of any size.
+                :func:`context_encoder.inpainting.image_io.read_picture`), of any size.
             mask: of the same size, white where to fill: a file, a Pillow image or an array (see
-                :func:`context_encoder.pictures.read_mask`).
+                :func:`context_encoder.data.mask_images.read_mask`).
             boxes: instead of a mask, rectangles ``(x0, y0, x1, y1)`` in pixels, x1 and y1
                 exclusive.
 
@@ -396,220 +395,3 @@ def _within(inner: tuple[int, int, int, int], outer: tuple[int, int, int, int]) 
         a >= b and a + length <= b + room
         for a, length, b, room in zip(inner[:2], inner[2:], outer[:2], outer[2:], strict=True)
     )
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Fill the masked part of a picture, or of every picture in a folder, with a trained network.
-
-    Pixels outside the mask come back bit for bit. A line tells for each hole what was
-    done. Exit status: 0 done (of a folder: at least one picture), 1 no picture of the folder could
-    be filled, 2 misused.
-    """
-
-    image: tyro.conf.Positional[
-        Annotated[
-            Path,
-            arg(
-                metavar="IMAGE",
-                help="Picture of any size and format, or folder of pictures (with subfolders).",
-            ),
-        ]
-    ]
-    checkpoint: Annotated[
-        Path,
-        arg(metavar="RUN", help="Run folder that training made, or a checkpoint folder in it."),
-    ]
-    out: Annotated[
-        Path,
-        arg(
-            metavar="OUT",
-            help="File to write: .png, .tif or .webp (lossless). For a folder of pictures: a "
-            "folder, for PNG files of the same names.",
-        ),
-    ]
-    mask: Annotated[
-        Path | None,
-        arg(
-            metavar="MASK",
-            help="Picture of the same size, white = fill. For a folder of pictures: one mask for "
-            "all, or a folder with a mask of the same name (any suffix) for each.",
-        ),
-    ] = None
-    box: tyro.conf.UseAppendAction[
-        Annotated[
-            tuple[tuple[int, int, int, int], ...],
-            arg(
-                metavar="X0 Y0 X1 Y1",
-                help="Rectangle to fill instead of a mask, in pixels from the upper left corner, "
-                "X1 and Y1 exclusive. May be given several times.",
-            ),
-        ]
-    ] = ()
-    which: Annotated[
-        Which, arg(help="Checkpoint of the run: best on held-out photographs, or last.")
-    ] = "best"
-    device: Annotated[str, arg(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto"
-    blend: Annotated[
-        bool,
-        arg(
-            help="Adapt brightness and colour of the fill to its surroundings; --no-blend for "
-            "the bare prediction."
-        ),
-    ] = True
-    batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16
-    overwrite: Annotated[bool, arg(help="Replace files that are already there.")] = False
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status, see :class:`Arguments`."""
-    args = tyro.cli(Arguments, prog="python -m context_encoder.inpaint", args=arguments)
-    try:
-        if args.image.is_dir():
-            return _fill_folder(args)
-        _fill_file(args)
-        return 0
-    except (InpaintError, UnreadableImage, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _check_hole_arguments(args: Arguments) -> None:
-    if (args.mask is None) == (not args.box):
-        raise InpaintError(
-            "say what to fill: either --mask FILE (white = fill) or --box X0 Y0 X1 Y1"
-            + ("" if args.mask is None else ", not both")
-        )
-    if args.mask is not None and not args.mask.exists():
-        raise InpaintError(f"mask {args.mask} does not exist")
-
-
-def _load(args: Arguments) -> Inpainter:
-    try:
-        return Inpainter.from_run(
-            args.checkpoint,
-            which=args.which,
-            device=args.device,
-            blend=args.blend,
-            batch_size=args.batch_size,
-        )
-    except ValueError as error:
-        raise InpaintError(str(error)) from error
-
-
-def _fill_file(args: Arguments) -> None:
-    # Everything that can be wrong with the arguments comes before the network, which takes long.
-    _check_hole_arguments(args)
-    if not args.image.exists():
-        raise InpaintError(f"picture {args.image} does not exist")
-    if args.mask is not None and args.mask.is_dir():
-        raise InpaintError(f"--mask {args.mask} is a folder, {args.image} a file; name the mask")
-    if args.out.is_dir():
-        raise InpaintError(
-            f"--out {args.out} is a folder; name a file, such as "
-            f"{args.out / args.image.with_suffix('.png').name}"
-        )
-    check_output(args.out)
-    if args.out.exists() and not args.overwrite:
-        raise InpaintError(f"{args.out} is already there; replace it with --overwrite")
-    result = _load(args)(args.image, args.mask, boxes=args.box or None)
-    for line in result.report.lines(_SHOWN_HOLES):
-        print(line)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    result.save(args.out)
-    print(f"saved {args.out}")
-
-
-class _Job(NamedTuple):
-    """One picture of a folder."""
-
-    image: Path
-    #: Relative to the folder.
-    name: str
-    #: Or why there is none.
-    mask: Path | InpaintError | None
-    out: Path
-
-
-def _fill_folder(args: Arguments) -> int:
-    _check_hole_arguments(args)
-    if args.out.exists() and not args.out.is_dir():
-        raise InpaintError(f"--out {args.out} is a file, {args.image} a folder; name a folder")
-    if args.out.resolve() == args.image.resolve():
-        raise InpaintError("--out is the folder of the pictures itself; name another one")
-    jobs = _jobs(args)
-    inpainter = _load(args)
-
-    filled, skipped = 0, []
-    for image, name, mask, out in tqdm(jobs, unit="picture", dynamic_ncols=True):
-        try:
-            if out.exists() and not args.overwrite:
-                raise InpaintError(f"{out} is already there; --overwrite replaces it")
-            if isinstance(mask, InpaintError):
-                raise mask
-            result = inpainter(image, mask, boxes=args.box or None)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            result.save(out)
-        except (InpaintError, UnreadableImage, OSError) as error:
-            if isinstance(error, UnreadableImage) and error.path == image:
-                reason = error.reason
-            else:
-                reason = str(error)
-            skipped.append(f"{name}: {reason}")
-            continue
-        filled += 1
-        for line in result.report.lines(_SHOWN_HOLES):
-            tqdm.write(f"{name}: {line}")
-    print(f"filled {filled} of {len(jobs)} pictures, saved in {args.out}")
-    if skipped:
-        print("\n  ".join([f"skipped {len(skipped)}:", *skipped]), file=sys.stderr)
-    return 0 if filled else 1
-
-
-def _jobs(args: Arguments) -> list[_Job]:
-    """What is to be done to a folder of pictures."""
-    masks: dict[str, list[Path]] | None = None
-    aside = [args.out.resolve()]
-    if args.mask is not None and args.mask.is_dir():
-        aside.append(args.mask.resolve())
-        masks = {}
-        for path in list_images(args.mask):
-            masks.setdefault(_stem(relative_name(path, args.mask)), []).append(path)
-    # Results of an earlier run, and masks, are no pictures to fill.
-    images = [
-        path
-        for path in list_images(args.image)
-        if not any(folder in path.resolve().parents for folder in aside)
-    ]
-    if not images:
-        raise InpaintError(f"no picture in {args.image} besides the masks and results")
-    names = [relative_name(path, args.image) for path in images]
-    count = Counter(map(_stem, names))
-    jobs = []
-    for image, name in zip(images, names, strict=True):
-        mask: Path | InpaintError | None = args.mask
-        stem = _stem(name)
-        if masks is not None:
-            found = masks.get(stem, [])
-            if len(found) == 1:
-                mask = found[0]
-            else:
-                which = " and ".join(path.name for path in found)
-                mask = InpaintError(
-                    f"more than one mask: {which}" if found else f"no mask {stem}.* in {args.mask}"
-                )
-        # Pictures that differ in their suffix only keep it.
-        out = args.out / f"{stem if count[stem] == 1 else name}.png"
-        jobs.append(_Job(image, name, mask, out))
-    return jobs
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Box", "Geometry", "Hole", "Window", "plan_windows", "reflect_indices"]
+__all__ = ["Box", "PlannedHole", "Window", "WindowGeometry", "plan_windows", "reflect_indices"]
 
 #: top, left, bottom, right in pixels of the picture; bottom and right are exclusive.
 Box = tuple[int, int, int, int]
@@ -50,7 +50,7 @@ _EIGHT = np.ones((3, 3), np.int8)
 
 
 @dataclass(frozen=True)
-class Geometry:
+class WindowGeometry:
     """Which pixels of its window a network can fill.
 
     ``region`` is the whole window for networks trained with holes anywhere, else the part
@@ -113,12 +113,12 @@ class Window:
     box: Box
     #: ... and are these: bool, of the box's height and width.
     pixels: Mask
-    #: Part of the window that is missing (see :attr:`Geometry.max_missing`), 0 to 1.
+    #: Part of the window that is missing (see :attr:`WindowGeometry.max_missing`), 0 to 1.
     missing: float
 
 
 @dataclass(frozen=True, eq=False)
-class Hole:
+class PlannedHole:
     """Connected parts of the mask that are filled together."""
 
     box: Box
@@ -127,7 +127,7 @@ class Hole:
     windows: tuple[Window, ...]
 
 
-def plan_windows(mask: Mask, geometry: Geometry) -> list[Hole]:
+def plan_windows(mask: Mask, geometry: WindowGeometry) -> list[PlannedHole]:
     """Choose the windows that fill a mask.
 
     Args:
@@ -157,7 +157,7 @@ def plan_windows(mask: Mask, geometry: Geometry) -> list[Hole]:
         bottom, right = boxes[members, 2:].max(0).tolist()
         pixels = labels[top:bottom, left:right] == index
         windows = planner.choose(pixels, top, left)
-        holes.append(Hole((top, left, bottom, right), len(members), tuple(windows)))
+        holes.append(PlannedHole((top, left, bottom, right), len(members), tuple(windows)))
     return sorted(holes, key=lambda hole: hole.box)
 
 
@@ -170,7 +170,7 @@ def reflect_indices(start: int, count: int, length: int) -> NDArray[np.intp]:
     return np.minimum(index, 2 * length - 1 - index)
 
 
-def _group(boxes: NDArray[np.int_], geometry: Geometry) -> list[NDArray[np.int_]]:
+def _group(boxes: NDArray[np.int_], geometry: WindowGeometry) -> list[NDArray[np.int_]]:
     """Indices of the boxes that share a window: small ones that are near to each other."""
     top, left, bottom, right = geometry.inside(geometry.size)
     part = _TILE_SPAN if geometry.anywhere else 1
@@ -203,7 +203,7 @@ def _group(boxes: NDArray[np.int_], geometry: Geometry) -> list[NDArray[np.int_]
 class _Planner:
     """Chooses the windows of one hole at a time."""
 
-    def __init__(self, mask: Mask, geometry: Geometry) -> None:
+    def __init__(self, mask: Mask, geometry: WindowGeometry) -> None:
         self.geometry = geometry
         self.height, self.width = int(mask.shape[0]), int(mask.shape[1])
         self.sums = np.zeros((self.height + 1, self.width + 1), np.int64)

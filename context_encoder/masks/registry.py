@@ -1,31 +1,17 @@
-"""Masks: which part of a picture is missing, as a function of (seed, epoch, sample index)."""
+"""Kinds of mask by name."""
 
 from __future__ import annotations
 
 import os
 
-from .base import MaskSampler
-from .blob import BlobMasks
-from .block import BlockMasks
-from .central import CentralMasks
-from .folder import FolderMasks
-from .outlines import silhouettes, trace_outline
-from .region import RegionMasks
-from .voc import voc_outlines
-
-__all__ = [
-    "MASKS",
-    "BlobMasks",
-    "BlockMasks",
-    "CentralMasks",
-    "FolderMasks",
-    "MaskSampler",
-    "RegionMasks",
-    "build_mask_sampler",
-    "silhouettes",
-    "trace_outline",
-    "voc_outlines",
-]
+from context_encoder.masks.base import MaskSampler
+from context_encoder.masks.blob import BlobMasks
+from context_encoder.masks.block import BlockMasks
+from context_encoder.masks.central import CentralMasks
+from context_encoder.masks.folder import FolderMasks
+from context_encoder.masks.outlines import silhouettes
+from context_encoder.masks.region import RegionMasks
+from context_encoder.masks.voc import voc_outlines
 
 #: The kinds of mask, for :func:`build_mask_sampler`.
 MASKS = ("central", "block", "region", "blob", "folder", "voc")

@@ -8,24 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from context_encoder.models.alexnet import AlexNetContextEncoder
-from context_encoder.models.base import Backbone, ContextEncoder
+from context_encoder.models.base import ContextEncoder
 from context_encoder.models.dcgan import DCGANContextEncoder, Discriminator
 from context_encoder.models.small import SmallContextEncoder
-
-__all__ = [
-    "MODELS",
-    "AlexNetContextEncoder",
-    "Backbone",
-    "ContextEncoder",
-    "DCGANContextEncoder",
-    "Discriminator",
-    "ModelSpec",
-    "SmallContextEncoder",
-    "build_discriminator",
-    "build_model",
-    "check_image_size",
-    "default_image_size",
-]
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,16 @@ from tqdm import tqdm
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import PhotoFolder, load_crops, make_loader
-from context_encoder.prepare import Photos, Processes
 from context_encoder.pretexts import PRETEXTS, Samples
 from context_encoder.runs import (
     Checkpoint,
+    Photos,
     RunFolder,
     load_weights,
 )
-from context_encoder.sheets import save_sheet
+from context_encoder.runs.checkpoint import load_optimizer, optimizer_tensors
+from context_encoder.utils.device import Processes
+from context_encoder.utils.image_grid import save_sheet
 
 log = logging.getLogger(__name__)
 
@@ -481,25 +483,3 @@ class Trainer:
         else:
             # Only the first process's generators are saved; the others start afresh.
             torch.manual_seed(self.config.seed + self.processes.rank + (self.step << 16))
-
-
-def optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
-    return {
-        f"optimizer.{prefix}.{index}.{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-
-
-def load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith(f"optimizer.{prefix}."):
-            index, name = key.split(".")[2:]
-            if value.dim():
-                # The fused kernel walks through memory: moments must lie as their weights do.
-                value = torch.empty_like(parameters[int(index)]).copy_(value)
-            state.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

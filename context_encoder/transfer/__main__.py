@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from context_encoder.runs import RunError
-from context_encoder.trainer import NonFiniteError
+from context_encoder.training.trainer import NonFiniteError
 
 # Each is a module with main(arguments) -> exit status; imported only when asked for.
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""The training loop that the three transfers to PASCAL VOC share, and its configuration.
+"""The training loop that the three transfers to PASCAL VOC share.
 
 What a step sees depends on (seed, step) alone, so a resumed run goes on exactly.
 """
@@ -10,114 +10,45 @@ import json
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
-from pydantic import Field, ValidationError
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from context_encoder.cli import parse_config
 from context_encoder.data import SampleStream, UnreadableImage, read_image, start_worker
-from context_encoder.models import Backbone
-from context_encoder.prepare import Processes, choose_device
 from context_encoder.runs import (
     Checkpoint,
     RunError,
     RunFolder,
     find_checkpoint,
+    load_optimizer,
     load_weights,
+    optimizer_tensors,
     read_checkpoint,
     run_root,
 )
-from context_encoder.train import stop_on_signal
-from context_encoder.trainer import NonFiniteError, load_optimizer, optimizer_tensors
-from context_encoder.transfer.backbone import BackboneConfig
-from context_encoder.transfer.voc import CLASSES, Item, read_split
+from context_encoder.training.signals import stop_on_signal
+from context_encoder.training.trainer import NonFiniteError
+from context_encoder.transfer.config import TransferConfig
+from context_encoder.transfer.results import markdown
+from context_encoder.transfer.task import Task
+from context_encoder.utils.cli import parse_config
+from context_encoder.utils.device import Processes, choose_device
 
 log = logging.getLogger("context_encoder")
 
 _FREE_ON_RESUME = ("voc", "steps", "workers", "device", "log_every", "save_every", "resume")
 
-
-class TransferConfig(BackboneConfig):
-    """What the transfers to VOC share."""
-
-    voc: Path = Field(Path("VOCdevkit"), description="VOCdevkit folder.")
-    year: str = Field("VOC2007", description="Its data set.")
-    train_split: str = Field("trainval", description="Split to train on.")
-    test_split: str = Field("test", description="Split to judge on.")
-    classes: tuple[str, ...] = Field(CLASSES, description="Names of the classes, in order.")
-
-    steps: Annotated[int, Field(ge=1)] = Field(80_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="Pictures a step.")
-    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="SGD's rate.")
-    lr_step: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Steps after which the rate is multiplied by --lr-gamma, again and again."
-    )
-    lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="See --lr-step.")
-    bias_lr: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="The biases' rate as a multiple of the others'."
-    )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="L2 penalty.")
-    bias_decay: bool = Field(False, description="Whether biases have the L2 penalty, too.")
-    clip: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Largest norm of the gradient."
-    )
-    fc_dim: Annotated[int, Field(ge=1)] = Field(4096, description="Width of fc6 and fc7.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="After fc6 and fc7.")
-
-    amp: Literal["off", "bf16"] = Field("off", description="Mixed precision by autocast.")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="Data processes.")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="Of new weights, order, crops, dropout."
-    )
-    out: Path | None = Field(
-        None, description="Run folder to make. Default: runs/<command>-<time>."
-    )
-    resume: Path | None = Field(None, description="Run folder to continue, as it began.")
-    log_every: Annotated[int, Field(ge=1)] = Field(20, description="Steps between lines.")
-    save_every: Annotated[int, Field(ge=1)] = Field(1000, description="Steps between checkpoints.")
-
-
 C = TypeVar("C", bound=TransferConfig)
-
-
-class Task(ABC):
-    """What a transfer is: network, samples, loss and judgement.
-
-    Attributes:
-        model: encoder and head.
-        encoder: its part that was pretrained; kept in eval mode, so that the statistics of batch
-            normalisation stay what they were.
-        items: pictures to train on.
-    """
-
-    model: nn.Module
-    encoder: nn.Module
-    items: Sequence[Item]
-
-    @abstractmethod
-    def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> Any:
-        """A training sample of a picture, all randomness from ``rng``."""
-
-    @abstractmethod
-    def losses(self, samples: list[Any], device: torch.device) -> dict[str, Tensor]:
-        """The losses of a batch, 0-dimensional; the first is the one to minimise."""
-
-    @abstractmethod
-    def evaluate(self, device: torch.device) -> dict[str, Any]:
-        """What ``results.json`` holds: "metrics", "per_class" {class: {name: value}}, and more."""
 
 
 class _Samples(Dataset[Any]):
@@ -321,27 +252,6 @@ def parse(kind: type[C], command: str, arguments: Sequence[str] | None) -> C:
     return config
 
 
-def read_splits(
-    config: TransferConfig, kind: Literal["Main", "Segmentation"]
-) -> tuple[list[Item], list[Item]]:
-    """Pictures to train and to judge on; errors as in :func:`read_split`.
-
-    Raises:
-        ValueError: a picture is in both splits.
-    """
-    train, test = (
-        read_split(config.voc, config.year, split, kind, config.classes)
-        for split in (config.train_split, config.test_split)
-    )
-    common = {item.name for item in train} & {item.name for item in test}
-    if common:
-        raise ValueError(
-            f"{len(common)} pictures are in split {config.train_split!r} as well as in "
-            f"{config.test_split!r}, the first: {min(common)}; what was trained on judges nothing"
-        )
-    return train, test
-
-
 def run_task(config: C, command: str, make: Any, digest: str) -> int:
     """Train, judge, write ``results.json`` and ``results.md``. Returns the exit status.
 
@@ -396,59 +306,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     }
     run.log("test", training.step, result["metrics"])
     (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "results.md").write_text(_markdown(result))
-    log.info("%s", _markdown(result))
+    (out / "results.md").write_text(markdown(result))
+    log.info("%s", markdown(result))
     log.info("written to %s", out)
     return 0
-
-
-def _markdown(result: dict[str, Any]) -> str:
-    names = list(result["metrics"])
-    lines = [
-        f"{result['command']} from {result['network']}: {result['test_images']} test pictures, "
-        f"{result['steps']} steps, {result['unreadable']} pictures unreadable.",
-        "",
-        f"| class | {' | '.join(names)} |",
-        "| --- |" + " --- |" * len(names),
-    ]
-    rows = {**result["per_class"], "**mean**": result["metrics"]}
-    for name, values in rows.items():
-        cells = ["-" if values.get(n) is None else f"{100 * values[n]:.2f} %" for n in names]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def number_or_none(value: float) -> float | None:
-    """JSON knows no nan."""
-    return None if math.isnan(value) else float(value)
-
-
-def fully_connected(layer: nn.Linear | nn.Conv2d) -> None:
-    """Krähenbühl's start of a layer, in place: weights N(0, .01), biases .1.
-
-    Of fewer than 4096 inputs, as only small networks have, the weights start larger, so that the
-    sum keeps its size.
-    """
-    inputs = layer.weight[0].numel()
-    nn.init.normal_(layer.weight, 0, 0.01 * max(1.0, math.sqrt(4096 / inputs)))
-    if layer.bias is not None:
-        nn.init.constant_(layer.bias, 0.1)
-
-
-def fc6_fc7(
-    fc6: nn.Linear | nn.Conv2d, fc7: nn.Linear | nn.Conv2d, dropout: float
-) -> dict[str, nn.Module]:
-    """The two layers before the scores, started anew, each with ReLU and dropout; by name."""
-    layers: dict[str, nn.Module] = {}
-    for name, layer in (("6", fc6), ("7", fc7)):
-        fully_connected(layer)
-        layers |= {f"fc{name}": layer, f"relu{name}": nn.ReLU(), f"drop{name}": nn.Dropout(dropout)}
-    return layers
-
-
-def map_shape(network: Backbone, encoder: nn.Module) -> tuple[int, int]:
-    """Channels and side of an encoder's map of a picture of the network's size."""
-    size = network.image_size
-    with torch.no_grad():
-        shape = encoder.eval()(torch.zeros(1, 3, size, size)).shape
-    return int(shape[1]), int(shape[2])

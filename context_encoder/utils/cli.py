@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from pydantic import BaseModel, ValidationError
 
-from context_encoder.config import explain
+from context_encoder.utils.options import explain
 
 Config = TypeVar("Config", bound=BaseModel)
 

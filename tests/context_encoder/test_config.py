@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from context_encoder.cli import parse_config
 from context_encoder.config import (
     MODEL_PRESETS,
     PRESETS,
     TrainConfig,
     default_preset,
-    explain,
     idle_options,
     preset,
 )
 from context_encoder.models import MODELS
 from context_encoder.train import parse
 from context_encoder.transfer.probe import ProbeConfig
+from context_encoder.utils.cli import parse_config
+from context_encoder.utils.options import explain
 
 
 def test_every_preset_is_valid_and_survives_json() -> None:

@@ -13,18 +13,19 @@ from PIL import Image
 from scipy.stats import sem
 from torch import nn
 
-from context_encoder import evaluate as evaluate_module
 from context_encoder.config import TrainConfig
 from context_encoder.data import load_crops
-from context_encoder.evaluate import EvaluateConfig, evaluate, main
-from context_encoder.evaluation import fills, perceptual
-from context_encoder.evaluation.fills import BASELINES, Holes, baseline_methods, load_run
+from context_encoder.evaluate import main
+from context_encoder.evaluation import comparison, fills, perceptual
+from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
+from context_encoder.evaluation.fills import BASELINES, MaskedBatch, baseline_methods, load_run
 from context_encoder.evaluation.perceptual import FeatureDistance
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
-from context_encoder.metrics import hole_metrics, to_unit
-from context_encoder.runs import LoadedModel
-from context_encoder.sheets import save_sheet
+from context_encoder.masks import build_mask_sampler
+from context_encoder.runs import LoadedModel, Photos
 from context_encoder.train import main as train
+from context_encoder.utils.image_grid import save_sheet
+from context_encoder.utils.metrics import hole_metrics, to_unit
 from tests.helpers.small_runs import TINY, save_photos
 
 SIZE = 32
@@ -177,7 +178,7 @@ def test_the_same_command_again_computes_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(evaluate_module, "_measure", refuse)
+    monkeypatch.setattr(comparison, "_measure", refuse)
     again = evaluate(config(run, central_run, out=results))
     assert again.reused == again.parts == 46
     assert (results / "results.json").read_text() == before
@@ -188,7 +189,7 @@ def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
 ) -> None:
     options = {"out": tmp_path / "out", "masks": ("central", "block"), "perceptual": "off"}
     options["baselines"] = ("mean", "context-mean", "membrane")
-    measure, calls = evaluate_module._measure, []
+    measure, calls = comparison._measure, []
 
     def interrupted(*arguments):
         if len(calls) == 7:
@@ -196,10 +197,10 @@ def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
         calls.append(arguments)
         return measure(*arguments)
 
-    monkeypatch.setattr(evaluate_module, "_measure", interrupted)
+    monkeypatch.setattr(comparison, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config(run, **options))
-    monkeypatch.setattr(evaluate_module, "_measure", measure)
+    monkeypatch.setattr(comparison, "_measure", measure)
     resumed = evaluate(config(run, **options))
     assert (resumed.reused, resumed.parts) == (7, 10)
     whole = evaluate(config(run, **(options | {"out": tmp_path / "whole"})))
@@ -218,14 +219,14 @@ def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
 
 
 @pytest.fixture(scope="module")
-def holes(others: Path) -> tuple[torch.Tensor, Holes]:
+def holes(others: Path) -> tuple[torch.Tensor, MaskedBatch]:
     paths = sorted(others.iterdir())
     crops = load_crops(paths, others, size=SIZE, resize=48, crop_scale=(0.8, 0.8))
     mask = torch.zeros(5, 1, SIZE, SIZE, dtype=torch.bool)
     for i in range(5):
         mask[i, :, 5 + i : 19, 8 : 28 - i] = True
     image = crops.floats(slice(None))
-    return image, Holes(torch.where(mask, 0, image), mask, paths)
+    return image, MaskedBatch(torch.where(mask, 0, image), mask, paths)
 
 
 def all_methods(run: Path, photos: Path, names=BASELINES):
@@ -237,7 +238,7 @@ def all_methods(run: Path, photos: Path, names=BASELINES):
 
 
 def test_no_fill_looks_into_the_hole_or_at_other_pictures(
-    run: Path, photos: Path, holes: tuple[torch.Tensor, Holes]
+    run: Path, photos: Path, holes: tuple[torch.Tensor, MaskedBatch]
 ) -> None:
     image, blanked = holes
     for method in all_methods(run, photos):
@@ -245,12 +246,12 @@ def test_no_fill_looks_into_the_hole_or_at_other_pictures(
         assert expected.isfinite().all(), method.name
         seeing = torch.where(blanked.mask, method.fill(blanked._replace(image=image)), image)
         torch.testing.assert_close(seeing, expected, msg=method.name)
-        one = Holes(blanked.image[2:3], blanked.mask[2:3], blanked.paths[2:3])
+        one = MaskedBatch(blanked.image[2:3], blanked.mask[2:3], blanked.paths[2:3])
         alone = torch.where(one.mask, method.fill(one), image[2:3])
         torch.testing.assert_close(alone, expected[2:3], atol=1e-5, rtol=1e-4, msg=method.name)
 
 
-def test_opencv_fills_are_those_of_opencv(holes: tuple[torch.Tensor, Holes]) -> None:
+def test_opencv_fills_are_those_of_opencv(holes: tuple[torch.Tensor, MaskedBatch]) -> None:
     image, blanked = holes
     for name, flag in (("telea", cv2.INPAINT_TELEA), ("navier-stokes", cv2.INPAINT_NS)):
         got = fills.opencv_fill(name)(blanked)
@@ -269,11 +270,13 @@ def test_the_membrane_continues_a_linear_picture_exactly(run: Path, photos: Path
     mask = torch.zeros(1, 1, SIZE, SIZE, dtype=torch.bool)
     mask[..., 9:20, 7:25] = True
     (membrane,) = (m for m in all_methods(run, photos, ("membrane",)) if m.name == "membrane")
-    filled = membrane.fill(Holes(torch.where(mask, 0, plane), mask, [next(photos.iterdir())]))
+    filled = membrane.fill(MaskedBatch(torch.where(mask, 0, plane), mask, [next(photos.iterdir())]))
     torch.testing.assert_close(filled, plane, atol=1e-4, rtol=0)
 
 
-def test_constant_fills_by_hand(run: Path, photos: Path, holes: tuple[torch.Tensor, Holes]) -> None:
+def test_constant_fills_by_hand(
+    run: Path, photos: Path, holes: tuple[torch.Tensor, MaskedBatch]
+) -> None:
     image, blanked = holes
     found = {m.name: m for m in all_methods(run, photos, ("mean", "context-mean"))}
     color = to_unit(found["mean"].fill(blanked))[0, :, 3, 3] * 255
@@ -442,7 +445,7 @@ def test_bad_options_are_told_before_anything_is_filled(
 
 
 def test_names_of_runs_are_unique() -> None:
-    names = evaluate_module._names
+    names = comparison._names
     assert names([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert names([Path("x/a"), Path("y/a")]) == ["a-1", "a-2"]
     assert names([Path("x/a/checkpoints/last"), Path("x/a")]) == ["a-last", "a"]
@@ -494,7 +497,7 @@ def test_pictures_that_were_trained_on_are_told(run: Path, photos: Path, tmp_pat
     copied = tmp_path / "copies"
     copied.mkdir()
     trained_on = load_run(run, "r", "best", "cpu", 4).loaded.config
-    held_out = {path.name for path in evaluate_module.Photos.from_config(trained_on).val}
+    held_out = {path.name for path in Photos.from_config(trained_on).val}
     for path in photos.iterdir():
         shutil.copy(path, copied / f"copy-of-{path.name}")
     found = evaluate(config(run, data=copied, out=tmp_path / "out", **options))
@@ -562,7 +565,7 @@ def test_metrics_are_of_the_pasted_picture(
         sorted(others.iterdir()), others, size=SIZE, resize=64, crop_scale=(0.4, 1.0)
     )
     index = torch.arange(5)
-    sampler = evaluate_module.build_mask_sampler("block", SIZE, 20160427)
+    sampler = build_mask_sampler("block", SIZE, 20160427)
     mask, area = sampler(torch.zeros_like(index), index)
     original = crops.images.double().numpy() / 255
     for i in range(5):

@@ -11,15 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import context_encoder.features as module
+import context_encoder.encoder.extract as module
 from context_encoder.data import list_images
-from context_encoder.features import (
-    average_to_grid,
-    encode_batch,
-    extract_features,
-    load_backbone,
-    main,
-)
+from context_encoder.encoder.backbone import load_backbone
+from context_encoder.encoder.extract import average_to_grid, encode_batch, extract_features
+from context_encoder.features import main
 from tests.helpers.small_runs import save_untrained
 
 LAYERS = ["conv1", "conv3", "channelwise_fc"]

@@ -25,11 +25,12 @@ import context_encoder
 from context_encoder import Inpainter
 from context_encoder.config import TrainConfig
 from context_encoder.data.images import UnreadableImage
+from context_encoder.data.mask_images import InpaintError, mask_from_boxes, read_mask
 from context_encoder.inpaint import main
-from context_encoder.pictures import InpaintError, mask_from_boxes, read_mask, read_picture
+from context_encoder.inpainting.blending import remove_seam
+from context_encoder.inpainting.image_io import read_picture
+from context_encoder.inpainting.windows import WindowGeometry, plan_windows, reflect_indices
 from context_encoder.runs import LoadedModel, RunError
-from context_encoder.seam import remove_seam
-from context_encoder.windows import Geometry, plan_windows, reflect_indices
 from tests.helpers.small_runs import save_untrained
 
 GREY = (0.0, 0.0, 0.0)
@@ -132,9 +133,9 @@ def check_plan(mask, geometry):
 
 
 GEOMETRIES = (
-    Geometry(16, (0, 0, 16, 16)),
-    Geometry(16, (4, 4, 8, 8)),
-    Geometry(15, (2, 5, 7, 4)),
+    WindowGeometry(16, (0, 0, 16, 16)),
+    WindowGeometry(16, (4, 4, 8, 8)),
+    WindowGeometry(15, (2, 5, 7, 4)),
 )
 
 
@@ -174,7 +175,7 @@ def test_extreme_masks_are_filled_once(mask, geometry):
 
 def test_a_small_hole_gets_a_native_window_around_it():
     mask = box_mask(100, 120, (40, 50, 48, 60))
-    (hole,) = plan_windows(mask, Geometry(32, (0, 0, 32, 32)))
+    (hole,) = plan_windows(mask, WindowGeometry(32, (0, 0, 32, 32)))
     (window,) = hole.windows
     assert (window.side, window.top, window.left) == (32, 28, 39)
     assert window.missing == pytest.approx(80 / 32**2)
@@ -182,37 +183,37 @@ def test_a_small_hole_gets_a_native_window_around_it():
 
 def test_a_window_at_the_corner_is_shifted_inside():
     mask = box_mask(100, 120, (0, 117, 2, 120))
-    (hole,) = plan_windows(mask, Geometry(32, (0, 0, 32, 32)))
+    (hole,) = plan_windows(mask, WindowGeometry(32, (0, 0, 32, 32)))
     assert (hole.windows[0].top, hole.windows[0].left, hole.windows[0].side) == (0, 88, 32)
 
 
 def test_a_large_hole_is_one_sixth_of_its_window_at_most():
     mask = box_mask(300, 300, (100, 90, 160, 150))
-    (window,) = check_plan(mask, Geometry(32, (0, 0, 32, 32)))
+    (window,) = check_plan(mask, WindowGeometry(32, (0, 0, 32, 32)))
     assert window.missing <= 1 / 6
     assert window.side == np.ceil(60 * 6**0.5)
 
 
 def test_a_scratch_is_tiled_at_native_resolution():
     mask = box_mask(200, 400, (100, 10, 103, 390))
-    windows = check_plan(mask, Geometry(32, (0, 0, 32, 32)))
+    windows = check_plan(mask, WindowGeometry(32, (0, 0, 32, 32)))
     assert {window.side for window in windows} == {32}
     assert all(window.box[3] - window.box[1] <= 16 for window in windows)
 
 
 def test_small_holes_that_are_near_share_a_window():
     near = box_mask(100, 100, (40, 40, 42, 42), (50, 44, 51, 48))
-    (hole,) = plan_windows(near, Geometry(32, (0, 0, 32, 32)))
+    (hole,) = plan_windows(near, WindowGeometry(32, (0, 0, 32, 32)))
     assert hole.parts == 2
     assert hole.box == (40, 40, 51, 48)
     far = box_mask(100, 100, (10, 10, 12, 12), (60, 10, 62, 12))
-    assert len(plan_windows(far, Geometry(32, (0, 0, 32, 32)))) == 2
+    assert len(plan_windows(far, WindowGeometry(32, (0, 0, 32, 32)))) == 2
 
 
 def test_other_holes_count_as_missing():
     alone = box_mask(300, 300, (100, 100, 108, 108))
     crowded = alone | box_mask(300, 300, (100, 112, 160, 172))
-    geometry = Geometry(32, (0, 0, 32, 32))
+    geometry = WindowGeometry(32, (0, 0, 32, 32))
     (only,) = check_plan(alone, geometry)
     small = check_plan(crowded, geometry)[0]
     assert small.box == only.box
@@ -224,7 +225,7 @@ def test_other_holes_count_as_missing():
 def test_missing_counts_the_reflected_picture():
     # The window is twice as large as the picture, whose hole touches its edge.
     mask = box_mask(20, 20, (0, 0, 4, 20))
-    (window,) = check_plan(mask, Geometry(32, (0, 0, 32, 32)))
+    (window,) = check_plan(mask, WindowGeometry(32, (0, 0, 32, 32)))
     padded = np.pad(mask, 20, mode="symmetric")
     seen = padded[20 + window.top :, 20 + window.left :][: window.side, : window.side]
     assert window.side == 32
@@ -233,7 +234,7 @@ def test_missing_counts_the_reflected_picture():
 
 
 def test_a_centre_network_gets_the_hole_in_its_region_even_in_the_corner():
-    geometry = Geometry(32, (10, 10, 12, 12))
+    geometry = WindowGeometry(32, (10, 10, 12, 12))
     mask = box_mask(100, 100, (0, 0, 4, 4))
     (window,) = check_plan(mask, geometry)
     assert window.missing == pytest.approx((8 * 8 - 4 * 4) / 32**2)  # mirrored, not in the region
@@ -251,7 +252,7 @@ def test_reflect_indices_is_numpys_symmetric_padding(start, count, length):
 
 
 def test_an_empty_mask_needs_no_window():
-    assert plan_windows(np.zeros((5, 5), bool), Geometry(16, (0, 0, 16, 16))) == []
+    assert plan_windows(np.zeros((5, 5), bool), WindowGeometry(16, (0, 0, 16, 16))) == []
 
 
 # --- filling ----------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ def test_the_network_sees_the_fill_colour_in_all_holes_of_its_window():
     image = noise(60, 60, 3)
     mask = box_mask(60, 60, (10, 10, 14, 14), (30, 30, 33, 33), (32, 5, 35, 8))
     Inpainter(model, fill_color=fill)(image, mask)
-    windows = plan_windows(mask, Geometry(32, (0, 0, 32, 32)))
+    windows = plan_windows(mask, WindowGeometry(32, (0, 0, 32, 32)))
     seen = torch.cat(model.seen)
     assert len(seen) == sum(len(hole.windows) for hole in windows)
     expected = np.where(mask[..., None], fill, image / 127.5 - 1)
@@ -333,7 +334,7 @@ def test_a_scaled_window_hides_the_hole_entirely():
     hidden = (seen[0] == 1).all(1)
     assert torch.allclose(seen[0][~hidden.unsqueeze(1).expand_as(seen[0])], flat, atol=1e-6)
     # Missing is what covers any masked pixel: of 32 parts of the side, those that overlap the hole.
-    ((window,),) = (hole.windows for hole in plan_windows(mask, Geometry(32, (0, 0, 32, 32))))
+    ((window,),) = (hole.windows for hole in plan_windows(mask, WindowGeometry(32, (0, 0, 32, 32))))
     edges = np.arange(33) * window.side / 32
     rows, columns = (
         (edges[:-1] < stop) & (edges[1:] > start)
@@ -904,7 +905,7 @@ def test_three_lines_of_python(run, photo, tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     inpainter = Inpainter.from_run(str(run))
     result = inpainter(photo, tmp_path / "mask.png")
-    assert inpainter.geometry == Geometry(32, (0, 0, 32, 32))
+    assert inpainter.geometry == WindowGeometry(32, (0, 0, 32, 32))
     assert np.allclose(inpainter._fill_color, TrainConfig().fill_color())
     filled = np.asarray(result.image)
     assert np.array_equal(filled[~mask], noise(60, 80, 3)[~mask])
@@ -918,10 +919,12 @@ def test_a_network_trained_on_central_holes_fills_those(monkeypatch):
         return lambda *_, **__: LoadedModel(model, config, 1, Path("run"))
 
     whole = TrainConfig(size=64, mask="central")
-    monkeypatch.setattr("context_encoder.inpaint.load_model", loaded(whole, None))
+    monkeypatch.setattr("context_encoder.inpainting.inpainter.load_model", loaded(whole, None))
     assert Inpainter.from_run("run").geometry.region == (16, 16, 32, 32)
     centre = TrainConfig(model="center", size=128, mask="central", overlap=4)
-    monkeypatch.setattr("context_encoder.inpaint.load_model", loaded(centre, (32, 32, 64, 64)))
+    monkeypatch.setattr(
+        "context_encoder.inpainting.inpainter.load_model", loaded(centre, (32, 32, 64, 64))
+    )
     assert Inpainter.from_run("run").geometry.region == (36, 36, 56, 56)
 
 

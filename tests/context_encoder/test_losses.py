@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation
 
-from context_encoder.losses import (
+from context_encoder.pretexts.losses import (
     discriminator_loss,
     generator_loss,
     overlap_weights,

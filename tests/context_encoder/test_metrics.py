@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional import mean_absolute_error, mean_squared_error
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 
-from context_encoder.metrics import context_mean, hole_metrics, to_unit
+from context_encoder.utils.metrics import context_mean, hole_metrics, to_unit
 
 
 def pictures(seed: int = 0, batch: int = 3, size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,16 +12,11 @@ from skimage.feature import hog
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import Crops, load_crops
-from context_encoder.evaluation.crops import same_contents
+from context_encoder.data.crops import same_contents
+from context_encoder.evaluation.descriptors import EncoderFeatures, Hog, RawPixels
+from context_encoder.evaluation.nearest_neighbours import Neighbours, same_photographs
 from context_encoder.models import build_model
-from context_encoder.neighbours import (
-    EncoderFeatures,
-    Hog,
-    Neighbours,
-    RawPixels,
-    main,
-    same_photographs,
-)
+from context_encoder.neighbours import main
 from context_encoder.runs import LoadedModel
 from context_encoder.train import main as train
 from tests.helpers.small_runs import TINY, save_photos

@@ -12,20 +12,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from context_encoder.config import TrainConfig
-from context_encoder.inpaint import Inpainter
-from context_encoder.prepare import Photos, resolve
-from context_encoder.pretexts import PRETEXTS, PatchNetwork
+from context_encoder.inpainting.inpainter import Inpainter
+from context_encoder.models import PatchNetwork
+from context_encoder.models.patch import DIRECTIONS
+from context_encoder.pretexts import PRETEXTS
 from context_encoder.pretexts.reconstruction import corrupted_cells
-from context_encoder.pretexts.relative_patch import (
-    DIRECTIONS,
-    PatchGrid,
-    cut,
-    draw_places,
-    treat_colors,
-)
-from context_encoder.runs import RunError, load_model, model_from_config
+from context_encoder.pretexts.relative_patch import PatchGrid, cut, draw_places, treat_colors
+from context_encoder.runs import Photos, RunError, load_model, model_from_config
 from context_encoder.train import main
-from context_encoder.trainer import Trainer
+from context_encoder.training.resolve import resolve
+from context_encoder.training.trainer import Trainer
 from tests.helpers import small_runs
 
 RIVALS = ("autoencoder", "denoising", "relative-patch")

@@ -16,10 +16,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from context_encoder.config import TrainConfig
 from context_encoder.models import build_model
-from context_encoder.prepare import Photos, Processes, choose_device
-from context_encoder.runs import RunError, RunFolder, find_checkpoint, load_model, read_config
+from context_encoder.runs import (
+    Photos,
+    RunError,
+    RunFolder,
+    find_checkpoint,
+    load_model,
+    read_config,
+)
 from context_encoder.train import main
-from context_encoder.trainer import NonFiniteError, Trainer
+from context_encoder.training.trainer import NonFiniteError, Trainer
+from context_encoder.utils.device import Processes, choose_device
 from tests.helpers.small_runs import TINY, make_trainer, save_photos
 
 
@@ -163,9 +170,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from context_encoder.config import TrainConfig
-from context_encoder.prepare import Photos, Processes, resolve
+from context_encoder.runs import Photos
+from context_encoder.training import resolve
+from context_encoder.utils.device import Processes
 from context_encoder.pretexts import Samples
-from context_encoder.trainer import Trainer
+from context_encoder.training import Trainer
 
 processes = Processes.from_environment()
 if processes.world_size > 1:
@@ -195,8 +204,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from context_encoder.config import TrainConfig
-from context_encoder.prepare import Photos, Processes, resolve
-from context_encoder.trainer import NonFiniteError, Trainer
+from context_encoder.runs import Photos
+from context_encoder.training import resolve
+from context_encoder.utils.device import Processes
+from context_encoder.training import NonFiniteError, Trainer
 
 processes = Processes.from_environment()
 dist.init_process_group("gloo")

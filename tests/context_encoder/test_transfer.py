@@ -17,6 +17,8 @@ from context_encoder.models import build_model
 from context_encoder.transfer import boxes as box_ops
 from context_encoder.transfer.classify import Classify, ClassifyConfig
 from context_encoder.transfer.detect import Detect, DetectConfig, FastRCNN, _Sample, sample_rois
+from context_encoder.transfer.labelled_folder import stratified
+from context_encoder.transfer.logistic import fit_logistic
 from context_encoder.transfer.metrics import (
     average_precision,
     classification_ap,
@@ -25,16 +27,9 @@ from context_encoder.transfer.metrics import (
     iou_per_class,
     precision_recall,
 )
-from context_encoder.transfer.probe import fit_logistic, stratified
 from context_encoder.transfer.proposals import dense_grid, find_proposals, read_proposals
-from context_encoder.transfer.segment import (
-    FCN,
-    Geometry,
-    Segment,
-    SegmentConfig,
-    Upsampling,
-    bilinear_kernel,
-)
+from context_encoder.transfer.receptive_field import ReceptiveField, Upsampling, bilinear_kernel
+from context_encoder.transfer.segment import FCN, Segment, SegmentConfig
 from context_encoder.transfer.voc import read_labels, read_split
 from tests.helpers.vocdevkit import CLASSES, make_devkit
 
@@ -240,7 +235,7 @@ def test_every_place_of_a_picture_has_a_box_of_the_grid_near() -> None:
 
 
 def test_alexnet_has_the_published_stride_and_crop() -> None:
-    geometry = Geometry.of(build_model("alexnet").encoder)
+    geometry = ReceptiveField.of(build_model("alexnet").encoder)
     assert geometry.stride == 32
     assert (227 - geometry.extent) // 32 + 1 == 6
     # FCN-AlexNet pads by 100, upsamples by a kernel of 63 and crops at 18.
@@ -261,7 +256,7 @@ def test_fcn_scores_lie_where_the_picture_is() -> None:
     """A cell's own centre, as autograd sees it, is where its upsampled score peaks."""
     network = build_model("small")
     fcn = FCN(network, 1, 4, 3, 0.0).eval()
-    geometry = Geometry.of(fcn.encoder).then(3)
+    geometry = ReceptiveField.of(fcn.encoder).then(3)
     for stage in fcn.encoder:  # an average in place of each convolution: centred, no dead units
         stage.conv.weight.data.fill_(1.0)
     x = torch.rand(1, 3, 64, 64, requires_grad=True)
@@ -293,7 +288,7 @@ def test_detection_pads_so_that_cells_lie_on_multiples_of_the_stride() -> None:
         network = build_model(name)
         model = FastRCNN(network, 3, 8, 2, 0.0)
         assert model.stride == stride
-        assert abs(Geometry.of(model.encoder).offset - model.padding) <= 0.5
+        assert abs(ReceptiveField.of(model.encoder).offset - model.padding) <= 0.5
     assert [name for name, _ in FastRCNN(network, 3, 8, 2, 0.0).encoder.named_children()] == [
         "conv1",
         "conv2",

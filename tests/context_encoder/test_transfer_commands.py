@@ -22,9 +22,9 @@ from context_encoder.train import main as pretrain
 from context_encoder.transfer.__main__ import main
 from context_encoder.transfer.classify import ClassifyConfig
 from context_encoder.transfer.detect import Detect, DetectConfig
-from context_encoder.transfer.engine import Training
 from context_encoder.transfer.proposals import find_proposals
 from context_encoder.transfer.segment import SegmentConfig
+from context_encoder.transfer.training import Training
 from context_encoder.transfer.voc import read_split
 from tests.helpers.vocdevkit import CLASSES, make_devkit, texture
 

@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 from scipy.signal import correlate
 from torch import nn
 
-from context_encoder.features import load_backbone
-from context_encoder.models import build_model
-from context_encoder.weights import (
+from context_encoder.encoder.backbone import load_backbone
+from context_encoder.encoder.weights import (
     WeightsError,
     export_encoder,
     import_encoder,
     load_encoder,
-    main,
     read_weights,
     take_own_pictures,
 )
+from context_encoder.models import build_model
+from context_encoder.weights import main
 from tests.helpers.small_runs import save_untrained
 
 

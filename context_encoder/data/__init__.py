@@ -1,0 +1,47 @@
+"""Photographs for training: reading, cropping, splitting, and the stream of batches."""
+
+from context_encoder.data.crops import Crops, contents, load_crops, same_contents
+from context_encoder.data.folder import (
+    DEFAULT_CACHE_BYTES,
+    PhotoFolder,
+    Sample,
+    embedded_photos,
+    split_photos,
+)
+from context_encoder.data.images import (
+    SUFFIXES,
+    Scan,
+    UnreadableImage,
+    list_images,
+    read_image,
+    read_square,
+    scan_images,
+    to_input,
+)
+from context_encoder.data.loader import Batch, collate, make_loader, start_worker
+from context_encoder.data.sampler import SampleStream
+
+__all__ = [
+    "DEFAULT_CACHE_BYTES",
+    "SUFFIXES",
+    "Batch",
+    "Crops",
+    "PhotoFolder",
+    "Sample",
+    "SampleStream",
+    "Scan",
+    "UnreadableImage",
+    "collate",
+    "contents",
+    "embedded_photos",
+    "list_images",
+    "load_crops",
+    "make_loader",
+    "read_image",
+    "read_square",
+    "same_contents",
+    "scan_images",
+    "split_photos",
+    "start_worker",
+    "to_input",
+]
