@@ -131,7 +131,7 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, photos: Path) -> None
 def torchrun(script: list[str]) -> None:
     """Run a module or file in two processes, on a free port, one thread each."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, *launch, *script], check=True, env=env)
 
 
