@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from context_encoder.transfer.heads import fc6_fc7, fully_connected, map_shape
 from context_encoder.transfer.metrics import classification_ap
 from context_encoder.transfer.results import summary
 from context_encoder.transfer.task import Task
-from context_encoder.transfer.training import parse, run_task
+from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import Item
 
 Tuned = Literal["all", "fc6-8", "fc8", "linear"]
@@ -146,9 +145,8 @@ class Classify(Task):
         return summary(per_class, len(scores), unreadable)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse(ClassifyConfig, "voc-classify", arguments)
+def run(config: ClassifyConfig) -> int:
+    """Train, judge, and write the results; see :func:`run_task`."""
     low, high = config.scale
     if not 0 < low <= high:
         raise ValueError(f"--scale must be 0 < from <= to, got {low} {high}")

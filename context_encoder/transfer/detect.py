@@ -28,7 +28,7 @@ from context_encoder.transfer.proposals import find_proposals
 from context_encoder.transfer.receptive_field import ReceptiveField
 from context_encoder.transfer.results import summary
 from context_encoder.transfer.task import Task
-from context_encoder.transfer.training import parse, run_task
+from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import Item
 
 FloatArray = NDArray[np.float64]
@@ -282,9 +282,8 @@ class Detect(Task):
         return summary(per_class, len(self._test) - unreadable, unreadable)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse(DetectConfig, "voc-detect", arguments)
+def run(config: DetectConfig) -> int:
+    """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_annotated(config)
     cache = config.voc / f"proposals-{config.year}.npz"
     proposals = find_proposals([*train, *test], config.proposals, cache, config.max_proposals)

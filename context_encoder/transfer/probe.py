@@ -34,7 +34,6 @@ from context_encoder.models import Backbone
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.labelled_folder import find_folders, stratified
 from context_encoder.transfer.logistic import Standardizer, accuracy, fit_logistic
-from context_encoder.utils.cli import parse_config
 from context_encoder.utils.device import Processes, choose_device
 
 log = logging.getLogger("context_encoder")
@@ -196,7 +195,7 @@ def probe_layer(
     return LayerResult(accuracy(scale(test), test_labels, theta), best, chosen, int(train.shape[1]))
 
 
-def run(config: ProbeConfig) -> dict[str, Any]:
+def probe(config: ProbeConfig) -> dict[str, Any]:
     """Probe every layer with every seed.
 
     Returns:
@@ -335,12 +334,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse_config(ProbeConfig, "python -m context_encoder.transfer probe", arguments)
+def run(config: ProbeConfig) -> int:
+    """Probe, print the table, and write it and ``probe.json``. Returns the exit status."""
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out {config.out} is a file; name a folder")
-    result = run(config)
+    result = probe(config)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "probe.json").write_text(json.dumps(result, indent=2) + "\n")
     table = markdown(result)

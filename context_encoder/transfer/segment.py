@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from context_encoder.transfer.metrics import confusion, iou_per_class
 from context_encoder.transfer.receptive_field import ReceptiveField, Upsampling, bilinear_kernel
 from context_encoder.transfer.results import summary
 from context_encoder.transfer.task import Task
-from context_encoder.transfer.training import parse, run_task
+from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import VOID, Item, read_labels
 
 # Long et al. sum the loss over the picture, with a rate of 1e-10 and a decay of 5e-4. Averaged
@@ -160,9 +159,8 @@ def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> 
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse(SegmentConfig, "voc-segment", arguments)
+def run(config: SegmentConfig) -> int:
+    """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_splits(config, "Segmentation")
     for split, items in ((config.train_split, train), (config.test_split, test)):
         seen: set[int] = set()

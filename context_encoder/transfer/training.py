@@ -5,19 +5,16 @@ What a step sees depends on (seed, step) alone, so a resumed run goes on exactly
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
@@ -41,12 +38,10 @@ from context_encoder.training.trainer import NonFiniteError
 from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.results import markdown
 from context_encoder.transfer.task import Task
-from context_encoder.utils.cli import parse_config
 from context_encoder.utils.device import Processes, choose_device
 
 log = logging.getLogger("context_encoder")
 
-_FREE_ON_RESUME = ("voc", "steps", "workers", "device", "log_every", "save_every", "resume")
 
 C = TypeVar("C", bound=TransferConfig)
 
@@ -216,40 +211,6 @@ class Training:
                 self.unreadable[name] = reason
                 log.warning("skipped %s: %s", name, reason)
                 run.log_unreadable(Path(name), reason)
-
-
-def parse(kind: type[C], command: str, arguments: Sequence[str] | None) -> C:
-    """The configuration that the command line asks for; --resume makes the run's the default.
-
-    Raises:
-        RunError: what --resume names cannot be used.
-        ValueError: an option would change the run that is resumed.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--resume", nargs="?")
-    known, _ = first.parse_known_args(arguments)
-    defaults = kind()
-    if known.resume is not None:
-        file = find_checkpoint(Path(known.resume), "last") / "config.json"
-        try:
-            defaults = kind.model_validate_json(file.read_text())
-        except (OSError, ValidationError) as error:
-            raise RunError(f"{file} is not a configuration of {command}: {error}") from error
-    config = parse_config(
-        kind, f"python -m context_encoder.transfer {command}", arguments, defaults
-    )
-    if config.resume is not None:
-        changed = [
-            "--" + name.replace("_", "-")
-            for name in kind.model_fields
-            if name not in _FREE_ON_RESUME and getattr(config, name) != getattr(defaults, name)
-        ]
-        if changed:
-            raise ValueError(
-                f"--resume continues {config.resume} as it began, but {', '.join(changed)} would "
-                "change it; leave that out, or start a new run"
-            )
-    return config
 
 
 def run_task(config: C, command: str, make: Any, digest: str) -> int:
