@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
         raise ValueError("--preset, --config and --resume each set all defaults; give one of them")
     if known.resume is not None:
         defaults = read_config(find_checkpoint(Path(known.resume), "last"))
-        # The folder may have been moved or copied, or be named from elsewhere: see _run.
+        # The folder may have been moved or copied, or be named from elsewhere: see run_training.
         defaults = defaults.model_copy(update={"out": None})
     elif known.config is not None:
         defaults = read_config(Path(known.config)).model_copy(update={"out": None})

@@ -31,7 +31,20 @@ from context_encoder.utils.device import Processes, choose_device, process_group
 log = logging.getLogger("context_encoder")
 
 
-def run_training(config: TrainConfig, resume: Path | None) -> int:
+def run_training(config: TrainConfig, resume: Path | None = None) -> int:
+    """Train in the processes that torchrun started, or in this one, and write the run folder.
+
+    Args:
+        config: need not be resolved.
+        resume: run or checkpoint folder to go on from; None for a new run.
+
+    Returns:
+        Exit status: 0 done, or stopped by a signal and saved; 1 the loss is not finite.
+
+    Raises:
+        RunError, ValueError, FileNotFoundError, NotADirectoryError: something cannot be used;
+            the message says what to do.
+    """
     processes = Processes.from_environment()
     if config.batch_size % processes.world_size:
         raise ValueError(
