@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from context_encoder.inpaint import Inpainted, Inpainter
+    from context_encoder.inpainting.inpainter import Inpainted, Inpainter
 
 __all__ = ["Inpainted", "Inpainter"]
 
-_WHERE = {"Inpainted": "context_encoder.inpaint", "Inpainter": "context_encoder.inpaint"}
+_WHERE = dict.fromkeys(__all__, "context_encoder.inpainting")
 
 
 def __getattr__(name: str) -> Any:

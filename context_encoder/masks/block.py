@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from cekernels import random_below, rasterize_boxes
-
-from .arithmetic import integer_sqrt
-from .base import MaskSampler
+from context_encoder.masks.arithmetic import integer_sqrt
+from context_encoder.masks.base import MaskSampler
 
 MAX_BLOCKS = 8
 _WORDS = 2 + 3 * MAX_BLOCKS

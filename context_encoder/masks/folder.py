@@ -14,9 +14,8 @@ from torch import Tensor
 
 from cekernels import random_below
 from context_encoder.data.images import UnreadableImage, list_images
-from context_encoder.pictures import whiteness
-
-from .base import MaskSampler
+from context_encoder.data.mask_images import whiteness
+from context_encoder.masks.base import MaskSampler
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from cekernels import random_below, rasterize_polygons
-
-from .arithmetic import SINE_BITS, TURN_BITS, integer_sqrt, sine_table
-from .base import MaskSampler
+from context_encoder.masks.arithmetic import SINE_BITS, TURN_BITS, integer_sqrt, sine_table
+from context_encoder.masks.base import MaskSampler
 
 #: Vertices of an outline.
 VERTICES = 96

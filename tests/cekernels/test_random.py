@@ -1,4 +1,4 @@
-"""cekernels.random against the published vectors and against Python's own integers."""
+"""philox4x32 and random_below against the published vectors and against Python's own integers."""
 
 from __future__ import annotations
 
