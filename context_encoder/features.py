@@ -11,14 +11,16 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from context_encoder.config import ModelName, TrainConfig
+from context_encoder.config import TrainConfig
 from context_encoder.data import (
     list_images,
 )
 from context_encoder.encoder import FeatureError, layer_names, load_backbone
 from context_encoder.encoder.store import extract_folder
-from context_encoder.models import Backbone
+from context_encoder.masks import MASKS, masks_without_files
+from context_encoder.models import MODELS, Backbone, default_features_model
 from context_encoder.runs import find_checkpoint, read_config
+from context_encoder.utils.cli import name_argument
 from context_encoder.utils.device import Processes, choose_device
 
 
@@ -42,8 +44,11 @@ class Arguments:
     ] = None
     random: Annotated[bool, arg(help="Instead: random weights of --seed.")] = False
     model: Annotated[
-        ModelName | None,
-        arg(help="Network for --weights and --random; a run knows its own. Default: alexnet."),
+        Annotated[str, name_argument(MODELS)] | None,
+        arg(
+            help="Network for --weights and --random; a run knows its own. Default: "
+            f"{default_features_model()}."
+        ),
     ] = None
     image_size: Annotated[
         int | None,
@@ -59,7 +64,7 @@ class Arguments:
     ] = None
     dtype: Annotated[Literal["float32", "float16"], arg(help="Of the numbers written.")] = "float32"
     mask: Annotated[
-        Literal["central", "block", "region", "blob"] | None,
+        Annotated[str, name_argument(MASKS.only(masks_without_files))] | None,
         arg(help="Hide this part of every picture, to describe what surrounds it."),
     ] = None
     seed: Annotated[int, arg(help="Of random weights and masks.")] = 0
@@ -147,7 +152,7 @@ def _network(args: Arguments) -> Backbone:
     return load_backbone(
         args.checkpoint,
         weights=args.weights,
-        model=args.model or "alexnet",
+        model=args.model or default_features_model(),
         image_size=args.image_size,
         seed=args.seed,
     )

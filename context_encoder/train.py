@@ -17,7 +17,6 @@ import tyro
 from pydantic import ValidationError
 
 from context_encoder.config import (
-    PRESETS,
     TrainConfig,
     default_preset,
     idle_options,
@@ -33,17 +32,9 @@ from context_encoder.training.run import run_training
 from context_encoder.utils.cli import arguments_of
 from context_encoder.utils.options import explain, option
 
-# What may differ from the run that is resumed: nothing that changes the network, or the stream
-# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
-_FREE_ON_RESUME = (
-    "data val_data mask_folder voc_root steps epochs workers device amp compile channels_last out "
-    "log_every val_every sample_rows lr lr_discriminator_ratio lr_schedule warmup_steps "
-    "weight_decay beta1 lambda_rec lambda_adv"
-).split()
-
 _SUMMARY = """Train a context encoder to fill holes in photographs, or a rival pretext.
 
-    Without arguments: the preset "laptop", a small network on the photographs that ship, in about
+    Without arguments: a small network on the photographs that ship, in about
     two minutes on a CPU. --model and --pretext pick the recipe made for them and --preset a named
     one; every other option changes one value of it.
     """
@@ -76,8 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
     elif known.config is not None:
         defaults = read_config(Path(known.config)).model_copy(update={"out": None})
     else:
-        name = known.preset or default_preset(known.model, known.pretext)
-        defaults = preset(name) if name in PRESETS else TrainConfig()
+        defaults = preset(known.preset or default_preset(known.model, known.pretext))
 
     parsed: Any = tyro.cli(
         arguments_of(TrainConfig, defaults, summary=_SUMMARY, extra=_EXTRA),
@@ -86,16 +76,11 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
     )
     config = _with_options(defaults, parsed, sys.argv[1:] if arguments is None else arguments)
     if parsed.resume is not None:
-        changed = [
-            option(name)
-            for name in TrainConfig.model_fields
-            if name not in _FREE_ON_RESUME and getattr(config, name) != getattr(defaults, name)
-        ]
-        if changed or (config.lambda_adv > 0) != (defaults.lambda_adv > 0):
+        changed = [option(name) for name in config.changed_on_resume(defaults)]
+        if changed:
             raise ValueError(
-                f"--resume continues {parsed.resume} as it began, but "
-                f"{', '.join(changed) or '--lambda-adv'} would change it; leave that out, or start "
-                "a new run"
+                f"--resume continues {parsed.resume} as it began, but {', '.join(changed)} would "
+                "change it; leave that out, or start a new run"
             )
     return config, parsed.resume
 
@@ -108,7 +93,7 @@ def _with_options(defaults: TrainConfig, parsed: Any, arguments: Sequence[str]) 
     names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments}
     given = {
         name: getattr(parsed, name)
-        for name in TrainConfig.model_fields
+        for name in TrainConfig.all_fields()
         if name in names or f"no_{name}" in names
     }
     values = defaults.model_dump() | given

@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tyro.conf import arg
 
-from context_encoder.config import ModelName
 from context_encoder.encoder.weights import (
     Input,
     Names,
@@ -23,7 +22,9 @@ from context_encoder.encoder.weights import (
     load_encoder,
     weights_metadata,
 )
+from context_encoder.models import MODELS, default_features_model
 from context_encoder.runs import RunError, Which, load_model
+from context_encoder.utils.cli import name_argument
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class Import:
         Annotated[Path, arg(metavar="FILE", help=".safetensors, or a state dict as .pth or .pt.")]
     ]
     out: Annotated[Path, arg(metavar="FILE", help="File to write: .safetensors.")]
-    model: Annotated[ModelName, arg(help="Network whose encoder they are for.")] = "alexnet"
+    model: Annotated[
+        Annotated[str, name_argument(MODELS)], arg(help="Network whose encoder they are for.")
+    ] = default_features_model()
     image_size: Annotated[
         int | None, arg(metavar="PIXELS", help="Side of its input. Default: the file's, or its own")
     ] = None
     norm: Annotated[
-        Norm | None, arg(help="Normalisation of alexnet models. Default: the file's, or lrn.")
+        Norm | None,
+        arg(help="Normalisation, where --model has a choice. Default: the file's, or lrn."),
     ] = None
     input: Annotated[
         Input | None,

@@ -1,32 +1,33 @@
-"""The configuration of a training run, its presets, and what is built from it."""
+"""The configuration of a training run, its presets, and the network built from it."""
 
-from context_encoder.config.build import build_context_encoder, masks_from_config
-from context_encoder.config.presets import MODEL_PRESETS, PRESETS, default_preset
+from context_encoder.config.build import build_context_encoder
+from context_encoder.config.open_config import OpenConfig, in_words, refusal
+from context_encoder.config.presets import PRESETS, PresetName, default_preset
+from context_encoder.config.pretexts import PRETEXTS, PretextName, PretextSpec
 from context_encoder.config.train_config import (
     FILL_COLORS,
-    MaskName,
-    ModelName,
-    PresetName,
-    PretextName,
     TrainConfig,
     idle_options,
     preset,
-    refusal,
 )
+from context_encoder.masks.registry import MaskName
+from context_encoder.models.registry import ModelName
 
 __all__ = [
     "FILL_COLORS",
-    "MODEL_PRESETS",
     "PRESETS",
+    "PRETEXTS",
     "MaskName",
     "ModelName",
+    "OpenConfig",
     "PresetName",
     "PretextName",
+    "PretextSpec",
     "TrainConfig",
     "build_context_encoder",
     "default_preset",
     "idle_options",
-    "masks_from_config",
+    "in_words",
     "preset",
     "refusal",
 ]

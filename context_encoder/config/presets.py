@@ -1,74 +1,76 @@
-"""The published recipes by name: what each changes of the defaults of TrainConfig."""
+"""The recipes by name. Each comes with the model, mask or pretext whose file defines it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated
 
-ALEXNETS = ("alexnet", "alexnet-poolfree")
-
-# The published recipes (see docs/recipes.md for where each number comes from). A preset lists
-# what differs from TrainConfig's defaults.
-_RELEASED: dict[str, Any] = {
-    "overlap": 4,
-    "overlap_weight": 10.0,
-    "lambda_rec": 0.999,
-    "lambda_adv": 0.001,
-    "batch_size": 64,
-    "lr": 2e-3,
-    "lr_schedule": "constant",
-    "beta1": 0.5,
-    "resize": 350,
-    "crop_scale": (128 / 350, 128 / 350),
-    "steps": 100_000,
-    "val_fraction": 0.05,
-    "val_every": 2000,
-    "log_every": 50,
-}
-_FEATURES: dict[str, Any] = {
-    "model": "alexnet",
-    "batch_size": 64,
-    "lr": 1e-4,
-    "lr_schedule": "constant",
-    "resize": 256,
-    "crop_scale": (227 / 256, 227 / 256),
-    "steps": 100_000,
-    "val_fraction": 0.05,
-    "val_every": 2000,
-    "log_every": 50,
-}
-_FEATURES_BY_HOLES: dict[str, Any] = {**_FEATURES, "dropout": 0.5, "overlap": 0}
-PRESETS: dict[str, dict[str, Any]] = {
-    "laptop": {},
-    "features-region": {**_FEATURES_BY_HOLES, "mask": "region"},
-    "features-block": {**_FEATURES_BY_HOLES, "mask": "block"},
-    "features-central": {**_FEATURES_BY_HOLES, "mask": "central", "lr": 1e-3},
-    "features-autoencoder": {**_FEATURES, "pretext": "autoencoder", "dropout": 0.5},
-    "features-denoising": {**_FEATURES, "pretext": "denoising", "dropout": 0.5},
-    # Crops show the same part of a photograph as above, in the 261 pixels that two patches take.
-    "features-relative-patch": {**_FEATURES, "pretext": "relative-patch", "resize": 294},
-    "inpaint-center": {**_RELEASED, "model": "center", "mask": "central"},
-    "inpaint-region": {**_RELEASED, "model": "random", "mask": "region"},
-    "inpaint-blob": {**_RELEASED, "model": "random", "mask": "blob"},
-}
-
-# The recipe that --model alone stands for.
-MODEL_PRESETS: dict[str, str] = {
-    "small": "laptop",
-    "alexnet": "features-region",
-    "alexnet-poolfree": "features-region",
-    "center": "inpaint-center",
-    "random": "inpaint-region",
-}
-# The same for AlexNet and another pretext.
-_ALEXNET_PRESETS: dict[str, str] = {
-    "autoencoder": "features-autoencoder",
-    "denoising": "features-denoising",
-    "relative-patch": "features-relative-patch",
-}
+from context_encoder.config.pretexts import PRETEXTS
+from context_encoder.masks import MASKS
+from context_encoder.models import MODELS, Preset
+from context_encoder.utils.registry import NameIn, RegistryError
 
 
-def default_preset(model: str | None, pretext: str | None) -> str:
-    """The recipe for a network and a pretext, either of them None (or unknown) if not chosen."""
-    if model in ALEXNETS and pretext in _ALEXNET_PRESETS:
-        return _ALEXNET_PRESETS[pretext]
-    return MODEL_PRESETS.get(model or "small", "laptop")
+class Presets(Mapping[str, Preset]):
+    """The presets of all models, masks and pretexts.
+
+    Lookups raise RegistryError where two different ones have the same name.
+    """
+
+    def _all(self) -> dict[str, Preset]:
+        found: dict[str, tuple[Preset, str]] = {}
+        for registry in (MODELS, MASKS, PRETEXTS):
+            for owner, spec in registry.items():
+                for name, preset in spec.presets.items():
+                    where = f"{registry.noun} {owner!r} ({registry.source(owner)})"
+                    first, there = found.setdefault(name, (preset, where))
+                    if first is not preset:
+                        raise RegistryError(
+                            f"preset {name!r} is defined twice, with {there} and with {where}; "
+                            "rename one of them"
+                        )
+        return {name: preset for name, (preset, _) in found.items()}
+
+    def __getitem__(self, name: str) -> Preset:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def canonical(self, name: str) -> str:
+        """The name itself; ValueError if there is no such preset."""
+        if name not in self:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(self)}")
+        return name
+
+
+PRESETS = Presets()
+
+#: A preset's name, as a type of pydantic's.
+PresetName = Annotated[str, NameIn(PRESETS)]
+
+
+def default_preset(model: str | None = None, pretext: str | None = None) -> str:
+    """The recipe for a network and a pretext, either of them None (or unknown) if not chosen.
+
+    It is the first of the network's whose pretext is the one asked for; failing that, the first
+    that the pretext brings for the network, and then the network's first. A network without any
+    has the recipe of the default network.
+    """
+    model = MODELS.canonical(model) if model and model in MODELS else MODELS.default()
+    if not pretext or pretext not in PRETEXTS:
+        pretext = PRETEXTS.default()
+    pretext = PRETEXTS.canonical(pretext)
+    own = MODELS[model].presets
+    brought = {
+        name: preset
+        for name, preset in PRETEXTS[pretext].presets.items()
+        if preset.values.get("model") == model
+    }
+    for name, preset in {**own, **brought}.items():
+        if preset.values.get("pretext", PRETEXTS.default()) == pretext:
+            return name
+    return next(iter(own or MODELS[MODELS.default()].presets))

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from context_encoder.config.presets import ALEXNETS, PRESETS
-from context_encoder.utils.options import option
-
-PretextName = Literal["inpainting", "autoencoder", "denoising", "relative-patch"]
-ModelName = Literal["small", "alexnet", "alexnet-poolfree", "center", "random"]
-MaskName = Literal["central", "block", "region", "blob", "folder", "voc"]
-PresetName = Literal[
-    "laptop",
-    "features-region",
-    "features-block",
-    "features-central",
-    "features-autoencoder",
-    "features-denoising",
-    "features-relative-patch",
-    "inpaint-center",
-    "inpaint-region",
-    "inpaint-blob",
-]
+from context_encoder.config.open_config import OpenConfig, in_words
+from context_encoder.config.presets import PRESETS, PresetName, default_preset
+from context_encoder.config.pretexts import PRETEXTS, PretextName
+from context_encoder.masks import MASKS, MaskName
+from context_encoder.models import MODELS, ModelName
+from context_encoder.utils.option_groups import Need
+from context_encoder.utils.registry import Registry
 
 # RGB on the [0, 255] scale.
 FILL_COLORS: dict[str, tuple[float, float, float]] = {
@@ -35,14 +24,24 @@ FILL_COLORS: dict[str, tuple[float, float, float]] = {
 }
 
 
-class TrainConfig(BaseModel):
-    """Everything that determines a run. The defaults are those of the preset "laptop"."""
+class TrainConfig(OpenConfig):
+    """Everything that determines a run: the fields below, and the options of the mask, model and
+    pretext that it names, see :class:`OpenConfig`. What is not given comes from the preset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    selectors: ClassVar[Mapping[str, Registry[Any]]] = {
+        "pretext": PRETEXTS,
+        "model": MODELS,
+        "mask": MASKS,
+    }
+    needs: ClassVar[tuple[Need, ...]] = (
+        Need(("val_fraction",), "val_data", lambda folder: folder is None, "left out"),
+    )
 
-    preset: PresetName = Field("laptop", description="Named recipe that sets the defaults.")
+    preset: PresetName = Field(
+        default_factory=default_preset, description="Named recipe that sets the defaults."
+    )
     pretext: PretextName = Field(
-        "inpainting",
+        default_factory=PRETEXTS.default,
         description="Task to learn from: fill a hole; give the whole picture back, as it was or "
         "from a corrupted one; tell how two patches lie to each other.",
     )
@@ -67,78 +66,21 @@ class TrainConfig(BaseModel):
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
     workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Data processes. Default: none for --model small, else by CPU count."
+        None,
+        description="Data processes. Default: by CPU count; none for networks that train fast.",
     )
 
-    model: ModelName = Field("small", description="Network.")
+    model: ModelName = Field(default_factory=MODELS.default, description="Network.")
     size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Side of the square input in pixels. Default: the model's own."
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Dropout after the channel-wise layer (alexnet models)."
-    )
-    norm: Literal["lrn", "batch", "none"] = Field(
-        "lrn",
-        description="Normalisation (alexnet models): local response as in AlexNet, batch or none.",
-    )
-
-    mask: MaskName = Field("region", description="Kind of mask.")
-    mask_folder: Path | None = Field(
-        None, description="Folder of mask images, white = missing (--mask folder)."
-    )
-    voc_root: Path | None = Field(
-        None, description="VOCdevkit folder whose object shapes are used (--mask voc)."
-    )
+    mask: MaskName = Field(default_factory=MASKS.default, description="Kind of mask.")
     fill: Literal["imagenet-mean", "released-order"] = Field(
         "imagenet-mean",
         description="Colour of the hole; released-order permutes the channels as train.lua does.",
     )
 
-    noise: Literal["masking", "salt-pepper"] = Field(
-        "masking",
-        description="Corruption (--pretext denoising): cells blanked, or black and white.",
-    )
-    noise_amount: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.25, description="Part of the cells that is corrupted (--pretext denoising)."
-    )
-    noise_cell: Annotated[int, Field(ge=1)] = Field(
-        1, description="Side of such a cell in pixels (--pretext denoising)."
-    )
-
-    patch_size: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Side of the patches in pixels (--pretext relative-patch). Default: the "
-        "largest up to half of --size that the model's strides fit.",
-    )
-    patch_gap: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Pixels between them before jitter. Default: half of --patch-size."
-    )
-    patch_jitter: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Pixels each is moved by at most. Default: 7/96 of --patch-size."
-    )
-    patch_color: Literal["drop", "projection", "none"] = Field(
-        "drop",
-        description="Against chromatic aberration (--pretext relative-patch): replace two of three "
-        "channels by noise, take green against magenta out, or leave the colours.",
-    )
-
     loss: Literal["l2", "l1"] = Field("l2", description="Reconstruction loss.")
-    normalize: Literal["mask", "all"] = Field(
-        "mask", description="Divide it by the masked elements (paper) or by all (released code)."
-    )
-    overlap: Annotated[int, Field(ge=0)] = Field(
-        7, description="Band of context, in pixels, that the network predicts too."
-    )
-    overlap_weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Weight of the band in the reconstruction loss."
-    )
-    lambda_rec: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Weight of the reconstruction loss."
-    )
-    lambda_adv: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Weight of the adversarial loss; 0 for none."
-    )
-
     steps: Annotated[int, Field(ge=1)] = Field(1000, description="Training steps.")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the photographs; overrides --steps."
@@ -147,9 +89,6 @@ class TrainConfig(BaseModel):
         32, description="Images a step, over all processes together."
     )
     lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="Adam's rate for the network.")
-    lr_discriminator_ratio: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="The discriminator's rate as a part of --lr."
-    )
     lr_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="Cosine decays the rate to 0 over the run."
     )
@@ -178,13 +117,11 @@ class TrainConfig(BaseModel):
     )
     sample_rows: Annotated[int, Field(ge=1)] = Field(8, description="Rows of a sample sheet.")
 
-    @model_validator(mode="before")
     @classmethod
-    def _recipe(cls, values: Any) -> Any:
-        """What is not given comes from the preset."""
-        if not isinstance(values, dict):
-            return values
-        recipe = PRESETS.get(values.get("preset", "laptop"), {})
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What is not given comes from the preset, save what would do nothing then."""
+        name = values.get("preset", cls.default_of("preset"))
+        recipe = PRESETS[name].values if name in PRESETS else {}
         idle = idle_options({**recipe, **values})
         return {**{name: v for name, v in recipe.items() if name not in idle}, **values}
 
@@ -193,16 +130,56 @@ class TrainConfig(BaseModel):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {low} {high}")
-        if self.mask == "folder" and self.mask_folder is None:
-            raise ValueError("--mask folder needs --mask-folder FOLDER")
-        if self.mask == "voc" and self.voc_root is None:
-            raise ValueError("--mask voc needs --voc-root VOCDEVKIT")
-        if self.lambda_rec == 0 and self.lambda_adv == 0:
-            raise ValueError("--lambda-rec and --lambda-adv are both 0: nothing to train on")
-        for name, reason in idle_options(self.model_dump()).items():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(refusal(name, reason))
         return self
+
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        chosen = []
+        for selector, registry in cls.selectors.items():
+            name = values.get(selector, registry.default())
+            if isinstance(name, str) and name in registry:
+                chosen.append((selector, registry.canonical(name)))
+        pretext = dict(chosen).get("pretext")
+        if pretext is not None and "mask" not in PRETEXTS[pretext].uses:
+            chosen = [pair for pair in chosen if pair[0] != "mask"]
+        return chosen
+
+    @classmethod
+    def idle_options(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        idle: dict[str, str] = {}
+        chosen = dict(cls.chosen(values))
+        if "pretext" in chosen:
+            name = chosen["pretext"]
+            spec = PRETEXTS[name]
+
+            def reason(users: list[str]) -> str:
+                return f"needs --pretext {in_words(users)}, this run has --pretext {name}"
+
+            users: dict[str, list[str]] = {}
+            for other, its in PRETEXTS.items():
+                for used in its.uses:
+                    users.setdefault(used, []).append(other)
+            idle = {used: reason(by) for used, by in users.items() if used not in spec.uses}
+            if "mask" in idle:
+                for option_name, owners in cls.owners().items():
+                    if owners[0][0] == "mask":
+                        idle[option_name] = idle["mask"]
+            if spec.encoder_only and "model" in chosen:
+                for used in MODELS[chosen["model"]].bottleneck_options:
+                    idle[used] = reason(PRETEXTS.names(lambda other: not other.encoder_only))
+        return {**super().idle_options(values), **idle}
+
+    def changed_on_resume(self, before: TrainConfig) -> list[str]:
+        """The fields and options that a resumed run must not change, but that differ."""
+        changed = [
+            name
+            for name in type(self).model_fields
+            if name not in _FREE_ON_RESUME and getattr(self, name) != getattr(before, name)
+        ]
+        chosen = self.chosen(dict(before))
+        for group in dict.fromkeys(self.group_of(*pair) for pair in chosen):
+            changed += self.options(group).changed_on_resume(before.options(group))
+        return changed
 
     def fill_color(self) -> tuple[float, float, float]:
         """The hole's colour, RGB on [-1, 1]."""
@@ -210,72 +187,17 @@ class TrainConfig(BaseModel):
         return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
 
 
-# Which options need what: (names, the option that decides, whether its value will do, its values
-# in words). Where several lines name an option, all must hold.
-_NEEDS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
-    (
-        "mask mask_folder voc_root normalize overlap overlap_weight lambda_rec lambda_adv "
-        "lr_discriminator_ratio",
-        "pretext",
-        lambda pretext: pretext == "inpainting",
-        "inpainting",
-    ),
-    (
-        "fill",
-        "pretext",
-        lambda pretext: pretext in ("inpainting", "denoising"),
-        "inpainting or denoising",
-    ),
-    ("loss", "pretext", lambda pretext: pretext != "relative-patch", "one that makes pictures"),
-    (
-        "noise noise_amount noise_cell",
-        "pretext",
-        lambda pretext: pretext == "denoising",
-        "denoising",
-    ),
-    (
-        "patch_size patch_gap patch_jitter patch_color",
-        "pretext",
-        lambda pretext: pretext == "relative-patch",
-        "relative-patch",
-    ),
-    ("dropout norm", "model", lambda model: model in ALEXNETS, "alexnet or alexnet-poolfree"),
-    (
-        "dropout",
-        "pretext",
-        lambda pretext: pretext != "relative-patch",
-        "one with the channel-wise layer",
-    ),
-    ("mask_folder", "mask", lambda mask: mask == "folder", "folder"),
-    ("voc_root", "mask", lambda mask: mask == "voc", "voc"),
-    ("overlap_weight", "overlap", lambda overlap: overlap != 0, "1 or more"),
-    ("lr_discriminator_ratio", "lambda_adv", lambda weight: weight != 0, "above 0"),
-    ("fill", "noise", lambda noise: noise == "masking", "masking"),
-    ("val_fraction", "val_data", lambda folder: folder is None, "left out"),
+# What may differ from the run that is resumed: nothing that changes the network, or the stream
+# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
+_FREE_ON_RESUME = frozenset(
+    "data val_data steps epochs workers device amp compile channels_last out log_every val_every "
+    "sample_rows lr lr_schedule warmup_steps weight_decay beta1".split()
 )
 
 
 def idle_options(values: Mapping[str, Any]) -> dict[str, str]:
-    """The options that would do nothing, each with the reason.
-
-    Args:
-        values: of a configuration, checked or not; what is missing has its default.
-    """
-    idle: dict[str, str] = {}
-    for names, decider, serves, wanted in _NEEDS:
-        value = values.get(decider, TrainConfig.model_fields[decider].default)
-        if not serves(value):
-            for name in names.split():
-                idle.setdefault(
-                    name,
-                    f"needs {option(decider)} {wanted}, this run has {option(decider)} {value}",
-                )
-    return idle
-
-
-def refusal(name: str, reason: str) -> str:
-    """The sentence that refuses an idle option."""
-    return f"{option(name)} would do nothing: it {reason}; leave it out"
+    """See :meth:`OpenConfig.idle_options`, of :class:`TrainConfig`."""
+    return TrainConfig.idle_options(values)
 
 
 def preset(name: str) -> TrainConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from context_encoder.encoder.weights import load_encoder
-from context_encoder.models import Backbone, build_model
+from context_encoder.models import Backbone, build_model, default_features_model
 from context_encoder.runs import load_model
 
 
@@ -16,7 +16,7 @@ def load_backbone(
     checkpoint: Path | None = None,
     *,
     weights: Path | None = None,
-    model: str = "alexnet",
+    model: str | None = None,
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
@@ -28,7 +28,8 @@ def load_backbone(
         weights: otherwise, a file of encoder weights, see
             :mod:`context_encoder.encoder.weights`; its network has the layers of the encoder only.
         model: without a checkpoint, the name of the network, see
-            :data:`context_encoder.models.MODELS`.
+            :data:`context_encoder.models.MODELS`; None for
+            :func:`context_encoder.models.default_features_model`.
         image_size: side of its square input in pixels; None for the network's own.
         seed: of the random weights, if neither ``checkpoint`` nor ``weights`` is given.
 
@@ -51,6 +52,7 @@ def load_backbone(
                 f"{image_size} was asked for; leave it out"
             )
         return network
+    model = model or default_features_model()
     if weights is not None:
         return load_encoder(Path(weights), model=model, image_size=image_size)[0]
     with torch.random.fork_rng(devices=[]):

@@ -37,8 +37,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from context_encoder.config import FILL_COLORS
-from context_encoder.models import Backbone, build_model
+from context_encoder.config import FILL_COLORS, in_words
+from context_encoder.models import MODELS, Backbone, build_model, default_features_model
 
 __all__ = [
     "ImportReport",
@@ -280,7 +280,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load_encoder(
     path: Path,
     *,
-    model: str = "alexnet",
+    model: str | None = None,
     image_size: int | None = None,
     norm: Norm | None = None,
     pictures: Input | None = None,
@@ -291,9 +291,11 @@ def load_encoder(
 
     Args:
         path: see :func:`read_weights`.
-        model: the network whose encoder it is.
+        model: the network whose encoder it is; None for
+            :func:`context_encoder.models.default_features_model`.
         image_size: S; None for what the file says, or the network's own.
-        norm: of alexnet models; None for what the file says, or local response normalisation.
+        norm: of a network that has the option, as AlexNet; None for what the file says, or local
+            response normalisation.
         pictures: which the weights are for: "own", this package's, or "caffe", whose first
             convolution :func:`take_own_pictures` then rewrites; None for what the file says, or
             "own" with a warning.
@@ -306,17 +308,21 @@ def load_encoder(
         ValueError: an unknown model, or a size that it cannot take.
     """
     tensors, metadata = read_weights(path)
-    if metadata.get("model", model) != model:
+    model = MODELS.canonical(model or default_features_model())
+    if metadata.get("model", model) not in MODELS or (
+        MODELS.canonical(metadata.get("model", model)) != model
+    ):
         raise WeightsError(
             f"weights {path} are of --model {metadata['model']}, --model {model} was asked for"
         )
     if image_size is None and metadata.get("image_size", "").isdecimal():
         image_size = int(metadata["image_size"])
     options: dict[str, Any] = {}
-    if model.startswith("alexnet"):
+    if "norm" in MODELS[model].options:
         options["norm"] = norm or metadata.get("norm", "lrn")
     elif norm is not None:
-        raise WeightsError(f"--norm {norm} is for alexnet models, not for --model {model}")
+        owners = in_words(MODELS.names(lambda spec: "norm" in spec.options))
+        raise WeightsError(f"--norm {norm} is for --model {owners}, not for --model {model}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         whole = build_model(model, image_size=image_size, **options)
@@ -352,7 +358,7 @@ def weights_metadata(model: str, backbone: Backbone, names: Names) -> dict[str, 
         "image_size": str(backbone.image_size),
         "input": _INPUT,
     }
-    if model.startswith("alexnet"):
+    if "norm" in MODELS[model].options:
         kinds = {type(module) for module in backbone.encoder.modules()}
         batch = nn.BatchNorm2d in kinds and names == "native"  # else folded in
         metadata["norm"] = "lrn" if nn.LocalResponseNorm in kinds else "batch" if batch else "none"

@@ -12,17 +12,17 @@ import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from context_encoder.config import MaskName
+from context_encoder.config import OpenConfig, in_words
 from context_encoder.data import Crops
 from context_encoder.data.crops import same_contents
 from context_encoder.evaluation import perceptual
@@ -46,15 +46,21 @@ from context_encoder.evaluation.tables import (
     write_json,
     write_text,
 )
-from context_encoder.masks import build_mask_sampler
+from context_encoder.masks import (
+    MASKS,
+    MaskName,
+    build_mask_sampler,
+    masks_with_fixed_hole,
+    masks_without_files,
+)
 from context_encoder.pretexts.base import VALIDATION_SEED
 from context_encoder.runs import Photos, Which
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import hole_metrics, to_unit
+from context_encoder.utils.registry import Registry
 
 log = logging.getLogger("context_encoder")
 
-_DEFAULT_MASKS: tuple[MaskName, ...] = ("central", "block", "region", "blob")
 # Changes when figures of the same fills would.
 _FORMAT = 1
 # Of the first network's figures, worst to best.
@@ -65,7 +71,7 @@ _PACKAGES = (
 )
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(OpenConfig):
     """Measure how well trained networks fill holes, beside what they must beat.
 
     Without --data: the photographs that the first run held out, with the holes that training
@@ -73,7 +79,7 @@ class EvaluateConfig(BaseModel):
     that was interrupted goes on when it is given again.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    selectors: ClassVar[Mapping[str, Registry[Any]]] = {"masks": MASKS}
 
     checkpoint: tuple[Path, ...] = Field(
         description="Run folders that training made, or checkpoint folders in them; several are "
@@ -93,13 +99,7 @@ class EvaluateConfig(BaseModel):
         "first run's training.",
     )
     masks: tuple[MaskName, ...] | None = Field(
-        None, description="Kinds of hole. Default: central, block, region and blob."
-    )
-    mask_folder: Path | None = Field(
-        None, description="Folder of mask images, white = missing (--masks folder)."
-    )
-    voc_root: Path | None = Field(
-        None, description="VOCdevkit folder whose object shapes are used (--masks voc)."
+        None, description="Kinds of hole. Default: all that need no folder."
     )
     # Without --data the same crops get the same holes as in training's validation.
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
@@ -137,6 +137,13 @@ class EvaluateConfig(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Pictures at a time.")
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
 
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        names = values.get("masks")
+        if not isinstance(names, (list, tuple)):
+            names = masks_without_files()
+        return [("masks", MASKS.canonical(name)) for name in names if name in MASKS]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -155,7 +162,7 @@ class Evaluation:
 class _Masks:
     """One kind of hole on every crop that has a hole and something around it."""
 
-    kind: MaskName
+    kind: str
     masks: Tensor
     index: Tensor
     hole: int | None
@@ -227,7 +234,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         for method in methods
         if method.masks is None or kind.kind in method.masks
     ]
-    results: dict[MaskName, list[MethodResult]] = {}
+    results: dict[str, list[MethodResult]] = {}
     reused = 0
     total = sum(len(kind.index) for kind, _ in jobs)
     with tqdm(total=total, unit="hole", dynamic_ncols=True) as bar:
@@ -284,12 +291,6 @@ def _check(config: EvaluateConfig) -> None:
         raise ValueError(f"--area-bins must be two or more ascending parts of 1, got {edges}")
     if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
         raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {config.crop_scale}")
-    for option, value, kind in (
-        ("--mask-folder", config.mask_folder, "folder"),
-        ("--voc-root", config.voc_root, "voc"),
-    ):
-        if (value is not None) != (kind in (config.masks or ())):
-            raise ValueError(f"{option} and --masks {kind} need each other")
 
 
 def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[str]]:
@@ -329,9 +330,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _kinds(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[list[MaskName], list[str]]:
+def _kinds(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """The kinds of mask that some run can fill, and sentences on the others."""
-    wanted = list(dict.fromkeys(config.masks or _DEFAULT_MASKS))
+    wanted = list(dict.fromkeys(config.masks or masks_without_files()))
     confined = [run.name for run in runs if run.central_only]
     facts = [
         f"{name} was trained to predict the central region only: it is evaluated on central masks "
@@ -340,30 +341,23 @@ def _kinds(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[list[MaskName],
     ]
     if len(confined) < len(runs):
         return wanted, facts
-    if "central" not in wanted:
+    possible = [name for name in wanted if MASKS[name].fixed_hole]
+    if not possible:
         raise ValueError(
             f"--masks {' '.join(wanted)}: {', '.join(confined)} can fill central holes only; use "
-            "--masks central"
+            f"--masks {in_words(masks_with_fixed_hole())}"
         )
-    return ["central"], facts
+    return possible, facts
 
 
-def _draw(
-    config: EvaluateConfig, kind: MaskName, runs: Sequence[Run], count: int, size: int
-) -> _Masks:
+def _draw(config: EvaluateConfig, kind: str, runs: Sequence[Run], count: int, size: int) -> _Masks:
     hole = None
-    if kind == "central":
+    if MASKS[kind].fixed_hole:
         # What all networks can fill; half of the side, as in the paper, where nothing is said.
         regions = [run.inpainter.geometry.region for run in runs if run.central_only]
         hole = min([size // 2, *(min(region[2:]) for region in regions)])
-    sampler = build_mask_sampler(
-        kind,
-        size,
-        config.seed,
-        hole=hole,
-        folder=config.mask_folder if kind == "folder" else None,
-        voc_root=config.voc_root if kind == "voc" else None,
-    )
+    options = config.options(MASKS[kind].options).model_dump()
+    sampler = build_mask_sampler(kind, size, config.seed, hole=hole, **options)
     index = torch.arange(count)
     masks, areas = sampler(torch.zeros_like(index), index)
     usable = ((areas > 0) & (areas < size * size)).nonzero()[:, 0]

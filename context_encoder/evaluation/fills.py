@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from context_encoder.config import MaskName
 from context_encoder.data import Crops
 from context_encoder.evaluation.descriptors import (
     HOG_MISSING,
@@ -29,6 +28,7 @@ from context_encoder.evaluation.descriptors import (
 from context_encoder.evaluation.nearest_neighbours import Neighbours
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.inpainter import Inpainter
+from context_encoder.masks import masks_with_fixed_hole
 from context_encoder.runs import LoadedModel, Which, check_fills_holes, load_model
 from context_encoder.utils.device import Processes, choose_device
 from context_encoder.utils.metrics import context_mean
@@ -88,7 +88,7 @@ class Method:
     label: str
     fill: Fill
     #: The kinds of mask it can fill; None for all.
-    masks: frozenset[MaskName] | None = None
+    masks: frozenset[str] | None = None
     #: Everything, besides pictures and masks, that its results hang on; JSON values.
     depends_on: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ class Run:
 
     def methods(self, blend: bool) -> list[Method]:
         """The network's own row; with ``blend`` another one, its seam removed."""
-        masks: frozenset[MaskName] | None = frozenset({"central"}) if self.central_only else None
+        masks = frozenset(masks_with_fixed_hole()) if self.central_only else None
         depends_on = self.depends_on | {"hole": self.inpainter.geometry.region}
         bare = _network_fill(self.inpainter)
         label = f"context encoder {self.name}"

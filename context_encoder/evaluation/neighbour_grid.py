@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from context_encoder.config import MaskName
 from context_encoder.evaluation.crops import held_out_crops, training_crops
 from context_encoder.evaluation.descriptors import (
     HOG_MISSING,
@@ -25,11 +24,17 @@ from context_encoder.evaluation.nearest_neighbours import (
     check_candidates,
     same_photographs,
 )
-from context_encoder.masks import build_mask_sampler
+from context_encoder.masks import (
+    MASKS,
+    build_mask_sampler,
+    masks_with_fixed_hole,
+    masks_without_files,
+)
 from context_encoder.runs import Which, load_model, run_root
 from context_encoder.utils.device import Processes, choose_device
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import to_unit
+from context_encoder.utils.registry import NameIn
 
 log = logging.getLogger("context_encoder")
 
@@ -57,7 +62,9 @@ class NeighboursConfig(BaseModel):
     )
     queries: Annotated[int, Field(ge=1)] = Field(6, description="Rows of the sheet.")
     k: Annotated[int, Field(ge=1)] = Field(4, description="Neighbours by each descriptor.")
-    mask: MaskName = Field("central", description="Kind of hole: central, block, region or blob.")
+    mask: Annotated[str, NameIn(MASKS.only(masks_without_files))] = Field(
+        default_factory=lambda: masks_with_fixed_hole()[0], description="Kind of hole."
+    )
     layer: str | None = Field(
         None, description="Layer of encoder or bottleneck. Default: the encoder's output."
     )
@@ -78,8 +85,6 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     Raises:
         RunError, ValueError, OSError: something cannot be used; the message says what to do.
     """
-    if config.mask in ("folder", "voc"):
-        raise ValueError(f"--mask {config.mask}: choose central, block, region or blob")
     device = choose_device(config.device, Processes())
     run = load_model(config.checkpoint, which=config.which, device=device)
     # Never into a checkpoint: the next save replaces that folder.

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cekernels import fill_masked
-from context_encoder.config.build import masks_from_config
 from context_encoder.data.mask_images import ImageLike, InpaintError, mask_from_boxes, read_mask
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.image_io import read_picture, save_picture
@@ -39,6 +38,7 @@ from context_encoder.inpainting.windows import (
     reflect_indices,
 )
 from context_encoder.models import ContextEncoder
+from context_encoder.pretexts import find_pretext
 from context_encoder.runs import Which, check_fills_holes, load_model
 from context_encoder.utils.device import Processes, choose_device
 
@@ -220,15 +220,10 @@ class Inpainter:
         loaded = load_model(Path(path), which=which, device=choose_device(device, Processes()))
         check_fills_holes(loaded)
         config, model = loaded.config, cast(ContextEncoder, loaded.model)
-        hole = None
-        if config.mask == "central":
-            index = torch.zeros(1, dtype=torch.int64)
-            mask, _ = masks_from_config(config, model.output_region[2])(index, index)
-            hole = _bounding_region(mask[0, 0].numpy())
         return cls(
             model,
             fill_color=config.fill_color(),
-            hole=hole,
+            hole=find_pretext(config.pretext).fixed_hole(config, model),
             blend=blend,
             batch_size=batch_size,
             device=next(model.parameters()).device,
@@ -381,13 +376,6 @@ class Inpainter:
                 )
                 filled[i] = torch.from_numpy(blended).permute(2, 0, 1)
         return filled
-
-
-def _bounding_region(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the box around the set pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, left = int(rows[0]), int(columns[0])
-    return top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
 
 
 def _within(inner: tuple[int, int, int, int], outer: tuple[int, int, int, int]) -> bool:

@@ -5,10 +5,20 @@ from context_encoder.masks.blob import BlobMasks
 from context_encoder.masks.block import BlockMasks
 from context_encoder.masks.central import CentralMasks
 from context_encoder.masks.folder import FolderMasks
-from context_encoder.masks.outlines import silhouettes, trace_outline
+from context_encoder.masks.outlines import trace_outline
 from context_encoder.masks.region import RegionMasks
-from context_encoder.masks.registry import MASKS, build_mask_sampler
+from context_encoder.masks.registry import (
+    MASKS,
+    MaskName,
+    MaskSpec,
+    build_mask_sampler,
+    masks_with_fixed_hole,
+    masks_without_files,
+    register_mask,
+)
+from context_encoder.masks.silhouettes import silhouettes
 from context_encoder.masks.voc import voc_outlines
+from context_encoder.utils.option_groups import OptionGroup
 
 __all__ = [
     "MASKS",
@@ -16,9 +26,15 @@ __all__ = [
     "BlockMasks",
     "CentralMasks",
     "FolderMasks",
+    "MaskName",
     "MaskSampler",
+    "MaskSpec",
+    "OptionGroup",
     "RegionMasks",
     "build_mask_sampler",
+    "masks_with_fixed_hole",
+    "masks_without_files",
+    "register_mask",
     "silhouettes",
     "trace_outline",
     "voc_outlines",

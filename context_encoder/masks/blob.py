@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cekernels import random_below
 from context_encoder.masks.base import MaskSampler
+from context_encoder.masks.registry import register_mask
 
 CANDIDATES = 64
 # Pixel j of the 10000-pixel pattern lies at 599 j / 9999 of the 600-value lattice.
@@ -20,6 +21,7 @@ _LOWEST, _HIGHEST, _NARROWER = 200, 300, 5
 _CHUNK = 4  # candidates judged at a time, to bound the memory
 
 
+@register_mask("blob", summary="the released code's pattern, 20 to 30 %")
 class BlobMasks(MaskSampler):
     """Windows of a smooth random pattern, 20 to 30 % of which are missing.
 

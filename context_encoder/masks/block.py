@@ -8,11 +8,13 @@ from torch import Tensor
 from cekernels import random_below, rasterize_boxes
 from context_encoder.masks.arithmetic import integer_sqrt
 from context_encoder.masks.base import MaskSampler
+from context_encoder.masks.registry import register_mask
 
 MAX_BLOCKS = 8
 _WORDS = 2 + 3 * MAX_BLOCKS
 
 
+@register_mask("block", summary="one to a few smaller squares anywhere, together at most ¼")
 class BlockMasks(MaskSampler):
     """Several squares, which may overlap, over at most a quarter of the picture.
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from context_encoder.masks.base import MaskSampler
+from context_encoder.masks.registry import register_mask
 
 
+@register_mask("central", summary="a square in the middle", fixed_hole=True)
 class CentralMasks(MaskSampler):
     """A square hole in the middle, the same for every sample (section 3.3 of the paper).
 

@@ -5,21 +5,34 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from cekernels import random_below
 from context_encoder.data.images import UnreadableImage, list_images
 from context_encoder.data.mask_images import whiteness
 from context_encoder.masks.base import MaskSampler
+from context_encoder.masks.registry import register_mask
+from context_encoder.utils.option_groups import OptionGroup
 
 log = logging.getLogger(__name__)
 
 
+class FolderOptions(OptionGroup):
+    """Options of the user's own masks."""
+
+    free_on_resume: ClassVar[frozenset[str]] = frozenset({"mask_folder"})
+
+    mask_folder: Path = Field(description="Folder of mask images, white = missing.")
+
+
+@register_mask("folder", summary="your mask images (`--mask-folder`)", options=FolderOptions)
 class FolderMasks(MaskSampler):
     """Masks drawn by the user: one image of the folder for each sample, flipped at random.
 
@@ -33,11 +46,11 @@ class FolderMasks(MaskSampler):
     masks: Tensor
     areas: Tensor
 
-    def __init__(self, size: int, seed: int, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, size: int, seed: int, mask_folder: str | os.PathLike[str]) -> None:
         """
         Args:
             size, seed: see :class:`MaskSampler`.
-            folder: searched with its subfolders; formats as for photographs.
+            mask_folder: searched with its subfolders; formats as for photographs.
 
         Raises:
             FileNotFoundError, NotADirectoryError: no such folder, or no image in it.
@@ -47,7 +60,7 @@ class FolderMasks(MaskSampler):
         masks: list[Tensor] = []
         #: Files left out, and why.
         self.skipped: list[tuple[Path, str]] = []
-        paths = list_images(folder)
+        paths = list_images(mask_folder)
         for path in paths:
             try:
                 mask = _resized(whiteness(path) >= 0.5, size)
@@ -64,7 +77,7 @@ class FolderMasks(MaskSampler):
         if not masks:
             path, reason = self.skipped[0]
             raise ValueError(
-                f"none of the {len(paths)} images in {folder} can be used as a mask "
+                f"none of the {len(paths)} images in {mask_folder} can be used as a mask "
                 f"(white = missing, black = kept); the first, {path}: {reason}"
             )
         stack = torch.stack(masks)[:, None]

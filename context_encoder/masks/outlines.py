@@ -1,24 +1,15 @@
-"""Outlines of silhouettes: tracing, the packaged table, and what an outline must satisfy."""
+"""Outlines of silhouettes: tracing, and what an outline must satisfy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from context_encoder.masks.region import UNIT, VERTICES, clearance_needed
 
 FloatArray = NDArray[np.float64]
-
-
-def silhouettes() -> Tensor:
-    """The packaged outlines of animals, int16 ``(K, 96, 2)``; the source is in their folder."""
-    with (files("context_encoder") / "masks/shapes/animals.npz").open("rb") as file:
-        return torch.from_numpy(np.load(file, allow_pickle=False)["outlines"])
 
 
 def trace_outline(

@@ -84,7 +84,7 @@ class RegionMasks(MaskSampler):
         Args:
             size, seed: see :class:`MaskSampler`.
             outlines: int16 ``(K, 96, 2)``, closed polygons (x, y) of positive orientation whose
-                area is ``UNIT**2``, from :func:`.outlines.silhouettes` or
+                area is ``UNIT**2``, from :func:`.silhouettes.silhouettes` or
                 :func:`.outlines.trace_outline`.
 
         Raises:

@@ -1,68 +1,111 @@
-"""Kinds of mask by name."""
+"""Kinds of mask by name; :func:`register_mask` adds one."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
 from context_encoder.masks.base import MaskSampler
-from context_encoder.masks.blob import BlobMasks
-from context_encoder.masks.block import BlockMasks
-from context_encoder.masks.central import CentralMasks
-from context_encoder.masks.folder import FolderMasks
-from context_encoder.masks.outlines import silhouettes
-from context_encoder.masks.region import RegionMasks
-from context_encoder.masks.voc import voc_outlines
+from context_encoder.utils.option_groups import OptionGroup, Preset
+from context_encoder.utils.registry import NameIn, Registry
 
-#: The kinds of mask, for :func:`build_mask_sampler`.
-MASKS = ("central", "block", "region", "blob", "folder", "voc")
+Maker = TypeVar("Maker", bound=Callable[..., MaskSampler])
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """What a name stands for; see :func:`register_mask`."""
+
+    make: Callable[..., MaskSampler]
+    summary: str
+    options: type[OptionGroup] = OptionGroup
+    fixed_hole: bool = False
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+
+
+#: The kinds of mask.
+MASKS: Registry[MaskSpec] = Registry("mask", "context_encoder.masks", "context_encoder.masks")
+
+#: A kind of mask, as a type of pydantic's.
+MaskName = Annotated[str, NameIn(MASKS)]
+
+
+def register_mask(
+    name: str,
+    *,
+    summary: str,
+    options: type[OptionGroup] = OptionGroup,
+    fixed_hole: bool = False,
+    presets: Mapping[str, Preset] | None = None,
+    aliases: tuple[str, ...] = (),
+    default: bool = False,
+) -> Callable[[Maker], Maker]:
+    """Decorator that registers a kind of mask.
+
+    It decorates a subclass of :class:`MaskSampler`, or a function that returns one. It is called
+    with the side of the masks in pixels, the seed, and the values of ``options`` as keywords.
+
+    Args:
+        name: its name.
+        summary: what is missing, for the documentation.
+        options: its options; each becomes one of the command line's.
+        fixed_hole: whether the hole is one square in the middle, the same for every sample. What
+            is decorated then takes ``hole`` too, its side in pixels (None for half of the mask's).
+        presets: recipes for training that come with it.
+        aliases: former names.
+        default: whether it is the one to take where none is named.
+
+    Raises:
+        RegistryError: the name is taken.
+    """
+
+    def register(make: Maker) -> Maker:
+        spec = MaskSpec(make, summary, options, fixed_hole, presets or {})
+        MASKS.add(name, spec, definition=make, aliases=aliases, default=default)
+        return make
+
+    return register
+
+
+def masks_without_files() -> list[str]:
+    """The kinds of mask that need no options, such as a folder, to be drawn."""
+    return MASKS.names(lambda spec: not spec.options.required())
+
+
+def masks_with_fixed_hole() -> list[str]:
+    """The kinds of mask whose hole is the same for every sample."""
+    return MASKS.names(lambda spec: spec.fixed_hole)
 
 
 def build_mask_sampler(
-    kind: str,
-    size: int,
-    seed: int,
-    *,
-    hole: int | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    voc_root: str | os.PathLike[str] | None = None,
+    name: str, size: int, seed: int, *, hole: int | None = None, **options: Any
 ) -> MaskSampler:
     """A sampler by name.
 
     Args:
-        kind: "central", "block" and "region" (the paper's masks), "voc" (region with PASCAL
-            VOC's objects instead of the packaged silhouettes), "blob" (the released code's) or
-            "folder" (the user's own).
+        name: one of :data:`MASKS`.
         size, seed: see :class:`MaskSampler`.
-        hole: for "central", the side of the hole in pixels; see :class:`CentralMasks`.
-        folder: for "folder", required; see :class:`FolderMasks`.
-        voc_root: for "voc", required; see :func:`voc_outlines`.
+        hole: the side of the hole in pixels, for a kind of mask with a fixed hole.
+        options: those of the kind, such as ``mask_folder``; see :attr:`MaskSpec.options`.
 
     Raises:
-        ValueError: an unknown kind, an argument that the kind needs and lacks, or one that it
+        ValueError: an unknown kind, an option that the kind needs and lacks, or one that it
             has no use for.
         As the sampler of the kind.
     """
-    if kind not in MASKS:
-        raise ValueError(f"unknown kind of mask {kind!r}; choose one of {', '.join(MASKS)}")
-    for name, value, owner in (
-        ("hole", hole, "central"),
-        ("folder", folder, "folder"),
-        ("voc_root", voc_root, "voc"),
-    ):
-        if value is not None and kind != owner:
-            raise ValueError(f"{name} is for {owner!r} masks and would do nothing for {kind!r}")
-    if kind == "central":
-        return CentralMasks(size, seed, hole)
-    if kind == "block":
-        return BlockMasks(size, seed)
-    if kind == "region":
-        return RegionMasks(size, seed, silhouettes())
-    if kind == "blob":
-        return BlobMasks(size, seed)
-    if kind == "folder":
-        if folder is None:
-            raise ValueError("'folder' masks need folder, a folder of mask images")
-        return FolderMasks(size, seed, folder)
-    if voc_root is None:
-        raise ValueError("'voc' masks need voc_root, the VOCdevkit folder")
-    return RegionMasks(size, seed, voc_outlines(voc_root))
+    spec = MASKS.find(name)
+    if hole is not None and not spec.fixed_hole:
+        fixed = ", ".join(map(repr, masks_with_fixed_hole()))
+        raise ValueError(f"hole is for {fixed} masks and would do nothing for {name!r}")
+    for option in options.keys() - spec.options.model_fields.keys():
+        owners = [repr(other) for other, its in MASKS.items() if option in its.options.model_fields]
+        raise ValueError(
+            f"{option} is for {', '.join(owners) or 'no'} masks and would do nothing for {name!r}"
+        )
+    for option in spec.options.required():
+        if options.get(option) is None:
+            description = spec.options.model_fields[option].description
+            raise ValueError(f"{name!r} masks need {option}: {description}")
+    keywords = spec.options(**options).model_dump()
+    return spec.make(size, seed, **({"hole": hole} if spec.fixed_hole else {}), **keywords)

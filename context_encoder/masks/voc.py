@@ -5,19 +5,42 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from context_encoder.masks.outlines import trace_outline
+from context_encoder.masks.region import RegionMasks
+from context_encoder.masks.registry import register_mask
+from context_encoder.utils.option_groups import OptionGroup
 
 log = logging.getLogger(__name__)
 
 _VOID = 255
 #: Smallest object, in pixels; below, an outline is mostly the stairs of the pixels.
 MIN_AREA = 400
+
+
+class VocOptions(OptionGroup):
+    """Options of masks in the shape of PASCAL VOC's objects."""
+
+    free_on_resume: ClassVar[frozenset[str]] = frozenset({"voc_root"})
+
+    voc_root: Path = Field(description="VOCdevkit folder whose object shapes are used.")
+
+
+@register_mask(
+    "voc",
+    summary="object shapes of PASCAL VOC, deformed as for `region` (`--voc-root`)",
+    options=VocOptions,
+)
+def voc_masks(size: int, seed: int, voc_root: str | os.PathLike[str]) -> RegionMasks:
+    """:class:`RegionMasks` of PASCAL VOC's objects; ``voc_root`` as in :func:`voc_outlines`."""
+    return RegionMasks(size, seed, voc_outlines(voc_root))
 
 
 def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:

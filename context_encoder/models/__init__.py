@@ -2,17 +2,20 @@
 
 from context_encoder.models.alexnet import AlexNetContextEncoder
 from context_encoder.models.base import Backbone, ContextEncoder
-from context_encoder.models.dcgan import DCGANContextEncoder, Discriminator
+from context_encoder.models.dcgan import DCGANContextEncoder, Discriminator, build_discriminator
 from context_encoder.models.patch import DIRECTIONS, PatchNetwork, patch_map
 from context_encoder.models.registry import (
     MODELS,
+    ModelName,
     ModelSpec,
-    build_discriminator,
     build_model,
     check_image_size,
+    default_features_model,
     default_image_size,
+    register_model,
 )
 from context_encoder.models.small import SmallContextEncoder
+from context_encoder.utils.option_groups import OptionGroup, Preset
 
 __all__ = [
     "DIRECTIONS",
@@ -22,12 +25,17 @@ __all__ = [
     "ContextEncoder",
     "DCGANContextEncoder",
     "Discriminator",
+    "ModelName",
     "ModelSpec",
+    "OptionGroup",
     "PatchNetwork",
+    "Preset",
     "SmallContextEncoder",
     "build_discriminator",
     "build_model",
     "check_image_size",
+    "default_features_model",
     "default_image_size",
     "patch_map",
+    "register_model",
 ]

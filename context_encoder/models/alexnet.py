@@ -7,8 +7,9 @@ bvlc_alexnet have it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import nn
 
 from cekernels import ChannelwiseLinear
@@ -20,6 +21,8 @@ from context_encoder.models.base import (
     output_activation,
     stage,
 )
+from context_encoder.models.registry import register_model
+from context_encoder.utils.option_groups import OptionGroup, Preset
 
 Pool = Literal["max", "conv"]
 Norm = Literal["lrn", "batch", "none"]
@@ -27,6 +30,68 @@ Norm = Literal["lrn", "batch", "none"]
 _DECODER_CHANNELS = (128, 64, 64, 32, 3)
 
 
+class AlexNetOptions(OptionGroup):
+    """Options of AlexNet in training."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout after the channel-wise layer."
+    )
+    norm: Norm = Field(
+        "lrn", description="Normalisation: local response as in AlexNet, batch or none."
+    )
+
+
+# Values of the paper's section 5.2 (docs/recipes.md says which); the rest is the default.
+_FEATURES: dict[str, Any] = {
+    "model": "alexnet",
+    "batch_size": 64,
+    "lr": 1e-4,
+    "lr_schedule": "constant",
+    "resize": 256,
+    "crop_scale": (227 / 256, 227 / 256),
+    "steps": 100_000,
+    "val_fraction": 0.05,
+    "val_every": 2000,
+    "log_every": 50,
+}
+_BY_HOLES: dict[str, Any] = {**_FEATURES, "dropout": 0.5, "overlap": 0}
+_PRESETS = {
+    "features-region": Preset({**_BY_HOLES, "mask": "region"}, "paper, section 5.2"),
+    "features-block": Preset({**_BY_HOLES, "mask": "block"}, "paper, section 5.2"),
+    "features-central": Preset({**_BY_HOLES, "mask": "central", "lr": 1e-3}, "paper, section 5.2"),
+    "features-autoencoder": Preset(
+        {**_FEATURES, "pretext": "autoencoder", "dropout": 0.5}, "paper, section 5.2"
+    ),
+    "features-denoising": Preset(
+        {**_FEATURES, "pretext": "denoising", "dropout": 0.5},
+        "paper, section 5.2; Vincent et al. 2010",
+    ),
+    # Crops show the same part of a photograph as above, in the 261 pixels that two patches take.
+    "features-relative-patch": Preset(
+        {**_FEATURES, "pretext": "relative-patch", "resize": 294}, "Doersch et al. 2015"
+    ),
+}
+
+
+@register_model(
+    "alexnet-poolfree",
+    summary="AlexNet with strided convolutions instead of pooling, 227 -> 227 pixels",
+    image_size=227,
+    fixed={"pool": "conv"},
+    options=AlexNetOptions,
+    bottleneck_options=("dropout",),
+    presets=_PRESETS,
+)
+@register_model(
+    "alexnet",
+    summary="AlexNet for feature learning, 227 -> 227 pixels",
+    image_size=227,
+    fixed={"pool": "max"},
+    options=AlexNetOptions,
+    bottleneck_options=("dropout",),
+    presets=_PRESETS,
+    features_default=True,
+)
 class AlexNetContextEncoder(ContextEncoder):
     """AlexNet's conv1 to pool5, channel-wise fully-connected layer, decoder; S to S pixels.
 

@@ -108,6 +108,14 @@ class ContextEncoder(Backbone):
         self.bottleneck = bottleneck
         self.decoder = decoder
 
+    @staticmethod
+    def check_image_size(image_size: int) -> None:
+        """ValueError, naming sizes that will do, for one that the network cannot take.
+
+        Called before anything is built. A network that takes only some sizes overrides it.
+        """
+        check_integer("image_size", image_size, 1)
+
     def feature_parts(self) -> tuple[nn.Sequential, ...]:
         return (self.encoder, self.bottleneck)
 

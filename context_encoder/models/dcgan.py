@@ -6,7 +6,7 @@ Pathak et al. 2016, figure 9a; train.lua (centre) and train_random.lua (random r
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from context_encoder.models.base import (
     check_integer,
     stage,
 )
+from context_encoder.models.registry import register_model
+from context_encoder.utils.option_groups import Preset
 
 Region = Literal["center", "whole"]
 
@@ -27,6 +29,58 @@ _DECODER_CHANNELS = (512, 256, 128, 64)
 _DISCRIMINATOR_CHANNELS = (64, 128, 256, 512)
 
 
+# Values of the released commands (docs/recipes.md says which); what is not here is the default.
+_RELEASED: dict[str, Any] = {
+    "overlap": 4,
+    "overlap_weight": 10.0,
+    "lambda_rec": 0.999,
+    "lambda_adv": 0.001,
+    "batch_size": 64,
+    "lr": 2e-3,
+    "lr_schedule": "constant",
+    "beta1": 0.5,
+    "resize": 350,
+    "crop_scale": (128 / 350, 128 / 350),
+    "steps": 100_000,
+    "val_fraction": 0.05,
+    "val_every": 2000,
+    "log_every": 50,
+}
+
+
+@register_model(
+    "dcgan-whole",
+    summary="released network for holes anywhere, 128 -> 128 pixels",
+    image_size=_IMAGE_SIZE,
+    fixed={"region": "whole"},
+    min_batch=2,
+    presets={
+        "inpaint-region": Preset(
+            {**_RELEASED, "model": "dcgan-whole", "mask": "region"},
+            "paper's masks, released network",
+        ),
+        "inpaint-blob": Preset(
+            {**_RELEASED, "model": "dcgan-whole", "mask": "blob"},
+            "released code, `train_random.lua`",
+        ),
+    },
+    aliases=("random",),
+)
+@register_model(
+    "dcgan-center",
+    summary="released network for the central hole, 128 -> the central 64 pixels",
+    image_size=_IMAGE_SIZE,
+    fixed={"region": "center"},
+    whole=False,
+    min_batch=2,
+    presets={
+        "inpaint-center": Preset(
+            {**_RELEASED, "model": "dcgan-center", "mask": "central"},
+            "released code, `train.lua`",
+        )
+    },
+    aliases=("center",),
+)
 class DCGANContextEncoder(ContextEncoder):
     """128 pixels to a vector of 4000 units and back, as trained with an adversarial loss.
 
@@ -151,6 +205,15 @@ class Discriminator(nn.Module):
             )
         logits: Tensor = self.layers(x).flatten()
         return logits
+
+
+def build_discriminator(size: int) -> Discriminator:
+    """Make a discriminator for predictions of ``size`` x ``size`` pixels (``output_region``).
+
+    Raises:
+        ValueError: a size under 32.
+    """
+    return Discriminator(size)
 
 
 def _downward(channels: tuple[int, ...]) -> nn.Sequential:

@@ -1,79 +1,121 @@
-"""The networks, by name: ``build_model("alexnet")``."""
+"""The networks by name, ``build_model("alexnet")``; :func:`register_model` adds one."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from context_encoder.models.alexnet import AlexNetContextEncoder
 from context_encoder.models.base import ContextEncoder
-from context_encoder.models.dcgan import DCGANContextEncoder, Discriminator
-from context_encoder.models.small import SmallContextEncoder
+from context_encoder.utils.option_groups import OptionGroup, Preset
+from context_encoder.utils.registry import NameIn, Registry
+
+Network = TypeVar("Network", bound=type[ContextEncoder])
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a name stands for.
+    """What a name stands for; see :func:`register_model`."""
 
-    Attributes:
-        network: the class.
-        check_size: raises ValueError for an image size that the class cannot take.
-        image_size: its default, in pixels.
-        summary: one line for people.
-        fixed: the options that the name itself decides.
-    """
-
-    network: Callable[..., ContextEncoder]
-    check_size: Callable[[int], None]
+    network: type[ContextEncoder]
     image_size: int
     summary: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    train_options: type[OptionGroup] = OptionGroup
+    bottleneck_options: tuple[str, ...] = ()
+    whole: bool = True
+    min_batch: int = 1
+    data_processes: bool = True
+    features_default: bool = False
+    presets: Mapping[str, Preset] = field(default_factory=dict)
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the options that are left to choose."""
+        """Names of the class's own options that are left to choose."""
         parameters = inspect.signature(self.network).parameters
         return tuple(p for p in parameters if p != "image_size" and p not in self.fixed)
 
+    @property
+    def check_size(self) -> Callable[[int], None]:
+        """Raises ValueError for an image size that the class cannot take."""
+        return self.network.check_image_size
 
-MODELS: dict[str, ModelSpec] = {
-    "alexnet": ModelSpec(
-        AlexNetContextEncoder,
-        AlexNetContextEncoder.check_image_size,
-        227,
-        "AlexNet for feature learning, 227 -> 227 pixels",
-        {"pool": "max"},
-    ),
-    "alexnet-poolfree": ModelSpec(
-        AlexNetContextEncoder,
-        AlexNetContextEncoder.check_image_size,
-        227,
-        "AlexNet with strided convolutions instead of pooling, 227 -> 227 pixels",
-        {"pool": "conv"},
-    ),
-    "center": ModelSpec(
-        DCGANContextEncoder,
-        DCGANContextEncoder.check_image_size,
-        128,
-        "released centre-region network, 128 -> the central 64 pixels",
-        {"region": "center"},
-    ),
-    "random": ModelSpec(
-        DCGANContextEncoder,
-        DCGANContextEncoder.check_image_size,
-        128,
-        "released random-region network, 128 -> 128 pixels",
-        {"region": "whole"},
-    ),
-    "small": ModelSpec(
-        SmallContextEncoder,
-        SmallContextEncoder.check_image_size,
-        64,
-        "small network for machines without a GPU, 64 -> 64 pixels",
-    ),
-}
+
+#: The networks.
+MODELS: Registry[ModelSpec] = Registry("model", "context_encoder.models", "context_encoder.models")
+
+#: A network's name, as a type of pydantic's.
+ModelName = Annotated[str, NameIn(MODELS)]
+
+
+def register_model(
+    name: str,
+    *,
+    summary: str,
+    image_size: int,
+    fixed: Mapping[str, Any] | None = None,
+    options: type[OptionGroup] = OptionGroup,
+    bottleneck_options: tuple[str, ...] = (),
+    whole: bool = True,
+    min_batch: int = 1,
+    data_processes: bool = True,
+    features_default: bool = False,
+    presets: Mapping[str, Preset] | None = None,
+    aliases: tuple[str, ...] = (),
+    default: bool = False,
+) -> Callable[[Network], Network]:
+    """Decorator that registers a subclass of :class:`ContextEncoder`.
+
+    The class is called with the side of its square input in pixels, ``fixed``, and the values of
+    ``options``, as keywords but the first.
+
+    Args:
+        name: its name; several may stand for one class.
+        summary: one line for people.
+        image_size: the default, in pixels. ``check_image_size`` of the class says which others
+            it takes.
+        fixed: arguments of the class that the name itself decides.
+        options: those that a training run may choose; each becomes one of the command line's.
+            Other arguments of the class are for :func:`build_model` only.
+        bottleneck_options: those of them that concern what follows the encoder, and do nothing
+            for a pretext that trains the encoder alone.
+        whole: whether it predicts the whole picture, rather than a square in the middle.
+        min_batch: the smallest batch that it can train on; 2 for one that normalises over it.
+        data_processes: whether it trains so long that processes that load photographs pay.
+        features_default: whether it is the network to take features from where none is named.
+        presets: recipes for training. The first whose pretext is the one asked for is what
+            ``--model`` stands for; failing that, the first.
+        aliases: former names.
+        default: whether it is the network to train where none is named.
+
+    Raises:
+        RegistryError: the name is taken.
+    """
+
+    def register(network: Network) -> Network:
+        spec = ModelSpec(
+            network,
+            image_size,
+            summary,
+            fixed or {},
+            options,
+            bottleneck_options,
+            whole,
+            min_batch,
+            data_processes,
+            features_default,
+            presets or {},
+        )
+        MODELS.add(name, spec, definition=network, aliases=aliases, default=default)
+        return network
+
+    return register
+
+
+def default_features_model() -> str:
+    """The network to take features from where none is named."""
+    return MODELS.names(lambda spec: spec.features_default)[0]
 
 
 def build_model(name: str, *, image_size: int | None = None, **options: Any) -> ContextEncoder:
@@ -88,7 +130,7 @@ def build_model(name: str, *, image_size: int | None = None, **options: Any) -> 
         ValueError: an unknown name, a size that does not fit, an option's value.
         TypeError: an option that this network does not have.
     """
-    spec = _spec(name)
+    spec = MODELS.find(name)
     unknown = sorted(set(options) - set(spec.options))
     if unknown:
         raise TypeError(
@@ -97,21 +139,19 @@ def build_model(name: str, *, image_size: int | None = None, **options: Any) -> 
         )
     size = spec.image_size if image_size is None else image_size
     check_image_size(name, size)
-    return spec.network(size, **spec.fixed, **options)
-
-
-def build_discriminator(size: int) -> Discriminator:
-    """Make a discriminator for predictions of ``size`` x ``size`` pixels (``output_region``).
-
-    Raises:
-        ValueError: a size under 32.
-    """
-    return Discriminator(size)
+    network = spec.network(size, **spec.fixed, **options)
+    if spec.whole != (network.output_region == (0, 0, size, size)):
+        raise ValueError(
+            f"model {name!r} is registered with whole={spec.whole}, but predicts the region "
+            f"{network.output_region} of {size} pixels; correct its registration in "
+            f"{MODELS.source(MODELS.canonical(name))}"
+        )
+    return network
 
 
 def default_image_size(name: str) -> int:
     """Side in pixels of the square input that a name stands for; ValueError if unknown."""
-    return _spec(name).image_size
+    return MODELS.find(name).image_size
 
 
 def check_image_size(name: str, size: int) -> None:
@@ -120,14 +160,9 @@ def check_image_size(name: str, size: int) -> None:
     Raises:
         ValueError: it cannot (the message names sizes that it can), or the name is unknown.
     """
-    spec = _spec(name)
     try:
-        spec.check_size(size)
+        MODELS.find(name).check_size(size)
     except ValueError as error:
+        if name not in MODELS:
+            raise
         raise ValueError(f"model {name!r}: {error}") from None
-
-
-def _spec(name: str) -> ModelSpec:
-    if name not in MODELS:
-        raise ValueError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name]

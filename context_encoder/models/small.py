@@ -15,11 +15,21 @@ from context_encoder.models.base import (
     output_activation,
     stage,
 )
+from context_encoder.models.registry import register_model
+from context_encoder.utils.option_groups import Preset
 
 _ENCODER_CHANNELS = (32, 64, 128, 128)
 _DECODER_CHANNELS = (64, 48, 24)
 
 
+@register_model(
+    "small",
+    summary="small network for machines without a GPU, 64 -> 64 pixels",
+    image_size=64,
+    data_processes=False,
+    presets={"laptop": Preset({}, "ours")},
+    default=True,
+)
 class SmallContextEncoder(ContextEncoder):
     """Strided convolutions, channel-wise fully-connected layer, up-convolutions; S to S pixels.
 

@@ -3,7 +3,7 @@
 from context_encoder.pretexts.base import VALIDATION_SEED, Learner, Part, Pretext, Samples
 from context_encoder.pretexts.inpainting import Inpainting
 from context_encoder.pretexts.reconstruction import Autoencoder, DenoisingAutoencoder
-from context_encoder.pretexts.registry import PRETEXTS
+from context_encoder.pretexts.registry import PRETEXTS, find_pretext, register_pretext
 from context_encoder.pretexts.relative_patch import RelativePatch
 
 __all__ = [
@@ -17,4 +17,6 @@ __all__ = [
     "Pretext",
     "RelativePatch",
     "Samples",
+    "find_pretext",
+    "register_pretext",
 ]

@@ -98,6 +98,19 @@ class Pretext(ABC):
         """The network of a resolved configuration with fresh weights: what checkpoints hold."""
         return build_context_encoder(config)
 
+    @classmethod
+    def fixed_hole(cls, config: TrainConfig, model: Backbone) -> tuple[int, int, int, int] | None:
+        """The one region (top, left, height, width) that is missing in every training sample.
+
+        Args:
+            config: resolved.
+            model: its network.
+
+        Returns:
+            None if holes are anywhere, or there are none.
+        """
+        return None
+
     def parts(self) -> dict[str, Part]:
         """All that is trained: "model", and what a pretext needs beside it."""
         return {"model": Part(self.model, self.config.lr)}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cekernels import fill_masked
-from context_encoder.config import TrainConfig
-from context_encoder.config.build import masks_from_config
-from context_encoder.models import ContextEncoder, build_discriminator
+from context_encoder.config import TrainConfig, in_words
+from context_encoder.masks import (
+    MASKS,
+    MaskSampler,
+    build_mask_sampler,
+    masks_with_fixed_hole,
+)
+from context_encoder.models import MODELS, Backbone, ContextEncoder, build_discriminator
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
@@ -27,6 +33,7 @@ from context_encoder.pretexts.losses import (
     overlap_weights,
     reconstruction_loss,
 )
+from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import (
     context_mean,
     hole_mean,
@@ -34,8 +41,65 @@ from context_encoder.utils.metrics import (
     psnr_from_squared_error,
     to_unit,
 )
+from context_encoder.utils.option_groups import Need, OptionGroup
 
 
+class InpaintingOptions(OptionGroup):
+    """Options of the paper's pretext."""
+
+    needs: ClassVar[tuple[Need, ...]] = (
+        Need(("overlap_weight",), "overlap", lambda overlap: overlap != 0, "1 or more"),
+        Need(("lr_discriminator_ratio",), "lambda_adv", lambda weight: weight != 0, "above 0"),
+    )
+    free_on_resume: ClassVar[frozenset[str]] = frozenset(
+        {"lr_discriminator_ratio", "lambda_rec", "lambda_adv"}
+    )
+
+    normalize: Literal["mask", "all"] = Field(
+        "mask",
+        description="Divide the reconstruction loss by the masked elements (paper) or by all "
+        "(released code).",
+    )
+    overlap: Annotated[int, Field(ge=0)] = Field(
+        7, description="Band of context, in pixels, that the network predicts too."
+    )
+    overlap_weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Weight of the band in the reconstruction loss."
+    )
+    lambda_rec: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Weight of the reconstruction loss."
+    )
+    lambda_adv: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of the adversarial loss; 0 for none."
+    )
+    lr_discriminator_ratio: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="The discriminator's rate as a part of --lr."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> InpaintingOptions:
+        if self.lambda_rec == 0 and self.lambda_adv == 0:
+            raise ValueError("--lambda-rec and --lambda-adv are both 0: nothing to train on")
+        return self
+
+    def changed_on_resume(self, before: OptionGroup) -> list[str]:
+        changed = super().changed_on_resume(before)
+        assert isinstance(before, InpaintingOptions)
+        # A discriminator cannot appear, or be lost, in the middle of a run.
+        if (self.lambda_adv > 0) != (before.lambda_adv > 0):
+            changed.append("lambda_adv")
+        return changed
+
+
+@register_pretext(
+    "inpainting",
+    takes="a picture with a hole",
+    gives="the hole",
+    options=InpaintingOptions,
+    uses=("mask", "fill", "loss"),
+    fills_holes=True,
+    default=True,
+)
 class Inpainting(Pretext):
     """Masks, joint loss, and a discriminator where it has a weight."""
 
@@ -44,50 +108,63 @@ class Inpainting(Pretext):
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
+        self.options = config.options(InpaintingOptions)
         top, left, height, width = self.model.output_region
         self._region = (..., slice(top, top + height), slice(left, left + width))
         self.masks = masks_from_config(config, height).to(device)
         self._validation_masks = self.masks.with_seed(VALIDATION_SEED)
-        self.discriminator = build_discriminator(height) if config.lambda_adv > 0 else None
+        self.discriminator = build_discriminator(height) if self.options.lambda_adv > 0 else None
         self.fill = torch.tensor(config.fill_color(), device=device)
 
     @classmethod
     def resolve(cls, config: TrainConfig) -> dict[str, Any]:
-        if config.model == "center" and config.mask != "central":
+        if not MODELS[config.model].whole and not MASKS[config.mask].fixed_hole:
+            whole = MODELS.names(lambda spec: spec.whole)
             raise ValueError(
-                f"--model center predicts the central region only, --mask {config.mask} is "
-                "elsewhere; use --mask central, or --model random"
+                f"--model {config.model} predicts the central region only, --mask {config.mask} is "
+                f"elsewhere; use --mask {in_words(masks_with_fixed_hole())}, or --model "
+                f"{in_words(whole)}"
             )
         return {}
+
+    @classmethod
+    def fixed_hole(cls, config: TrainConfig, model: Backbone) -> tuple[int, int, int, int] | None:
+        if not MASKS[config.mask].fixed_hole:
+            return None
+        assert isinstance(model, ContextEncoder)
+        index = torch.zeros(1, dtype=torch.int64)
+        mask, _ = masks_from_config(config, model.output_region[2])(index, index)
+        rows, columns = (mask[0, 0].any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+        return rows[0], columns[0], len(rows), len(columns)
 
     def parts(self) -> dict[str, Part]:
         parts = super().parts()
         if self.discriminator is not None:
-            rate = self.config.lr * self.config.lr_discriminator_ratio
+            rate = self.config.lr * self.options.lr_discriminator_ratio
             parts["discriminator"] = Part(self.discriminator, rate)
         return parts
 
     def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
-        config, image = self.config, samples.image
+        options, image = self.options, samples.image
         mask, _ = self.masks(samples.epoch, samples.index)
-        weights = overlap_weights(mask, config.overlap, config.overlap_weight)[self._region]
+        weights = overlap_weights(mask, options.overlap, options.overlap_weight)[self._region]
         target = image[self._region]
 
         with learner.autocast():
             prediction = learner.network("model")(fill_masked(image, mask, self.fill))
             loss_rec = reconstruction_loss(
-                prediction, target, weights, kind=config.loss, normalize=config.normalize
+                prediction, target, weights, kind=self.config.loss, normalize=options.normalize
             )
-        if config.normalize == "mask" and learner.world_size > 1:
+        if options.normalize == "mask" and learner.world_size > 1:
             loss_rec = loss_rec * _share(weights, learner.world_size)
         losses = {"loss_rec": loss_rec.detach()}
-        loss = config.lambda_rec * loss_rec
+        loss = options.lambda_rec * loss_rec
         if self.discriminator is not None:
             losses["loss_d"] = self._discriminator_step(target, prediction.detach(), learner)
             with learner.autocast():
                 loss_adv = generator_loss(self.discriminator(prediction))
             losses["loss_adv"] = loss_adv.detach()
-            loss = loss + config.lambda_adv * loss_adv
+            loss = loss + options.lambda_adv * loss_adv
         return {"loss": loss, **losses}
 
     def _discriminator_step(self, real: Tensor, fake: Tensor, learner: Learner) -> Tensor:
@@ -152,6 +229,25 @@ class Inpainting(Pretext):
                 "  python -m context_encoder.train --preset inpaint-center --data FOLDER",
             ]
         return lines
+
+
+def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
+    """The mask sampler of a resolved configuration.
+
+    The hole of a network that predicts its central region only leaves room for the overlap band.
+
+    Raises:
+        ValueError: there is no room, or as the sampler.
+    """
+    assert config.size is not None
+    spec, hole = MASKS[config.mask], None
+    if output_side < config.size:
+        overlap = config.options(InpaintingOptions).overlap
+        hole = output_side - 2 * overlap
+        if hole < 1:
+            raise ValueError(f"--overlap {overlap} leaves no hole in {output_side} pixels")
+    options = config.options(spec.options).model_dump()
+    return build_mask_sampler(config.mask, config.size, config.seed, hole=hole, **options)
 
 
 def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cekernels import fill_masked
@@ -27,25 +28,21 @@ from context_encoder.pretexts.base import (
     feature_advice,
 )
 from context_encoder.pretexts.losses import whole_loss
+from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import hole_mean, hole_metrics, psnr_from_squared_error, to_unit
+from context_encoder.utils.option_groups import Need, OptionGroup
 
 _STREAM = zlib.crc32(b"corruption")
 
 
+@register_pretext(
+    "autoencoder", takes="the picture", gives="the picture", uses=("loss",), whole_output=True
+)
 class Autoencoder(Pretext):
     """The whole picture in, the whole picture out."""
 
     best_metric = "psnr"
     model: ContextEncoder
-
-    @classmethod
-    def resolve(cls, config: TrainConfig) -> dict[str, Any]:
-        if config.model == "center":
-            raise ValueError(
-                f"--pretext {config.pretext} gives the whole picture back, --model center predicts "
-                "the central region only; use --model random"
-            )
-        return {}
 
     def corrupt(self, samples: Samples, seed: int) -> Tensor:
         """What the network is shown, ``(B, 3, S, S)``."""
@@ -93,32 +90,57 @@ class Autoencoder(Pretext):
         return feature_advice(run)
 
 
+class DenoisingOptions(OptionGroup):
+    """Options of the denoising autoencoder."""
+
+    needs: ClassVar[tuple[Need, ...]] = (
+        Need(("fill",), "noise", lambda noise: noise == "masking", "masking"),
+    )
+
+    noise: Literal["masking", "salt-pepper"] = Field(
+        "masking", description="Corruption: cells blanked, or black and white."
+    )
+    noise_amount: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="Part of the cells that is corrupted."
+    )
+    noise_cell: Annotated[int, Field(ge=1)] = Field(1, description="Side of such a cell in pixels.")
+
+
+@register_pretext(
+    "denoising",
+    takes="the picture with corrupted cells",
+    gives="the picture",
+    options=DenoisingOptions,
+    uses=("fill", "loss"),
+    whole_output=True,
+)
 class DenoisingAutoencoder(Autoencoder):
     """A picture with corrupted cells in, the picture as it was out; the loss is over all pixels."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
+        self.options = config.options(DenoisingOptions)
         self._fill = torch.tensor(config.fill_color(), device=device)
 
     @classmethod
     def resolve(cls, config: TrainConfig) -> dict[str, Any]:
-        super().resolve(config)
+        cell = config.options(DenoisingOptions).noise_cell
         assert config.size is not None
-        if config.noise_cell > config.size // 4:
+        if cell > config.size // 4:
             raise ValueError(
-                f"--noise-cell {config.noise_cell} is no local corruption in {config.size} pixels; "
+                f"--noise-cell {cell} is no local corruption in {config.size} pixels; "
                 f"give at most {config.size // 4}, or hide large parts with --pretext inpainting"
             )
         return {}
 
     def corrupt(self, samples: Samples, seed: int) -> Tensor:
-        config, image = self.config, samples.image
+        options, image = self.options, samples.image
         hidden, white = corrupted_cells(
             *(seed, samples.epoch, samples.index, image.shape[-1]),
-            amount=config.noise_amount,
-            cell=config.noise_cell,
+            amount=options.noise_amount,
+            cell=options.noise_cell,
         )
-        if config.noise == "masking":
+        if options.noise == "masking":
             return fill_masked(image, hidden, self._fill)
         return torch.where(hidden, white.to(image.dtype) * 2 - 1, image)
 
@@ -126,9 +148,9 @@ class DenoisingAutoencoder(Autoencoder):
         return super()._baselines(original, given) | {"psnr_input": given}
 
     def describe(self) -> str:
-        config = self.config
-        cells = "pixels" if config.noise_cell == 1 else f"{config.noise_cell} px cells"
-        return f"{config.noise} noise on {config.noise_amount:.0%} of the {cells}"
+        options = self.options
+        cells = "pixels" if options.noise_cell == 1 else f"{options.noise_cell} px cells"
+        return f"{options.noise} noise on {options.noise_amount:.0%} of the {cells}"
 
 
 def corrupted_cells(

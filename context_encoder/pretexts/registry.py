@@ -1,15 +1,74 @@
-"""Pretexts by name."""
+"""Pretexts by name; :func:`register_pretext` adds one."""
 
 from __future__ import annotations
 
-from context_encoder.pretexts.base import Pretext
-from context_encoder.pretexts.inpainting import Inpainting
-from context_encoder.pretexts.reconstruction import Autoencoder, DenoisingAutoencoder
-from context_encoder.pretexts.relative_patch import RelativePatch
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-PRETEXTS: dict[str, type[Pretext]] = {
-    "inpainting": Inpainting,
-    "autoencoder": Autoencoder,
-    "denoising": DenoisingAutoencoder,
-    "relative-patch": RelativePatch,
-}
+from context_encoder.config.pretexts import PRETEXTS, PretextSpec
+from context_encoder.pretexts.base import Pretext
+from context_encoder.utils.option_groups import OptionGroup, Preset
+
+Kind = TypeVar("Kind", bound=type[Pretext])
+
+__all__ = ["PRETEXTS", "find_pretext", "register_pretext"]
+
+
+def register_pretext(
+    name: str,
+    *,
+    takes: str,
+    gives: str,
+    options: type[OptionGroup] = OptionGroup,
+    uses: tuple[str, ...] = (),
+    fills_holes: bool = False,
+    whole_output: bool = False,
+    encoder_only: bool = False,
+    min_batch: int = 1,
+    presets: Mapping[str, Preset] | None = None,
+    aliases: tuple[str, ...] = (),
+    default: bool = False,
+) -> Callable[[Kind], Kind]:
+    """Decorator that registers a subclass of :class:`Pretext`.
+
+    Args:
+        name: its name.
+        takes, gives: what the network is given and what it is to return, for the documentation.
+        options: its options; each becomes one of the command line's.
+        uses: those of the fields "mask", "fill" and "loss" of TrainConfig that it looks at; the
+            others are refused.
+        fills_holes: whether the network learns to fill holes, so that its runs can inpaint.
+        whole_output: whether the network must predict the whole picture.
+        encoder_only: whether it trains the network's encoder alone.
+        min_batch: the smallest batch that it can train on.
+        presets: recipes for training that come with it.
+        aliases: former names.
+        default: whether it is the one to take where none is named.
+
+    Raises:
+        RegistryError: the name is taken.
+    """
+
+    def register(kind: Kind) -> Kind:
+        spec = PretextSpec(
+            kind,
+            takes,
+            gives,
+            options,
+            frozenset(uses),
+            fills_holes,
+            whole_output,
+            encoder_only,
+            min_batch,
+            presets or {},
+        )
+        PRETEXTS.add(name, spec, definition=kind, aliases=aliases, default=default)
+        return kind
+
+    return register
+
+
+def find_pretext(name: str) -> type[Pretext]:
+    """The class that a name stands for; ValueError if there is none."""
+    kind: type[Pretext] = PRETEXTS.find(name).kind
+    return kind

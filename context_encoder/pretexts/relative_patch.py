@@ -15,9 +15,10 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +35,9 @@ from context_encoder.pretexts.base import (
     Samples,
     feature_advice,
 )
+from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import to_unit
+from context_encoder.utils.option_groups import OptionGroup
 
 # Every network's encoder has this stride or a smaller one.
 _STRIDE = 32
@@ -42,6 +45,27 @@ _STRIDE = 32
 _PLACES = zlib.crc32(b"patch places")
 _COLORS = zlib.crc32(b"patch colors")
 _NOISE = zlib.crc32(b"patch noise")
+
+
+class RelativePatchOptions(OptionGroup):
+    """Options of the relative-patch pretext."""
+
+    patch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Side of the patches in pixels. Default: the largest up to half of --size "
+        "that the model's strides fit.",
+    )
+    patch_gap: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Pixels between them before jitter. Default: half of --patch-size."
+    )
+    patch_jitter: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Pixels each is moved by at most. Default: 7/96 of --patch-size."
+    )
+    patch_color: Literal["drop", "projection", "none"] = Field(
+        "drop",
+        description="Against chromatic aberration: replace two of three channels by noise, take "
+        "green against magenta out, or leave the colours.",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,8 @@ class PatchGrid:
     @classmethod
     def of(cls, config: TrainConfig) -> PatchGrid:
         """That of a resolved configuration."""
-        sizes = (config.patch_size, config.patch_gap, config.patch_jitter)
+        options = config.options(RelativePatchOptions)
+        sizes = (options.patch_size, options.patch_gap, options.patch_jitter)
         assert None not in sizes
         return cls(*sizes)  # type: ignore[arg-type]
 
@@ -148,6 +173,14 @@ def _gaussian(words: Tensor) -> Tensor:
     return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
 
 
+@register_pretext(
+    "relative-patch",
+    takes="two patches of a crop",
+    gives="at which of 8 places the second lies",
+    options=RelativePatchOptions,
+    encoder_only=True,
+    min_batch=2,
+)
 class RelativePatch(Pretext):
     """Tell where the second of two patches lies."""
 
@@ -157,32 +190,29 @@ class RelativePatch(Pretext):
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.grid = PatchGrid.of(config)
+        self._color = config.options(RelativePatchOptions).patch_color
 
     @classmethod
     def resolve(cls, config: TrainConfig) -> dict[str, Any]:
         assert config.size is not None
-        if config.batch_size == 1:
-            raise ValueError(
-                "--pretext relative-patch normalises over the batch; --batch-size must be at "
-                "least 2"
-            )
+        options = config.options(RelativePatchOptions)
         with torch.device("meta"):
             encoder = build_context_encoder(config).encoder
         # Sizes that the strides fit: one pixel less would give a smaller map.
-        wanted = config.patch_size or config.size // 2
+        wanted = options.patch_size or config.size // 2
         near = range(max(1, wanted - _STRIDE), wanted + 2 * _STRIDE)
         fitting = [p for p in near if patch_map(encoder, p)[1] > patch_map(encoder, p - 1)[1]]
-        if config.patch_size is None:
+        if options.patch_size is None:
             patch = max([p for p in fitting if p <= wanted] or fitting[:1])
-        elif config.patch_size in fitting:
-            patch = config.patch_size
+        elif options.patch_size in fitting:
+            patch = options.patch_size
         else:
             nearest = sorted(sorted(fitting, key=lambda p: abs(p - wanted))[:2])
             raise ValueError(
                 f"--patch-size must be one that the strides of --model {config.model} fit, got "
                 f"{wanted}; nearest: {' or '.join(map(str, nearest))}"
             )
-        gap, jitter = config.patch_gap, config.patch_jitter
+        gap, jitter = options.patch_gap, options.patch_jitter
         return {
             "patch_size": patch,
             "patch_gap": patch // 2 if gap is None else gap,
@@ -206,7 +236,7 @@ class RelativePatch(Pretext):
         keys = (seed, samples.epoch, samples.index)
         label, places = draw_places(self.grid, samples.image.shape[-1], *keys, label)
         patches = cut(samples.image, places, self.grid.patch)
-        return label, places, treat_colors(patches, self.config.patch_color, *keys)
+        return label, places, treat_colors(patches, self._color, *keys)
 
     def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         label, _, patches = self._pairs(samples, self.config.seed)

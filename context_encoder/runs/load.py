@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from context_encoder.config import TrainConfig
+from context_encoder.config import TrainConfig, in_words
 from context_encoder.models import Backbone
-from context_encoder.pretexts import PRETEXTS
+from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.runs.checkpoint import (
     MODEL_FILE,
     STATE_FILE,
@@ -37,7 +37,7 @@ class LoadedModel:
 
 def model_from_config(config: TrainConfig) -> Backbone:
     """The network of a configuration, with fresh weights."""
-    return PRETEXTS[config.pretext].build(config)
+    return find_pretext(config.pretext).build(config)
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -51,10 +51,11 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path)
 def check_fills_holes(loaded: LoadedModel) -> None:
     """RunError unless the network was trained to fill holes."""
     pretext = loaded.config.pretext
-    if pretext != "inpainting":
+    if not PRETEXTS[pretext].fills_holes:
+        fillers = in_words(PRETEXTS.names(lambda spec: spec.fills_holes))
         raise RunError(
             f"{loaded.path} was trained with --pretext {pretext}, not to fill holes: what it made "
-            "of one would be no inpainting; name a run with --pretext inpainting (its features "
+            f"of one would be no inpainting; name a run with --pretext {fillers} (its features "
             "can be used: python -m context_encoder.features)"
         )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 
-from context_encoder.config import TrainConfig
-from context_encoder.models import check_image_size, default_image_size
-from context_encoder.pretexts import PRETEXTS
+from context_encoder.config import TrainConfig, in_words
+from context_encoder.models import MODELS, check_image_size
+from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.runs.photos import Photos
 
 
@@ -17,13 +17,24 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     Raises:
         ValueError: a size the model cannot take, a pretext that does not fit it, and the like.
     """
-    size = config.size or default_image_size(config.model)
+    model, task = MODELS[config.model], PRETEXTS[config.pretext]
+    size = config.size or model.image_size
     check_image_size(config.model, size)
-    if config.model in ("center", "random") and config.batch_size == 1:
+    for option, least in (
+        (f"--model {config.model}", model.min_batch),
+        (f"--pretext {config.pretext}", task.min_batch),
+    ):
+        if config.batch_size < least:
+            raise ValueError(
+                f"{option} normalises over the batch; --batch-size must be at least {least}"
+            )
+    if task.whole_output and not model.whole:
         raise ValueError(
-            f"--model {config.model} normalises over the batch; --batch-size must be at least 2"
+            f"--pretext {config.pretext} gives the whole picture back, --model {config.model} "
+            "predicts the central region only; use --model "
+            f"{in_words(MODELS.names(lambda spec: spec.whole))}"
         )
-    pretext = PRETEXTS[config.pretext]
+    pretext = find_pretext(config.pretext)
     config = config.model_copy(update={"size": size})
     config = config.model_copy(update=pretext.resolve(config))
     crop = pretext.crop_size(config)
@@ -37,6 +48,6 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     workers = config.workers
     if workers is None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = 0 if config.model == "small" else min(8, (os.cpu_count() or 1) // local)
+        workers = min(8, (os.cpu_count() or 1) // local) if model.data_processes else 0
     update = {"resize": resize, "steps": steps, "epochs": None, "workers": workers}
     return config.model_copy(update=update)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import PhotoFolder, load_crops, make_loader
-from context_encoder.pretexts import PRETEXTS, Samples
+from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
     Checkpoint,
     Photos,
@@ -96,7 +96,7 @@ class Trainer:
         self.sheet: Path | None = None
 
         torch.manual_seed(config.seed)
-        self.pretext = PRETEXTS[config.pretext](config, device)
+        self.pretext = find_pretext(config.pretext)(config, device)
         self.model = self.pretext.model
         self._parts = self.pretext.parts()
 

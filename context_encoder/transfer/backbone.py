@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from context_encoder.config import ModelName
 from context_encoder.encoder.backbone import load_backbone
-from context_encoder.models import Backbone
+from context_encoder.models import Backbone, ModelName, default_features_model
 
 
 class BackboneConfig(BaseModel):
@@ -21,7 +20,10 @@ class BackboneConfig(BaseModel):
         None, description="Run or checkpoint folder. Default: fresh random weights of --model."
     )
     weights: Path | None = Field(None, description="File of encoder weights, for --model.")
-    model: ModelName = Field("alexnet", description="Network, where no --checkpoint says it.")
+    model: ModelName = Field(
+        default_factory=default_features_model,
+        description="Network, where no --checkpoint says it.",
+    )
     image_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Side of its square input in pixels. Default: its own."
     )

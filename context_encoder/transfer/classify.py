@@ -19,6 +19,7 @@ from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.dataset import digest, read_annotated
 from context_encoder.transfer.heads import fc6_fc7, fully_connected, map_shape
 from context_encoder.transfer.metrics import classification_ap
+from context_encoder.transfer.registry import register_transfer
 from context_encoder.transfer.results import summary
 from context_encoder.transfer.task import Task
 from context_encoder.transfer.training import run_task
@@ -145,6 +146,11 @@ class Classify(Task):
         return summary(per_class, len(scores), unreadable)
 
 
+@register_transfer(
+    "voc-classify",
+    config=ClassifyConfig,
+    summary="VOC07 classification by Krähenbühl's recipe",
+)
 def run(config: ClassifyConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""
     low, high = config.scale

@@ -26,6 +26,7 @@ from context_encoder.transfer.heads import fc6_fc7, map_shape
 from context_encoder.transfer.metrics import detection_ap
 from context_encoder.transfer.proposals import find_proposals
 from context_encoder.transfer.receptive_field import ReceptiveField
+from context_encoder.transfer.registry import register_transfer
 from context_encoder.transfer.results import summary
 from context_encoder.transfer.task import Task
 from context_encoder.transfer.training import run_task
@@ -282,6 +283,7 @@ class Detect(Task):
         return summary(per_class, len(self._test) - unreadable, unreadable)
 
 
+@register_transfer("voc-detect", config=DetectConfig, summary="VOC07 detection as Fast R-CNN")
 def run(config: DetectConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_annotated(config)

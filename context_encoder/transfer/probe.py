@@ -34,6 +34,7 @@ from context_encoder.models import Backbone
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.labelled_folder import find_folders, stratified
 from context_encoder.transfer.logistic import Standardizer, accuracy, fit_logistic
+from context_encoder.transfer.registry import register_transfer
 from context_encoder.utils.device import Processes, choose_device
 
 log = logging.getLogger("context_encoder")
@@ -334,6 +335,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@register_transfer(
+    "probe",
+    config=ProbeConfig,
+    summary="accuracy of a linear classifier on each layer's frozen features",
+)
 def run(config: ProbeConfig) -> int:
     """Probe, print the table, and write it and ``probe.json``. Returns the exit status."""
     if config.out.exists() and not config.out.is_dir():

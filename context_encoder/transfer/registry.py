@@ -1,36 +1,50 @@
-"""The transfers by name."""
+"""The transfers by name; :func:`register_transfer` adds one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from context_encoder.transfer import classify, detect, probe, segment
 from context_encoder.transfer.backbone import BackboneConfig
+from context_encoder.utils.registry import Registry
+
+Run = TypeVar("Run", bound=Callable[[Any], int])
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A way to judge an encoder."""
+class TransferSpec:
+    """A way to judge an encoder; see :func:`register_transfer`."""
 
-    #: Its options.
     config: type[BackboneConfig]
-    #: Called with them; returns the exit status.
     run: Callable[[Any], int]
-    #: One line for people.
     summary: str
 
 
-TRANSFERS: dict[str, Transfer] = {
-    "probe": Transfer(
-        probe.ProbeConfig,
-        probe.run,
-        "accuracy of a linear classifier on each layer's frozen features",
-    ),
-    "voc-classify": Transfer(
-        classify.ClassifyConfig, classify.run, "VOC07 classification by Krähenbühl's recipe"
-    ),
-    "voc-segment": Transfer(segment.SegmentConfig, segment.run, "VOC12 segmentation as FCN-32s"),
-    "voc-detect": Transfer(detect.DetectConfig, detect.run, "VOC07 detection as Fast R-CNN"),
-}
+#: The transfers.
+TRANSFERS: Registry[TransferSpec] = Registry(
+    "transfer", "context_encoder.transfer", "context_encoder.transfers"
+)
+
+
+def register_transfer(
+    name: str, *, config: type[BackboneConfig], summary: str
+) -> Callable[[Run], Run]:
+    """Decorator that registers what carries a transfer out.
+
+    It decorates a function that takes ``config`` and returns the exit status.
+
+    Args:
+        name: its name, the command of ``python -m context_encoder.transfer``.
+        config: its options.
+        summary: one line for people.
+
+    Raises:
+        RegistryError: the name is taken.
+    """
+
+    def register(run: Run) -> Run:
+        TRANSFERS.add(name, TransferSpec(config, run, summary), definition=run)
+        return run
+
+    return register

@@ -23,6 +23,7 @@ from context_encoder.transfer.dataset import digest, read_splits
 from context_encoder.transfer.heads import fc6_fc7, map_shape
 from context_encoder.transfer.metrics import confusion, iou_per_class
 from context_encoder.transfer.receptive_field import ReceptiveField, Upsampling, bilinear_kernel
+from context_encoder.transfer.registry import register_transfer
 from context_encoder.transfer.results import summary
 from context_encoder.transfer.task import Task
 from context_encoder.transfer.training import run_task
@@ -159,6 +160,7 @@ def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> 
         )
 
 
+@register_transfer("voc-segment", config=SegmentConfig, summary="VOC12 segmentation as FCN-32s")
 def run(config: SegmentConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_splits(config, "Segmentation")

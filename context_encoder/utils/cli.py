@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
+import types
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from tyro.constructors import PrimitiveConstructorSpec
 
 from context_encoder.utils.options import explain
+from context_encoder.utils.registry import NameIn, Names
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -30,19 +36,56 @@ def arguments_of(
         extra: name, type and help of options beside it, None by default.
     """
     fields: list[Any] = []
-    for name, field in kind.model_fields.items():
-        hint: Any = Annotated[field.annotation, tyro.conf.arg(help=field.description)]
+    for name, field in fields_of(kind).items():
+        parsed = _parsed_type(Annotated[(field.annotation, None, *field.metadata)])
+        hint: Any = Annotated[parsed, tyro.conf.arg(help=field.description)]
         if default is not None:
             fields.append((name, hint, dataclasses.field(default=getattr(default, name))))
         elif field.is_required():
             fields.append((name, hint))
         else:
-            fields.append((name, hint, dataclasses.field(default=field.default)))
+            value = field.get_default(call_default_factory=True)
+            fields.append((name, hint, dataclasses.field(default=value)))
     for name, type_, text in extra:
         hint = Annotated[type_ | None, tyro.conf.arg(help=text)]
         fields.append((name, hint, dataclasses.field(default=None)))
     namespace = {"__doc__": summary or kind.__doc__}
     return dataclasses.make_dataclass("Arguments", fields, namespace=namespace, kw_only=True)
+
+
+def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a configuration, the options of what is registered among them."""
+    every = getattr(kind, "all_fields", None)
+    return dict(kind.model_fields) if every is None else every()
+
+
+def name_argument(names: Names) -> PrimitiveConstructorSpec[str]:
+    """In ``Annotated[str, ...]``, makes tyro take one of some names and list them in the help.
+
+    Aliases, which are accepted, are not listed.
+    """
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(names) + "}",
+        instance_from_str=lambda words: names.canonical(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda name: [name],
+    )
+
+
+def _parsed_type(hint: Any) -> Any:
+    """A field's type with :func:`name_argument` in the place of :class:`NameIn`."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        for extra in parts[1:]:
+            if isinstance(extra, NameIn):
+                return Annotated[parts[0], name_argument(extra.registry)]
+        return _parsed_type(parts[0])
+    if origin in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_parsed_type, parts))
+    if origin is tuple:
+        return tuple[tuple(part if part is ... else _parsed_type(part) for part in parts)]  # type: ignore[misc]
+    return hint
 
 
 def parse_config(
@@ -64,6 +107,6 @@ def parse_config(
     """
     parsed: Any = tyro.cli(arguments_of(kind, default), prog=prog, args=arguments)
     try:
-        return kind(**{name: getattr(parsed, name) for name in kind.model_fields})
+        return kind(**{name: getattr(parsed, name) for name in fields_of(kind)})
     except ValidationError as error:
         raise ValueError("; ".join(explain(error))) from None

@@ -16,8 +16,8 @@ from context_encoder.models import (
 QUICK: dict[str, dict[str, Any]] = {
     "alexnet": {"image_size": 99},
     "alexnet-poolfree": {"image_size": 99},
-    "center": {"bottleneck_units": 60},
-    "random": {"bottleneck_units": 60},
+    "dcgan-center": {"bottleneck_units": 60},
+    "dcgan-whole": {"bottleneck_units": 60},
     "small": {"image_size": 32},
 }
 

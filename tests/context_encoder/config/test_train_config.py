@@ -7,7 +7,6 @@ import pytest
 from pydantic import ValidationError
 
 from context_encoder.config import (
-    MODEL_PRESETS,
     PRESETS,
     TrainConfig,
     default_preset,
@@ -29,8 +28,15 @@ def test_every_preset_is_valid_and_survives_json() -> None:
 
 
 def test_every_model_has_a_recipe() -> None:
-    assert set(MODEL_PRESETS) == set(MODELS)
-    assert set(MODEL_PRESETS.values()) <= set(PRESETS)
+    recipes = {name: default_preset(name) for name in MODELS}
+    assert recipes == {
+        "alexnet": "features-region",
+        "alexnet-poolfree": "features-region",
+        "dcgan-center": "inpaint-center",
+        "dcgan-whole": "inpaint-region",
+        "small": "laptop",
+    }
+    assert set(recipes.values()) <= set(PRESETS)
 
 
 def test_presets_carry_the_published_numbers() -> None:
@@ -68,7 +74,7 @@ def test_a_file_gives_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"model": "center", "mask": "central", "lr": 0.5}))
     config, _ = parse(["--config", str(file), "--steps", "7"])
-    assert (config.model, config.lr, config.steps) == ("center", 0.5, 7)
+    assert (config.model, config.lr, config.steps) == ("dcgan-center", 0.5, 7)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +159,7 @@ def test_rivals_have_recipes() -> None:
     for name in PRESETS:
         config = preset(name)
         idle = idle_options(config.model_dump())
-        assert not idle.keys() & PRESETS[name].keys(), name
+        assert not idle.keys() & PRESETS[name].values.keys(), name
     config, _ = parse(["--pretext", "relative-patch", "--model", "alexnet"])
     assert config == preset("features-relative-patch")
 
@@ -163,7 +169,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for name in (*TrainConfig.model_fields, "resume"):
+    for name in (*TrainConfig.all_fields(), "resume"):
         assert "--" + name.replace("_", "-") in shown, name
 
 

@@ -256,7 +256,7 @@ def test_a_network_trained_on_central_holes_fills_those(monkeypatch):
     whole = TrainConfig(size=64, mask="central")
     monkeypatch.setattr("context_encoder.inpainting.inpainter.load_model", loaded(whole, None))
     assert Inpainter.from_run("run").geometry.region == (16, 16, 32, 32)
-    centre = TrainConfig(model="center", size=128, mask="central", overlap=4)
+    centre = TrainConfig(model="dcgan-center", size=128, mask="central", overlap=4)
     monkeypatch.setattr(
         "context_encoder.inpainting.inpainter.load_model", loaded(centre, (32, 32, 64, 64))
     )

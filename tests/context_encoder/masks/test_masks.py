@@ -81,7 +81,7 @@ def devkit(tmp_path):
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_mask_depends_on_seed_epoch_and_index_only(kind, mask_folder, tmp_path_factory, devkit):
-    options = {"folder": {"folder": mask_folder}, "voc": {"voc_root": devkit}}.get(kind, {})
+    options = {"folder": {"mask_folder": mask_folder}, "voc": {"voc_root": devkit}}.get(kind, {})
     sampler = build_mask_sampler(kind, 48, 5, **options)
     epoch = torch.tensor([0, 0, 3, 3, 1, 0, 2, 7])
     index = torch.tensor([4, 9, 4, 1 << 31, 0, 4, 2, 7])
@@ -125,7 +125,7 @@ def test_masks_differ_between_samples_epochs_and_seeds(kind):
 @pytest.mark.parametrize("kind", ["central", "block", "region", "blob", "folder"])
 def test_nothing_waits_for_a_value(kind, mask_folder):
     """Fake tensors have no values: whatever would wait for a GPU raises an error."""
-    options = {"folder": mask_folder} if kind == "folder" else {}
+    options = {"mask_folder": mask_folder} if kind == "folder" else {}
     sampler = build_mask_sampler(kind, 32, 3, **options)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         index = mode.from_tensor(torch.arange(4))
@@ -181,11 +181,11 @@ def test_errors_of_the_interface():
     for seed in (-1, 1 << 64):
         with pytest.raises(ValueError, match="seed must be in 0"):
             build_mask_sampler("block", 64, seed)
-    with pytest.raises(ValueError, match="unknown kind of mask 'square'; choose one of central,"):
+    with pytest.raises(ValueError, match="there is no mask 'square'; there are blob, block,"):
         build_mask_sampler("square", 64, 0)
     with pytest.raises(ValueError, match="hole is for 'central' masks"):
         build_mask_sampler("region", 64, 0, hole=32)
-    with pytest.raises(ValueError, match="need folder"):
+    with pytest.raises(ValueError, match="need mask_folder: "):
         build_mask_sampler("folder", 64, 0)
     with pytest.raises(ValueError, match="need voc_root"):
         build_mask_sampler("voc", 64, 0)

@@ -71,7 +71,7 @@ def test_opposite_corners_meet_in_the_channelwise_layer_only(name: str, size: in
     assert (corner_gradient() == 0).all()
 
 
-@pytest.mark.parametrize("name", ["center", "random"])
+@pytest.mark.parametrize("name", ["dcgan-center", "dcgan-whole"])
 def test_opposite_corners_meet_in_the_code(name: str) -> None:
     model = quick(name).eval()
     x = pictures(model, 1).requires_grad_()
@@ -152,7 +152,7 @@ def test_signal_neither_dies_nor_explodes_at_the_start(name: str, norm: str) -> 
     assert model.decoder[4:](x).abs().max() < 2
 
 
-@pytest.mark.parametrize("model", [lambda: quick("center"), lambda: Discriminator(64)])
+@pytest.mark.parametrize("model", [lambda: quick("dcgan-center"), lambda: Discriminator(64)])
 def test_dcgan_start(model: Any) -> None:
     torch.manual_seed(0)
     kinds = set()
@@ -181,7 +181,7 @@ def test_batch_norm_keeps_pytorch_s_constants(module: Any) -> None:
             assert (layer.eps, layer.momentum) == (1e-5, 0.1)
 
 
-@pytest.mark.parametrize("module", [lambda: quick("center"), lambda: Discriminator(128)])
+@pytest.mark.parametrize("module", [lambda: quick("dcgan-center"), lambda: Discriminator(128)])
 def test_dcgan_has_no_bias_but_batch_norm_s(module: Any) -> None:
     convs = [m for m in module().modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     assert convs
@@ -256,7 +256,7 @@ def test_defaults_agree_with_the_classes() -> None:
     for spec in MODELS.values():
         assert inspect.signature(spec.network).parameters["image_size"].default == spec.image_size
         spec.check_size(spec.image_size)
-    center: Any = on_meta("center")
+    center: Any = on_meta("dcgan-center")
     assert center.bottleneck.code.conv.out_channels == 4000
 
 
@@ -338,8 +338,8 @@ def test_small_learns_pictures() -> None:
         ("alexnet", 98, "99 .the smallest.*nearest: 99$"),
         ("alexnet", 224, "nearest: 195 or 227"),
         ("alexnet-poolfree", 67, "99 .the smallest"),
-        ("center", 64, "128 only, got 64"),
-        ("random", 256, "128 only, got 256"),
+        ("dcgan-center", 64, "128 only, got 64"),
+        ("dcgan-whole", 256, "128 only, got 256"),
         ("small", 16, "at least 32.*nearest: 32$"),
         ("small", 100, "multiples of 16.*nearest: 96 or 112"),
         ("small", 0, "at least 1"),
@@ -389,7 +389,7 @@ def test_discriminator_errors() -> None:
 
 
 def test_dcgan_cannot_train_on_one_picture() -> None:
-    model = quick("center")
+    model = quick("dcgan-center")
     with pytest.raises(ValueError, match=r"batch of 1.*eval"):
         model.train()(pictures(model, 1))
     assert model.eval()(pictures(model, 1)).shape == (1, 3, 64, 64)
@@ -401,12 +401,12 @@ def test_dcgan_cannot_train_on_one_picture() -> None:
         ("alexnett", {}, ValueError, "no model 'alexnett'; there are alexnet, alexnet-poolfree"),
         ("small", {"dropout": 0.5}, TypeError, "no option 'dropout'; its options: output"),
         ("alexnet", {"pool": "conv"}, TypeError, "no option 'pool'; its options: norm"),
-        ("center", {"region": "whole"}, TypeError, "no option 'region'"),
+        ("dcgan-center", {"region": "whole"}, TypeError, "no option 'region'"),
         ("alexnet", {"norm": "layer"}, ValueError, "norm must be .*'layer'"),
         ("alexnet", {"dropout": 1.0}, ValueError, "dropout must be"),
         ("alexnet", {"output": "sigmoid"}, ValueError, "output must be .*'sigmoid'"),
         ("small", {"output": "relu"}, ValueError, "output must be .*'relu'"),
-        ("center", {"bottleneck_units": 0}, ValueError, "bottleneck_units must be .*got 0"),
+        ("dcgan-center", {"bottleneck_units": 0}, ValueError, "bottleneck_units must be .*got 0"),
     ],
 )
 def test_names_and_options(
@@ -456,7 +456,7 @@ def test_whole_map_layers_convolve_other_sizes() -> None:
     torch.testing.assert_close(up(x), F.conv_transpose2d(x, up.weight))
 
 
-@pytest.mark.parametrize("model", [lambda: quick("center"), lambda: Discriminator(64)])
+@pytest.mark.parametrize("model", [lambda: quick("dcgan-center"), lambda: Discriminator(64)])
 def test_fused_adam_equals_the_plain_one_in_channels_last(model: Any) -> None:
     """The fused kernel walks through memory: gradients must lie as their weights do."""
     weights = []

@@ -69,7 +69,7 @@ def released_generator(region: str, units: int) -> nn.Sequential:
         *up(512, 256),
         *up(256, 128),
         *up(128, 64),
-        *(up(64, 64) if region == "random" else []),
+        *(up(64, 64) if region == "dcgan-whole" else []),
         nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False),
         nn.Tanh(),
     ]
@@ -107,7 +107,7 @@ def test_alexnet_is_the_published_network() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", ["center", "random"])
+@pytest.mark.parametrize("name", ["dcgan-center", "dcgan-whole"])
 def test_dcgan_is_the_released_network(name: str, training: bool) -> None:
     model = quick(name)
     with torch.no_grad():  # leave the statistics that batch normalisation starts with
@@ -167,8 +167,8 @@ def test_alexnet_sizes(name: str) -> None:
 
 def test_dcgan_sizes() -> None:
     for name, widths in (
-        ("center", (512, 256, 128, 64, 3)),
-        ("random", (512, 256, 128, 64, 64, 3)),
+        ("dcgan-center", (512, 256, 128, 64, 3)),
+        ("dcgan-whole", (512, 256, 128, 64, 64, 3)),
     ):
         model = on_meta(name)
         x: Tensor = torch.empty(2, 3, 128, 128, device="meta")
@@ -183,8 +183,8 @@ def test_dcgan_sizes() -> None:
         x = torch.empty(2, 4000, 1, 1, device="meta")
         decoded = [tuple((x := layer(x)).shape[1:]) for layer in model.decoder]
         assert decoded == [(width, 4 << i, 4 << i) for i, width in enumerate(widths)]
-    assert on_meta("center").output_region == (32, 32, 64, 64)
-    assert on_meta("random").output_region == (0, 0, 128, 128)
+    assert on_meta("dcgan-center").output_region == (32, 32, 64, 64)
+    assert on_meta("dcgan-whole").output_region == (0, 0, 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_alexnet_parameters() -> None:
 
 
 def test_released_parameters() -> None:
-    assert parameters(on_meta("center")) == 71_124_544
-    assert parameters(on_meta("random")) == 71_190_208
+    assert parameters(on_meta("dcgan-center")) == 71_124_544
+    assert parameters(on_meta("dcgan-whole")) == 71_190_208
     with torch.device("meta"):
         assert parameters(Discriminator(64)) == 2_765_568
         assert parameters(Discriminator(128)) == 2_831_232

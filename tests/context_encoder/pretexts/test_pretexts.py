@@ -205,7 +205,7 @@ def test_projection_takes_out_green_against_magenta() -> None:
         ("small", 64, (32, 16, 2, 84)),
         ("small", 32, (16, 8, 1, 42)),
         ("alexnet", 227, (99, 49, 7, 261)),
-        ("random", 128, (64, 32, 5, 170)),
+        ("dcgan-whole", 128, (64, 32, 5, 170)),
     ],
 )
 def test_sizes_of_patches_follow_the_network(
@@ -328,7 +328,7 @@ def test_a_step_of_each_reads_nothing_back_from_the_device(photos: Path) -> None
         (["--pretext", "relative-patch", "--patch-size", "33"], "nearest: 32 or 40"),
         (["--pretext", "relative-patch", "--batch-size", "1"], "--batch-size"),
         (["--pretext", "relative-patch", "--resize", "64"], "84"),
-        (["--pretext", "autoencoder", "--model", "center"], "--model random"),
+        (["--pretext", "autoencoder", "--model", "dcgan-center"], "dcgan-whole"),
         (["--pretext", "denoising", "--noise-cell", "40"], "--noise-cell"),
         (["--pretext", "denoising", "--noise-amount", "1"], "--noise-amount must be below 1"),
     ],

@@ -401,7 +401,7 @@ def test_unreadable_files_are_skipped_and_named_once(
         (["--data", "{empty}"], "image"),
         (["--size", "20"], "size"),
         (["--model", "alexnet", "--size", "40"], "size"),
-        (["--model", "center", "--size", "128", "--mask", "region"], "central"),
+        (["--model", "dcgan-center", "--size", "128", "--mask", "region"], "central"),
         (["--mask", "folder", "--mask-folder", "{empty}"], "empty"),
         (["--mask", "voc", "--voc-root", "{missing}"], "VOC"),
         (["--device", "cuda"], "cuda"),
