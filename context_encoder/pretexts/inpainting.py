@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cekernels import fill_masked
-from context_encoder.config import TrainConfig, in_words
+from context_encoder.config import PRESETS, PRETEXTS, TrainConfig, in_words
 from context_encoder.masks import (
     MASKS,
     MaskSampler,
@@ -225,10 +225,21 @@ class Inpainting(Pretext):
         ]
         if self.config.data is None:
             lines += [
-                "or train the paper's network on your own photographs:",
-                "  python -m context_encoder.train --preset inpaint-center --data FOLDER",
+                "or train a larger network on your own photographs:",
+                "  python -m context_encoder.train --preset "
+                f"{{{','.join(_other_presets(self.config.preset))}}} --data FOLDER",
             ]
         return lines
+
+
+def _other_presets(own: str) -> list[str]:
+    """The presets that train a network to fill holes, without that of this run."""
+    fillers = PRETEXTS.names(lambda spec: spec.fills_holes)
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if name != own and preset.values.get("pretext", PRETEXTS.default()) in fillers
+    ]
 
 
 def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:

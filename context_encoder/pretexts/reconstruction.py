@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cekernels import fill_masked
-from context_encoder.config import TrainConfig
+from context_encoder.config import PRETEXTS, TrainConfig, in_words
 from context_encoder.masks.base import sample_words
 from context_encoder.models import ContextEncoder
 from context_encoder.pretexts.base import (
@@ -129,7 +129,8 @@ class DenoisingAutoencoder(Autoencoder):
         if cell > config.size // 4:
             raise ValueError(
                 f"--noise-cell {cell} is no local corruption in {config.size} pixels; "
-                f"give at most {config.size // 4}, or hide large parts with --pretext inpainting"
+                f"give at most {config.size // 4}, or hide large parts with --pretext "
+                f"{in_words(PRETEXTS.names(lambda spec: spec.fills_holes))}"
             )
         return {}
 

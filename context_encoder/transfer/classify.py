@@ -150,6 +150,8 @@ class Classify(Task):
     "voc-classify",
     config=ClassifyConfig,
     summary="VOC07 classification by Krähenbühl's recipe",
+    data="VOC2007, trainval / test",
+    reports="AP by class and mean, 11-point and area",
 )
 def run(config: ClassifyConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""

@@ -283,7 +283,13 @@ class Detect(Task):
         return summary(per_class, len(self._test) - unreadable, unreadable)
 
 
-@register_transfer("voc-detect", config=DetectConfig, summary="VOC07 detection as Fast R-CNN")
+@register_transfer(
+    "voc-detect",
+    config=DetectConfig,
+    summary="VOC07 detection as Fast R-CNN",
+    data="VOC2007, trainval / test",
+    reports="AP by class and mean, 11-point and area",
+)
 def run(config: DetectConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_annotated(config)

@@ -339,6 +339,8 @@ def markdown(result: dict[str, Any]) -> str:
     "probe",
     config=ProbeConfig,
     summary="accuracy of a linear classifier on each layer's frozen features",
+    data="a folder with one sub-folder a class",
+    reports="accuracy of a linear classifier on each layer",
 )
 def run(config: ProbeConfig) -> int:
     """Probe, print the table, and write it and ``probe.json``. Returns the exit status."""

@@ -19,6 +19,8 @@ class TransferSpec:
     config: type[BackboneConfig]
     run: Callable[[Any], int]
     summary: str
+    data: str
+    reports: str
 
 
 #: The transfers.
@@ -28,7 +30,7 @@ TRANSFERS: Registry[TransferSpec] = Registry(
 
 
 def register_transfer(
-    name: str, *, config: type[BackboneConfig], summary: str
+    name: str, *, config: type[BackboneConfig], summary: str, data: str, reports: str
 ) -> Callable[[Run], Run]:
     """Decorator that registers what carries a transfer out.
 
@@ -38,13 +40,14 @@ def register_transfer(
         name: its name, the command of ``python -m context_encoder.transfer``.
         config: its options.
         summary: one line for people.
+        data, reports: what it needs and what it measures, for the documentation.
 
     Raises:
         RegistryError: the name is taken.
     """
 
     def register(run: Run) -> Run:
-        TRANSFERS.add(name, TransferSpec(config, run, summary), definition=run)
+        TRANSFERS.add(name, TransferSpec(config, run, summary, data, reports), definition=run)
         return run
 
     return register

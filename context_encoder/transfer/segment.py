@@ -160,7 +160,13 @@ def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> 
         )
 
 
-@register_transfer("voc-segment", config=SegmentConfig, summary="VOC12 segmentation as FCN-32s")
+@register_transfer(
+    "voc-segment",
+    config=SegmentConfig,
+    summary="VOC12 segmentation as FCN-32s",
+    data="VOC2012, train / val",
+    reports="IoU by class and mean, the background included",
+)
 def run(config: SegmentConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_splits(config, "Segmentation")

@@ -1,0 +1,207 @@
+"""Masks and models of another package, found by its entry points, and what is wrong with some."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from context_encoder.utils.registry import Registry, RegistryError
+from tests.helpers.small_runs import TINY, save_photos
+
+ROOT = Path(__file__).parents[2]
+
+STRIPES = """
+from collections import OrderedDict
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from context_encoder.masks import MaskSampler, OptionGroup, register_mask
+from context_encoder.models import ContextEncoder, Preset, register_model
+from context_encoder.models.base import stage
+
+
+class StripesOptions(OptionGroup):
+    stripes_width: Annotated[int, Field(ge=1)] = Field(3, description="Pixels of a stripe.")
+
+
+@register_mask("stripes", summary="vertical stripes", options=StripesOptions)
+class Stripes(MaskSampler):
+    kind = "stripes"
+
+    def __init__(self, size, seed, stripes_width):
+        super().__init__(size, seed)
+        self.width = stripes_width
+
+    def draw(self, epoch, index):
+        shift = self.words(epoch, index, 1) % (2 * self.width)
+        column = torch.arange(self.size, device=index.device)
+        missing = (column + shift) // self.width % 2 == 0
+        mask = missing[:, None, None, :].expand(-1, 1, self.size, -1).contiguous()
+        return mask, mask.sum((1, 2, 3))
+
+
+class TinyOptions(OptionGroup):
+    tiny_channels: Annotated[int, Field(ge=1)] = Field(4, description="Channels of its code.")
+
+
+@register_model(
+    "tiny",
+    summary="two layers",
+    image_size=32,
+    options=TinyOptions,
+    presets={"tiny-stripes": Preset({"model": "tiny", "mask": "stripes", "lr": 1e-3}, "nowhere")},
+)
+class Tiny(ContextEncoder):
+    def __init__(self, image_size=32, *, tiny_channels=4):
+        conv = nn.Conv2d(3, tiny_channels, 4, 2, 1)
+        mix = nn.Conv2d(tiny_channels, tiny_channels, 1)
+        up = nn.ConvTranspose2d(tiny_channels, 3, 4, 2, 1)
+        super().__init__(
+            image_size,
+            nn.Sequential(OrderedDict(conv1=stage(conv, activation=nn.ReLU()))),
+            nn.Sequential(OrderedDict(mix=stage(mix))),
+            nn.Sequential(OrderedDict(up1=stage(up))),
+        )
+"""
+
+
+def install(site: Path, package: str, source: str, **groups: str) -> None:
+    """What ``pip install --target`` would leave: a module, and metadata with its entry points."""
+    (site / f"{package}.py").parent.mkdir(parents=True, exist_ok=True)
+    (site / f"{package}.py").write_text(source)
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "".join(f"[{group.replace('__', '.')}]\n{point}\n" for group, point in groups.items())
+    )
+
+
+def run(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join((str(site), str(ROOT)))
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=site,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_package_s_mask_and_model_train_resume_and_inpaint(tmp_path: Path) -> None:
+    site, out, photos = tmp_path / "site", tmp_path / "run", tmp_path / "photos"
+    install(
+        site,
+        "stripes",
+        STRIPES,
+        context_encoder__masks="stripes = stripes",
+        context_encoder__models="tiny = stripes:Tiny",
+    )
+    save_photos(photos, 8)
+    train = ["context_encoder.train", "--preset", "tiny-stripes", *TINY, "--data", photos]
+    train += ["--stripes-width", 5, "--tiny-channels", 6, "--steps", 2, "--overlap", 0]
+    trained = run(site, *train, "--lr-schedule", "constant", "--out", out)
+    assert trained.returncode == 0, trained.stderr
+    config = json.loads((out / "config.json").read_text())
+    chosen = {name: config[name] for name in ("mask", "model", "stripes_width", "tiny_channels")}
+    assert chosen == {"mask": "stripes", "model": "tiny", "stripes_width": 5, "tiny_channels": 6}
+
+    resumed = run(site, "context_encoder.train", "--resume", out, "--steps", 4)
+    assert resumed.returncode == 0, resumed.stderr
+    config = json.loads((out / "config.json").read_text())
+    assert (config["stripes_width"], config["tiny_channels"], config["steps"]) == (5, 6, 4)
+    changed = run(
+        site, "context_encoder.train", "--resume", out, "--steps", 6, "--stripes-width", 4
+    )
+    assert changed.returncode == 2
+    assert "--stripes-width would change it" in changed.stderr
+
+    picture = photos / "0.png"
+    fill = ["context_encoder.inpaint", picture, "--box", 10, 10, 20, 20, "--checkpoint", out]
+    filled = run(site, *fill, "--out", tmp_path / "filled.png")
+    assert filled.returncode == 0, filled.stderr
+    before, after = Image.open(picture), Image.open(tmp_path / "filled.png")
+    assert before.getpixel((5, 5)) == after.getpixel((5, 5))
+    assert before.crop((10, 10, 20, 20)).tobytes() != after.crop((10, 10, 20, 20)).tobytes()
+
+    without = run(tmp_path, *fill, "--out", tmp_path / "again.png")
+    assert without.returncode == 2
+    assert "there is no mask 'stripes'; there are " in without.stderr
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A package ``own_NUMBER`` with the registry REGISTRY, which has one thing of its own."""
+    own = f"own_{abs(hash(request.node.name))}"
+    folder = tmp_path / own
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "registry.py").write_text(
+        "from context_encoder.utils.registry import Registry\n"
+        f"REGISTRY = Registry('thing', {own!r}, 'own.things')\n"
+    )
+    (folder / "first.py").write_text(adding(own, "first"))
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def adding(own: str, name: str, **options: object) -> str:
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    return (
+        f"from {own}.registry import REGISTRY\n\n\ndef make(): ...\n\n\n"
+        f"REGISTRY.add({name!r}, 1, definition=make{given})\n"
+    )
+
+
+def registry_of(folder: Path) -> Registry[int]:
+    module = __import__(f"{folder.name}.registry", fromlist=["REGISTRY"])
+    registry: Registry[int] = module.REGISTRY
+    return registry
+
+
+def test_own_modules_come_first_and_then_packages(things: Path) -> None:
+    (things / "alpha.py").write_text(adding(things.name, "last", aliases=("former",)))
+    install(things.parent, "another", adding(things.name, "a"), own__things="a = another")
+    registry = registry_of(things)
+    assert list(registry) == ["last", "first", "a"]
+    assert registry.canonical("former") == "last"
+    assert registry.source("a") == "another.make"
+
+
+def test_a_package_that_does_not_load_is_named_and_passed_over(
+    things: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(things.parent, "broken", "import no_such_module\n", own__things="b = broken")
+    registry = registry_of(things)
+    assert list(registry) == ["first"]
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert "the package broken offers a thing (entry point b = broken)" in told
+    assert "No module named 'no_such_module'" in told
+    with pytest.raises(ValueError, match=r"no thing 'b'; there are first; the package broken is"):
+        registry.canonical("b")
+
+
+@pytest.mark.parametrize("alias", [False, True])
+def test_two_things_of_one_name_are_refused_and_both_named(things: Path, alias: bool) -> None:
+    name, options = ("z", {"aliases": ("first",)}) if alias else ("first", {})
+    package = f"second_{alias}"
+    source = adding(things.name, name, **options)
+    install(things.parent, package, source, own__things=f"s = {package}")
+    registry = registry_of(things)
+    for _ in range(2):  # and it stays refused
+        with pytest.raises(
+            RegistryError,
+            match=rf"thing 'first' is registered twice, by {things.name}\.first\.make and by "
+            rf"{package}\.make",
+        ):
+            list(registry)
