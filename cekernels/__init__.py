@@ -5,6 +5,7 @@ the implementation to force. ``python -m cekernels.info`` shows what this machin
 """
 
 from cekernels._dispatch import Impl, ImplementationError
+from cekernels._version import __version__
 from cekernels.channelwise_linear import ChannelwiseLinear, channelwise_linear
 from cekernels.masked_loss import masked_l1_loss, masked_l2_loss
 from cekernels.rasterize import (
@@ -20,6 +21,7 @@ __all__ = [
     "ChannelwiseLinear",
     "Impl",
     "ImplementationError",
+    "__version__",
     "channelwise_linear",
     "fill_boxes",
     "fill_masked",

@@ -10,11 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from context_encoder._version import __version__
     from context_encoder.inpaint import Inpainted, Inpainter
 
-__all__ = ["Inpainted", "Inpainter"]
+__all__ = ["Inpainted", "Inpainter", "__version__"]
 
-_WHERE = {"Inpainted": "context_encoder.inpaint", "Inpainter": "context_encoder.inpaint"}
+_WHERE = {
+    "Inpainted": "context_encoder.inpaint",
+    "Inpainter": "context_encoder.inpaint",
+    "__version__": "context_encoder._version",
+}
 
 
 def __getattr__(name: str) -> Any:
