@@ -50,8 +50,8 @@ CXX_FLAGS = [
     f"-DTORCH_TARGET_VERSION={STABLE_SINCE}",
 ]
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-CPU_KERNELS = ["channelwise_linear", "masked_loss", "fill_masked"]
-CUDA_KERNELS = ["channelwise_linear", "masked_loss", "rasterize", "fill_masked"]
+# CPU sources that gain nothing from wide registers; the others are compiled per instruction set.
+COMPILED_ONCE = ("dispatch", "rasterize")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # each with the first nvcc
@@ -167,16 +167,15 @@ def _plan_cpp(torch: Torch | None) -> Library:
         sets |= {"avx2": AVX2, "avx512": AVX512}
     common = [*CXX_FLAGS, *(["-DCEK_X86"] if x86 else [])]
     library = Library(name, cxx)
-    library.objects = [
-        (CSRC / "cpu" / f"{kernel}.cpp", f"{kernel}-{isa}", [*common, f"-DCEK_ISA={isa}", *flags])
-        for isa, flags in reversed(sets.items())
-        for kernel in CPU_KERNELS
-    ]
-    library.objects += [
-        (CSRC / "cpu/rasterize.cpp", "rasterize", common),
-        (CSRC / "cpu/dispatch.cpp", "dispatch", common),
-        (CSRC / "bindings.cpp", "bindings", [*common, *torch.includes]),
-    ]
+    for source in sorted((CSRC / "cpu").glob("*.cpp")):
+        if source.stem in COMPILED_ONCE:
+            library.objects.append((source, source.stem, common))
+            continue
+        library.objects += [
+            (source, f"{source.stem}-{isa}", [*common, f"-DCEK_ISA={isa}", *flags])
+            for isa, flags in reversed(sets.items())
+        ]
+    library.objects += _ops("cpp", [*common, *torch.includes])
     library.link = [f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-Wl,--no-undefined"]
     library.record = {
         "compiler": _version(cxx),
@@ -185,6 +184,12 @@ def _plan_cpp(torch: Torch | None) -> Library:
         "torch": torch.version,
     }
     return library
+
+
+def _ops(kind: str, flags: list[str]) -> list[tuple[Path, str, list[str]]]:
+    """The ops as torch sees them: compiled for each library."""
+    sources = sorted((CSRC / "ops").glob("*.cpp"))
+    return [(source, f"op-{source.stem}-{kind}", flags) for source in sources]
 
 
 def _plan_cuda(torch: Torch | None) -> Library:
@@ -214,10 +219,10 @@ def _plan_cuda(torch: Torch | None) -> Library:
     flags = [*NVCC_FLAGS, *architectures, f"-ccbin={cxx}", *more]
     library = Library(name, nvcc)
     library.objects = [
-        (CSRC / "cuda" / f"{kernel}.cu", f"{kernel}-cuda", flags) for kernel in CUDA_KERNELS
+        (source, f"{source.stem}-cuda", flags) for source in sorted((CSRC / "cuda").glob("*.cu"))
     ]
-    bindings = ["-DCEK_CUDA", "-DUSE_CUDA", *torch.includes, f"-I{cuda_home / 'include'}"]
-    library.objects.append((CSRC / "bindings.cpp", "bindings-cuda", [*CXX_FLAGS, *bindings]))
+    with_cuda = ["-DCEK_CUDA", "-DUSE_CUDA", *torch.includes, f"-I{cuda_home / 'include'}"]
+    library.objects += _ops("cuda", [*CXX_FLAGS, *with_cuda])
     library.link = [f"-ccbin={cxx}", "-cudart=static", "-Xlinker=--no-as-needed"]
     library.link += [f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
     library.stub_cuda = not (torch.folder / "lib/libtorch_cuda.so").is_file()

@@ -4,11 +4,13 @@ Every op has a plain PyTorch reference, which is its specification, and takes ``
 the implementation to force. ``python -m cekernels.info`` shows what this machine can run.
 """
 
-from cekernels._dispatch import Impl, ImplementationError
+from cekernels import _backends, _precision  # noqa: F401  (the op that the CUDA library asks)
+from cekernels._backends import Impl, ImplementationError
 from cekernels._version import __version__
-from cekernels.channelwise_linear import ChannelwiseLinear, channelwise_linear
-from cekernels.masked_loss import masked_l1_loss, masked_l2_loss
-from cekernels.rasterize import (
+from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear
+from cekernels.ops.masked_loss import masked_l1_loss, masked_l2_loss
+from cekernels.ops.random import philox4x32, random_below
+from cekernels.ops.rasterize import (
     fill_boxes,
     fill_masked,
     fill_polygons,
@@ -16,6 +18,8 @@ from cekernels.rasterize import (
     rasterize_polygons,
     to_fixed_point,
 )
+
+_backends.load_libraries()
 
 __all__ = [
     "ChannelwiseLinear",
@@ -28,6 +32,8 @@ __all__ = [
     "fill_polygons",
     "masked_l1_loss",
     "masked_l2_loss",
+    "philox4x32",
+    "random_below",
     "rasterize_boxes",
     "rasterize_polygons",
     "to_fixed_point",

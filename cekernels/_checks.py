@@ -58,10 +58,8 @@ def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tenso
         )
 
 
-def shape(op: str, name: str, value: Tensor, expected: Sequence[int], why: str) -> None:
-    if len(value.shape) != len(expected) or any(
-        a != b for a, b in zip(value.shape, expected, strict=True)
-    ):
+def shape(op: str, name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
+    if value.shape != expected:
         raise ValueError(
             f"{op}: {name} must have shape {tuple(expected)} ({why}), got a {describe(value)}"
         )

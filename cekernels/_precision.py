@@ -1,8 +1,13 @@
-"""How the GPU kernels take products of float32, by what PyTorch was told about its own."""
+"""How GPU kernels multiply float32, by what PyTorch was told about its own products."""
 
 from __future__ import annotations
 
 import torch
+
+from cekernels._register import LIBRARY
+
+# In the order of the enum Products of csrc/params.h.
+PRODUCTS = ("ieee", "tf32x3", "tf32")
 
 
 def float32_products() -> str:
@@ -19,3 +24,13 @@ def float32_products() -> str:
         return "tf32" if torch.get_float32_matmul_precision() == "medium" else "tf32x3"
     except RuntimeError:  # it refuses to answer once the newer way was taken
         return "tf32x3"
+
+
+def _index() -> int:
+    return PRODUCTS.index(float32_products())
+
+
+# For the CUDA library, which cannot ask torch: its settings are not part of LibTorch's stable ABI.
+# It asks at each call, as torch's own products do.
+LIBRARY.define("float32_products() -> int")
+LIBRARY.impl("float32_products", _index, "CompositeExplicitAutograd")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from cekernels import _dispatch, _native, _selfcheck
+from cekernels import _auto, _backends, _selfcheck
+from cekernels._register import OPS
 from cekernels._version import __version__
 
 
@@ -26,17 +27,17 @@ def report() -> str:
     else:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         lines.append(f"no CUDA device (this torch is {built})")
-    forced = _dispatch.DEFAULT
+    forced = _backends.DEFAULT
     if forced != "auto":
-        effect = "forces the implementation" if forced in _dispatch.IMPLS else "names none"
-        lines.append(f"{_dispatch.ENVIRONMENT_VARIABLE}={forced} {effect}")
+        effect = "forces the implementation" if forced in _backends.IMPLS else "names none"
+        lines.append(f"{_backends.ENVIRONMENT_VARIABLE}={forced} {effect}")
     lines.append("")
-    for name in _dispatch.IMPLS[1:]:
-        _, reason = _dispatch.load(name)
+    for name in _backends.IMPLS[1:]:
+        reason = _backends.unavailable(name)
         lines.append(f"  {name:<10} {'available' if reason is None else f'no: {reason}'}")
         if reason is None and torch.cuda.is_available():
             lines += [f"  {'':<10} {line}" for line in _checks_on_devices(name)]
-    for name, library in _native.record().items():
+    for name, library in _backends.build_record().items():
         if library["built"]:
             lines.append("")
             lines += [
@@ -44,25 +45,24 @@ def report() -> str:
                 for key, value in library.items()
                 if key != "built"
             ]
-            if name == "_C" and _native.load(name) is None:
-                lines.append(f"{name}.so runs with: {_native.instruction_set()}")
+            if name == "_C" and _backends.load_library(name) is None:
+                lines.append(f"{name}.so runs with: {_backends.instruction_set()}")
     return "\n".join(lines)
 
 
 def _checks_on_devices(name: str) -> list[str]:
-    """What the checks that precede impl="auto" say of an implementation on each GPU."""
-    module, _ = _dispatch.load(name)
-    if name not in _dispatch.AUTO_ORDER["cuda"] or name == "reference":
+    """Outcome of the self-test of an implementation on each GPU."""
+    if name not in _auto.ORDER["cuda"] or name == "reference":
         return []
     lines = []
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
-        ops = [op for op in _selfcheck.OPS if hasattr(module, op)]
+        ops = [op for op in OPS.values() if _backends.kernel(op, name) is not None]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            failures = {op: _dispatch.fails(op, name, device) for op in ops}
+            failures = {op.name: _selfcheck.failure(op, name, device) for op in ops}
         wrong = [f"{op}: {reason}" for op, reason in failures.items() if reason]
-        lines.append(f"{device}: {len(ops) - len(wrong)} of {len(ops)} ops pass their check")
+        lines.append(f"{device}: {len(ops) - len(wrong)} of {len(ops)} ops pass their self-test")
         lines += [f"  {line}" for line in wrong]
     return lines
 

@@ -122,4 +122,14 @@ struct Shapes {
   void* output;
 };
 
+// Every kernel's parameters: what cpu/kernels.h and cuda/kernels.h declare a run() for.
+#define CEK_FOR_EACH_KERNEL(declare) \
+  declare(LinearForward)             \
+  declare(LinearBackward)            \
+  declare(MaskedLoss)                \
+  declare(MaskedLossBackward)        \
+  declare(ScaleGradient)             \
+  declare(FillMasked)                \
+  declare(Shapes)
+
 }  // namespace cekernels

@@ -1,20 +1,16 @@
 """The specification: every op in plain PyTorch, on any device, differentiable by its formula.
 
-The functions here compute; the public functions of :mod:`cekernels` check, and register them
-with autograd. What another implementation returns is right when it agrees with these.
+The functions here compute; the public functions in :mod:`cekernels.ops` check arguments. The name
+and the signature of a function are those of its op in ``torch.ops.cekernels``. Another
+implementation is right when it agrees with these.
 """
-
-from __future__ import annotations
-
-from typing import Any
 
 from cekernels.reference.channelwise_linear import channelwise_linear, channelwise_linear_backward
 from cekernels.reference.masked_loss import (
     masked_loss,
+    masked_loss_and_gradient,
     masked_loss_backward,
-)
-from cekernels.reference.masked_loss import (
-    scale_gradient_ as scale_gradient_,  # no op of its own: part of the loss made in one pass
+    scale_gradient_,
 )
 from cekernels.reference.random import philox4x32
 from cekernels.reference.rasterize import (
@@ -32,16 +28,10 @@ __all__ = [
     "fill_masked",
     "fill_polygons",
     "masked_loss",
+    "masked_loss_and_gradient",
     "masked_loss_backward",
     "philox4x32",
     "rasterize_boxes",
     "rasterize_polygons",
+    "scale_gradient_",
 ]
-
-
-def unavailable() -> str | None:
-    return None
-
-
-def unsupported(op: str, *args: Any) -> str | None:
-    return None

@@ -26,16 +26,17 @@ def channelwise_linear_backward(
     input: Tensor,
     weight: Tensor,
     output: Tensor | None,
-    needs: tuple[bool, bool, bool],
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias; an empty tensor for each that ``needs`` does not ask.
+    """Gradients of input, weight and bias; an empty tensor for each that is not needed.
 
     ``output`` is given when a ReLU was applied: its zeros are where the gradient stops.
     """
     grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
-    none = grad.new_empty(0)
     return (
-        _own(torch.einsum("bco,coi->bci", grad, weight)) if needs[0] else none,
-        _own(torch.einsum("bco,bci->coi", grad, input)) if needs[1] else none.clone(),
-        grad.sum(0) if needs[2] else none.clone(),
+        _own(torch.einsum("bco,coi->bci", grad, weight)) if needs_input else grad.new_empty(0),
+        _own(torch.einsum("bco,bci->coi", grad, input)) if needs_weight else grad.new_empty(0),
+        grad.sum(0) if needs_bias else grad.new_empty(0),
     )

@@ -69,6 +69,23 @@ def masked_loss_backward(
     return grad.to(prediction.dtype).contiguous()
 
 
+def masked_loss_and_gradient(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and scale of :func:`masked_loss`, and the gradient for a ``grad_loss`` of 1.
+
+    ``area`` must be given where it normalizes.
+    """
+    loss, scale = masked_loss(prediction, target, mask, area, power, normalize)
+    one = torch.ones_like(loss)
+    return loss, scale, masked_loss_backward(one, scale, prediction, target, mask, power)
+
+
 def scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
     """In place: a gradient made for a ``grad_loss`` of 1 becomes that for ``grad_loss``."""
     scaled = gradient * grad_loss.reshape(-1, 1, 1, 1)

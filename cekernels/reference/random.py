@@ -12,10 +12,12 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
 _WORD = 0xFFFFFFFF
 
 
-def philox4x32(
-    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor | int, k1: Tensor | int
-) -> Tensor:
-    """Four words for each counter, int64 ``(*broadcast shape, 4)``; all arguments modulo 2**32."""
+def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int) -> Tensor:
+    """Four words for each counter, int64 ``(*broadcast shape, 4)``; all arguments modulo 2**32.
+
+    ``k0`` and ``k1`` may also be int64 tensors that broadcast with the counter, when this function
+    is called directly.
+    """
     c0, c1, c2, c3 = (word & _WORD for word in (c0, c1, c2, c3))
     k0, k1 = k0 & _WORD, k1 & _WORD
     for _ in range(ROUNDS):

@@ -21,6 +21,26 @@ SUBPIXELS = 256
 _CHUNK = 1 << 20
 
 
+def _validate(op: str, name: str, offsets: Tensor, limit: int, what: str) -> None:
+    """On the CPU, where reading values costs little, refuse offsets that no shape can have."""
+    if offsets.device.type != "cpu":
+        return
+    values = offsets.tolist()  # at once: for a few numbers several times faster than tensor ops
+    if values[0] < 0 or values[-1] > limit or values != sorted(values):
+        raise ValueError(
+            f"{op}: {name} must be non-decreasing within 0..{limit}, the number of {what}, "
+            f"got {values if len(values) <= 16 else '...'} "
+            f"(first {values[0]}, last {values[-1]})"
+        )
+
+
+def _validate_polygons(
+    op: str, vertices: Tensor, contour_offsets: Tensor, sample_offsets: Tensor
+) -> None:
+    _validate(op, "contour_offsets", contour_offsets, vertices.shape[0], "vertices")
+    _validate(op, "sample_offsets", sample_offsets, contour_offsets.shape[0] - 1, "contours")
+
+
 def _owners(offsets: Tensor, count: int, owners: int) -> tuple[Tensor, Tensor]:
     """For each of ``count`` elements the segment of ``offsets`` it lies in, and if it is in one."""
     index = torch.arange(count, device=offsets.device)
@@ -89,7 +109,23 @@ def rasterize_polygons(
     width: int,
     fill_rule: str,
 ) -> tuple[Tensor, Tensor]:
-    """Masks bool ``(B, 1, H, W)`` and their areas int64 ``(B,)``."""
+    """Masks bool ``(B, 1, H, W)`` and their areas int64 ``(B,)``.
+
+    Raises:
+        ValueError: on the CPU, offsets that decrease or leave their range.
+    """
+    _validate_polygons("rasterize_polygons", vertices, contour_offsets, sample_offsets)
+    return _polygons(vertices, contour_offsets, sample_offsets, height, width, fill_rule)
+
+
+def _polygons(
+    vertices: Tensor,
+    contour_offsets: Tensor,
+    sample_offsets: Tensor,
+    height: int,
+    width: int,
+    fill_rule: str,
+) -> tuple[Tensor, Tensor]:
     winding = _winding(vertices, contour_offsets, sample_offsets, height, width)
     inside = winding != 0 if fill_rule == "nonzero" else winding % 2 != 0
     mask = inside.unsqueeze(1).contiguous()
@@ -99,7 +135,16 @@ def rasterize_polygons(
 def rasterize_boxes(
     boxes: Tensor, sample_offsets: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The union of the boxes of each sample: bool ``(B, 1, H, W)``, and int64 ``(B,)``."""
+    """The union of the boxes of each sample: bool ``(B, 1, H, W)``, and int64 ``(B,)``.
+
+    Raises:
+        ValueError: on the CPU, offsets that decrease or leave their range.
+    """
+    _validate("rasterize_boxes", "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
+    return _boxes(boxes, sample_offsets, height, width)
+
+
+def _boxes(boxes: Tensor, sample_offsets: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     samples = sample_offsets.numel() - 1
     steps = torch.zeros(samples, height + 1, width + 1, dtype=torch.int32, device=boxes.device)
     if samples and boxes.shape[0]:
@@ -129,8 +174,9 @@ def fill_polygons(
     sample_offsets: Tensor,
     fill_rule: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The filled image, the mask and its area."""
-    mask, area = rasterize_polygons(
+    """The filled image, the mask and its area; errors as :func:`rasterize_polygons`."""
+    _validate_polygons("fill_polygons", vertices, contour_offsets, sample_offsets)
+    mask, area = _polygons(
         vertices, contour_offsets, sample_offsets, image.shape[2], image.shape[3], fill_rule
     )
     return fill_masked(image, mask, value), mask, area
@@ -139,6 +185,7 @@ def fill_polygons(
 def fill_boxes(
     image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The filled image, the mask and its area."""
-    mask, area = rasterize_boxes(boxes, sample_offsets, image.shape[2], image.shape[3])
+    """The filled image, the mask and its area; errors as :func:`rasterize_boxes`."""
+    _validate("fill_boxes", "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
+    mask, area = _boxes(boxes, sample_offsets, image.shape[2], image.shape[3])
     return fill_masked(image, mask, value), mask, area

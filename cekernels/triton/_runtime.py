@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,39 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 # Offsets up to here are computed in int32, beyond it in int64.
 INT32_LIMIT = 2**31 - 1
+
+
+OLDEST_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def unavailable() -> str | None:
+    """Why no kernel of this package can run on this machine; None if they can."""
+    if INTERPRETED.value:
+        return None
+    if torch.version.hip:
+        return "written for NVIDIA GPUs; this torch is built for ROCm"
+    if not torch.cuda.is_available():
+        return "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    return None
+
+
+def unsupported_device(device: torch.device) -> str | None:
+    """Why no kernel of this package can run on ``device``; None if they can."""
+    if device.type == "cuda":
+        major, minor = _capability(device)
+        if (major, minor) < OLDEST_CAPABILITY:
+            return f"needs compute capability 8.0 or newer, {device} has {major}.{minor}"
+    elif not (device.type == "cpu" and INTERPRETED.value):
+        return f"serves CUDA tensors, got one on {device} (TRITON_INTERPRET=1 serves CPU tensors)"
+    return None
+
+
+FLOAT64 = "float64 is served by the reference"
 
 
 def cdiv(number: int, by: int) -> int:

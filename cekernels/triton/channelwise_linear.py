@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cekernels._precision import float32_products
 from cekernels.triton._runtime import (
+    FLOAT64,
     INTERPRETED,
     alignment,
     cdiv,
@@ -345,6 +346,13 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
+def unsupported(op: str, *args: Any) -> str | None:
+    weight: Tensor = args[1 if op == "channelwise_linear" else 2]
+    if weight.dtype == torch.float64:
+        return FLOAT64
+    return "the weight has no elements" if weight.numel() == 0 else None
+
+
 def channelwise_linear(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     batch, channels, n_in = input.shape
     n_out = weight.shape[1]
@@ -388,8 +396,11 @@ def channelwise_linear_backward(
     input: Tensor,
     weight: Tensor,
     output: Tensor | None,
-    needs: tuple[bool, bool, bool],
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    needs = needs_input, needs_weight, needs_bias
     batch, channels, n_in = input.shape
     n_out = weight.shape[1]
     products = products_of(grad_output.dtype)

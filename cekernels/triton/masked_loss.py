@@ -12,12 +12,15 @@ program writes one partial sum; a last program adds them up in float64 and in a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from cekernels.triton._runtime import (
+    FLOAT64,
     alignment,
     bits,
     cdiv,
@@ -344,6 +347,11 @@ def _known_scale(
         return scale
     value = 1 / max(prediction.numel(), 1) if normalize == "all" else 1.0
     return prediction.new_full((), value, dtype=torch.float32)
+
+
+def unsupported(op: str, *args: Any) -> str | None:
+    image: Tensor = args[2 if op == "masked_loss_backward" else 0]
+    return FLOAT64 if image.dtype == torch.float64 else None
 
 
 def masked_loss(

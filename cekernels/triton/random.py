@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -65,6 +67,10 @@ def philox_kernel(
     quadruple = tl.reshape(tl.join(low, high), (BLOCK, 4)).to(tl.int64)
     at = number[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.store(words + at, quadruple, mask=exists[:, None])
+
+
+def unsupported(op: str, *args: Any) -> str | None:
+    return None
 
 
 def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int) -> Tensor:

@@ -344,6 +344,16 @@ def _boxes(boxes: Tensor) -> dict[str, Any]:
     return {"boxes": boxes.contiguous(), "box_count": boxes.shape[0]}
 
 
+def unsupported(op: str, *args: Any) -> str | None:
+    if op.startswith("fill"):
+        sides = args[0].shape[2:]
+    else:
+        sides = args[3:5] if op == "rasterize_polygons" else args[2:4]
+    if max(sides) > LARGEST_SIDE:
+        return f"images of at most {LARGEST_SIDE} pixels a side, got {tuple(sides)}"
+    return None
+
+
 def rasterize_polygons(
     vertices: Tensor,
     contour_offsets: Tensor,

@@ -7,7 +7,7 @@
 namespace cekernels {
 namespace cpu {
 
-// Runs f(begin, end, context) over pieces of [0, count) on torch's threads (see bindings.cpp).
+// Runs f(begin, end, context) over pieces of [0, count) on torch's threads (csrc/ops/library.cpp).
 void parallel_for(int64_t count, int64_t grain, void (*f)(int64_t, int64_t, void*), void* context);
 int64_t thread_count();
 
@@ -21,22 +21,19 @@ inline void parallel(int64_t count, int64_t grain, const F& f) {
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-#define CEK_DECLARE(isa)                          \
-  namespace isa {                                 \
-  void run(const LinearForward& p);               \
-  void run(const LinearBackward& p);              \
-  void run(const MaskedLoss& p);                  \
-  void run(const MaskedLossBackward& p);          \
-  void run(const FillMasked& p);                  \
-  }
-CEK_DECLARE(baseline)
+#define CEK_DECLARE_RUN(Params) void run(const Params& p);
+namespace baseline {
+CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
+}
 #ifdef CEK_X86
-CEK_DECLARE(avx2)
-CEK_DECLARE(avx512)
+namespace avx2 {
+CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
+}
+namespace avx512 {
+CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
+}
 #endif
-#undef CEK_DECLARE
-
-void run(const Shapes& p);
+#undef CEK_DECLARE_RUN
 
 // "baseline", "avx2" or "avx512": the best of this machine, or what CEKERNELS_ISA says if lower.
 const char* instruction_set();
@@ -50,6 +47,13 @@ void dispatch(const Params& p) {
   }
 #endif
   baseline::run(p);
+}
+
+// Rasterization is compiled once: its integers gain nothing from wide registers.
+void run(const Shapes& p);
+template <>
+inline void dispatch(const Shapes& p) {
+  run(p);
 }
 
 }  // namespace cpu

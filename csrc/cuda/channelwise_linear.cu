@@ -950,6 +950,8 @@ void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, 
 
 }  // namespace
 
+size_t workspace_bytes(const LinearForward&) { return 0; }
+
 size_t workspace_bytes(const LinearBackward& p) {
   return choose(
       p,

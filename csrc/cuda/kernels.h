@@ -7,20 +7,11 @@
 namespace cekernels {
 namespace cuda {
 
-const char* run(const LinearForward& p, void* workspace, void* stream);
-const char* run(const LinearBackward& p, void* workspace, void* stream);
-const char* run(const MaskedLoss& p, void* workspace, void* stream);
-const char* run(const MaskedLossBackward& p, void* workspace, void* stream);
-const char* run(const ScaleGradient& p, void* workspace, void* stream);
-const char* run(const FillMasked& p, void* workspace, void* stream);
-const char* run(const Shapes& p, void* workspace, void* stream);
-
-size_t workspace_bytes(const LinearBackward& p);
-size_t workspace_bytes(const MaskedLoss& p);
-template <class Params>
-size_t workspace_bytes(const Params&) {
-  return 0;
-}
+#define CEK_DECLARE_RUN(Params)                                           \
+  const char* run(const Params& p, void* workspace, void* stream);        \
+  size_t workspace_bytes(const Params& p);
+CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
+#undef CEK_DECLARE_RUN
 
 }  // namespace cuda
 }  // namespace cekernels

@@ -239,6 +239,9 @@ const char* with_types(const P& p, void* workspace, void* stream) {
 
 }  // namespace
 
+size_t workspace_bytes(const MaskedLossBackward&) { return 0; }
+size_t workspace_bytes(const ScaleGradient&) { return 0; }
+
 size_t workspace_bytes(const MaskedLoss& p) {
   return size_t(2 * p.batch * pieces_of(p.height * p.width)) * sizeof(double);
 }

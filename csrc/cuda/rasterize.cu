@@ -166,6 +166,8 @@ void start(const Shapes& p, void* stream) {
 
 }  // namespace
 
+size_t workspace_bytes(const Shapes&) { return 0; }
+
 const char* run(const Shapes& p, void*, void* stream) {
   const cudaError_t error = cudaMemsetAsync(p.area, 0, size_t(p.batch) * sizeof(int64_t),
                                             static_cast<cudaStream_t>(stream));

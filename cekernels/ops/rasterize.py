@@ -13,10 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cekernels import _checks, _dispatch
-from cekernels._dispatch import Impl
-from cekernels._library import call_op, define, run_op, transformed
-from cekernels.masked_loss import check_mask
+from cekernels import _checks, reference
+from cekernels._backends import IMPLS, Impl
+from cekernels._register import Formula, Op
+from cekernels._selfcheck import numbers
+from cekernels._torch_internals import transforms_active
+from cekernels.ops.masked_loss import check_mask
 from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
 FillRule = Literal["nonzero", "evenodd"]
@@ -83,10 +85,9 @@ def rasterize_polygons(
     op = "rasterize_polygons"
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
     _check_size(op, height, width)
-    result: tuple[Tensor, Tensor] = run_op(
-        op, impl, vertices, contour_offsets, sample_offsets, height, width, fill_rule
-    )
-    return result
+    kernel = POLYGONS.kernel(impl)
+    mask, area = kernel(vertices, contour_offsets, sample_offsets, height, width, fill_rule)
+    return mask, area
 
 
 def rasterize_boxes(
@@ -111,8 +112,8 @@ def rasterize_boxes(
     op = "rasterize_boxes"
     _check_boxes(op, boxes, sample_offsets, impl)
     _check_size(op, height, width)
-    result: tuple[Tensor, Tensor] = run_op(op, impl, boxes, sample_offsets, height, width)
-    return result
+    mask, area = BOXES.kernel(impl)(boxes, sample_offsets, height, width)
+    return mask, area
 
 
 def fill_masked(
@@ -143,10 +144,10 @@ def fill_masked(
     op = "fill_masked"
     _checks.tensor(op, "mask", mask)
     _check_image(op, image)
-    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    _checks.choice(op, "impl", impl, IMPLS)
     check_mask(op, mask, "image", image)
-    result: Tensor = call_op(op, impl, image, mask, _value(op, image, value))
-    return result
+    filled: Tensor = FILL.kernel(impl, image)(image, mask, _value(op, image, value))
+    return filled
 
 
 def fill_polygons(
@@ -169,7 +170,7 @@ def fill_polygons(
     _check_image(op, image)
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
     _check_batch(op, image, sample_offsets)
-    if transformed():
+    if transforms_active():
         mask, area = rasterize_polygons(
             vertices,
             contour_offsets,
@@ -179,17 +180,11 @@ def fill_polygons(
             impl=impl,
         )
         return fill_masked(image, mask, value, impl=impl), mask, area
-    result: tuple[Tensor, Tensor, Tensor] = run_op(
-        op,
-        impl,
-        image,
-        _value(op, image, value),
-        vertices,
-        contour_offsets,
-        sample_offsets,
-        fill_rule,
+    kernel = FILL_POLYGONS.kernel(impl, image)
+    filled, mask, area = kernel(
+        image, _value(op, image, value), vertices, contour_offsets, sample_offsets, fill_rule
     )
-    return result
+    return filled, mask, area
 
 
 def fill_boxes(
@@ -209,13 +204,12 @@ def fill_boxes(
     _check_image(op, image)
     _check_boxes(op, boxes, sample_offsets, impl)
     _check_batch(op, image, sample_offsets)
-    if transformed():
+    if transforms_active():
         mask, area = rasterize_boxes(boxes, sample_offsets, *image.shape[2:], impl=impl)
         return fill_masked(image, mask, value, impl=impl), mask, area
-    result: tuple[Tensor, Tensor, Tensor] = run_op(
-        op, impl, image, _value(op, image, value), boxes, sample_offsets
-    )
-    return result
+    kernel = FILL_BOXES.kernel(impl, image)
+    filled, mask, area = kernel(image, _value(op, image, value), boxes, sample_offsets)
+    return filled, mask, area
 
 
 # --- checks -----------------------------------------------------------------------------------
@@ -253,7 +247,7 @@ def _check_polygons(
     _check_offsets(op, "contour_offsets", contour_offsets, "vertices", vertices)
     _check_offsets(op, "sample_offsets", sample_offsets, "vertices", vertices)
     _checks.choice(op, "fill_rule", fill_rule, _FILL_RULES)
-    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    _checks.choice(op, "impl", impl, IMPLS)
 
 
 def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor, impl: str) -> None:
@@ -262,7 +256,7 @@ def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor, impl: str) -> N
     _checks.shape(op, "boxes", boxes, (boxes.shape[0], 4), "(K, 4): x0, y0, x1, y1")
     _checks.dtypes(op, "boxes", boxes, (torch.int32,))
     _check_offsets(op, "sample_offsets", sample_offsets, "boxes", boxes)
-    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    _checks.choice(op, "impl", impl, IMPLS)
 
 
 def _check_image(op: str, image: Tensor) -> None:
@@ -317,44 +311,13 @@ def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
     )
 
 
-def _validate(op: str, name: str, offsets: Tensor, limit: int, what: str) -> None:
-    """On the CPU, where looking costs little, refuse offsets that no shape can have."""
-    if offsets.device.type != "cpu":
-        return
-    values = offsets.tolist()  # at once: for a few numbers several times faster than tensor ops
-    if values[0] < 0 or values[-1] > limit or values != sorted(values):
-        raise ValueError(
-            f"{op}: {name} must be non-decreasing within 0..{limit}, the number of {what}, "
-            f"got {values if len(values) <= 16 else '...'} "
-            f"(first {values[0]}, last {values[-1]})"
-        )
+# --- the ops and their derivatives ------------------------------------------------------------
 
 
-# --- registration -----------------------------------------------------------------------------
-
-
-def _validate_polygons(
-    op: str, vertices: Tensor, contour_offsets: Tensor, sample_offsets: Tensor
-) -> None:
-    _validate(op, "contour_offsets", contour_offsets, vertices.shape[0], "vertices")
-    _validate(op, "sample_offsets", sample_offsets, contour_offsets.shape[0] - 1, "contours")
-
-
-def _polygons(
-    vertices: Tensor,
-    contour_offsets: Tensor,
-    sample_offsets: Tensor,
-    height: int,
-    width: int,
-    fill_rule: str,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    op = "rasterize_polygons"
-    _validate_polygons(op, vertices, contour_offsets, sample_offsets)
-    result: tuple[Tensor, Tensor] = _dispatch.call(
-        op, impl, vertices, contour_offsets, sample_offsets, height, width, fill_rule
-    )
-    return result
+def _masks_fake(sample_offsets: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    samples = sample_offsets.shape[0] - 1
+    mask = sample_offsets.new_empty((samples, 1, height, width), dtype=torch.bool)
+    return mask, sample_offsets.new_empty((samples,))
 
 
 def _polygons_fake(
@@ -364,66 +327,18 @@ def _polygons_fake(
     height: int,
     width: int,
     fill_rule: str,
-    impl: str,
 ) -> tuple[Tensor, Tensor]:
     return _masks_fake(sample_offsets, height, width)
-
-
-def _masks_fake(sample_offsets: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    samples = sample_offsets.shape[0] - 1
-    mask = sample_offsets.new_empty((samples, 1, height, width), dtype=torch.bool)
-    return mask, sample_offsets.new_empty((samples,))
-
-
-def _boxes(
-    boxes: Tensor, sample_offsets: Tensor, height: int, width: int, impl: str
-) -> tuple[Tensor, Tensor]:
-    op = "rasterize_boxes"
-    _validate(op, "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
-    result: tuple[Tensor, Tensor] = _dispatch.call(op, impl, boxes, sample_offsets, height, width)
-    return result
 
 
 def _boxes_fake(
-    boxes: Tensor, sample_offsets: Tensor, height: int, width: int, impl: str
+    boxes: Tensor, sample_offsets: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
     return _masks_fake(sample_offsets, height, width)
 
 
-def _fill(image: Tensor, mask: Tensor, value: Tensor, impl: str) -> Tensor:
-    filled: Tensor = _dispatch.call("fill_masked", impl, image, mask, value)
-    return filled
-
-
-def _fill_fake(image: Tensor, mask: Tensor, value: Tensor, impl: str) -> Tensor:
+def _fill_fake(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     return image.new_empty(image.shape)
-
-
-def _fill_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, mask, value, ctx.impl = inputs
-    ctx.save_for_backward(mask, torch.zeros_like(value))
-
-
-def _fill_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    mask, zero = ctx.saved_tensors
-    return run_op("fill_masked", ctx.impl, grad, mask, zero), None, None, None
-
-
-def _fill_polygons(
-    image: Tensor,
-    value: Tensor,
-    vertices: Tensor,
-    contour_offsets: Tensor,
-    sample_offsets: Tensor,
-    fill_rule: str,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    op = "fill_polygons"
-    _validate_polygons(op, vertices, contour_offsets, sample_offsets)
-    result: tuple[Tensor, Tensor, Tensor] = _dispatch.call(
-        op, impl, image, value, vertices, contour_offsets, sample_offsets, fill_rule
-    )
-    return result
 
 
 def _fill_polygons_fake(
@@ -433,76 +348,93 @@ def _fill_polygons_fake(
     contour_offsets: Tensor,
     sample_offsets: Tensor,
     fill_rule: str,
-    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mask, area = _masks_fake(sample_offsets, image.shape[2], image.shape[3])
-    return image.new_empty(image.shape), mask, area
-
-
-def _fill_boxes(
-    image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    op = "fill_boxes"
-    _validate(op, "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
-    result: tuple[Tensor, Tensor, Tensor] = _dispatch.call(
-        op, impl, image, value, boxes, sample_offsets
-    )
-    return result
+    return image.new_empty(image.shape), *_masks_fake(sample_offsets, *image.shape[2:])
 
 
 def _fill_boxes_fake(
-    image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor, impl: str
+    image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mask, area = _masks_fake(sample_offsets, image.shape[2], image.shape[3])
-    return image.new_empty(image.shape), mask, area
+    return image.new_empty(image.shape), *_masks_fake(sample_offsets, *image.shape[2:])
 
 
-def _fill_shapes_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _fill_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, mask, value = inputs
+    ctx.save_for_backward(mask, torch.zeros_like(value))
+
+
+def _fill_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _outside(ctx, grad), None, None
+
+
+def _fill_shapes_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
     _, mask, area = output
-    ctx.save_for_backward(mask, torch.zeros_like(inputs[1]))
-    ctx.impl = inputs[-1]
     ctx.arguments = len(inputs)
+    ctx.save_for_backward(mask, torch.zeros_like(inputs[1]))
     ctx.mark_non_differentiable(mask, area)
 
 
 def _fill_shapes_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _outside(ctx, grad), *(None,) * (ctx.arguments - 1)
+
+
+def _outside(ctx: Any, grad: Tensor) -> Tensor:
+    """The gradient outside the mask, 0 where an image was filled."""
     mask, zero = ctx.saved_tensors
-    filled = run_op("fill_masked", ctx.impl, grad, mask, zero)
-    return filled, *(None,) * (ctx.arguments - 1)
+    outside: Tensor = FILL.kernel(ctx.impl, grad)(grad, mask, zero)
+    return outside
 
 
-define(
-    "rasterize_polygons(Tensor vertices, Tensor contour_offsets, Tensor sample_offsets,"
-    " SymInt height, SymInt width, str fill_rule, str impl) -> (Tensor, Tensor)",
-    _polygons,
+def _image_check() -> tuple[Any, ...]:
+    return numbers(2, 3, 17, 18), torch.tensor([2.0, -3.0, 4.0])
+
+
+def _polygons_check() -> tuple[Any, ...]:
+    """A quadrangle with a hole and a triangle that leaves the image; a sample without any."""
+    contours = [
+        [(300, 200), (4000, 700), (3300, 3900), (100, 2500)],
+        [(900, 900), (1000, 2300), (2600, 2000)],
+        [(2000, -500), (6000, 5000), (-900, 3000)],
+    ]
+    vertices = torch.tensor([v for contour in contours for v in contour], dtype=torch.int32)
+    return vertices, torch.tensor([0, 4, 7, 10]), torch.tensor([0, 3, 3])
+
+
+def _boxes_check() -> tuple[Any, ...]:
+    boxes = [[100, 200, 1900, 3000], [1500, 1024, 9000, 2000], [-700, 3000, 800, 3500]]
+    return torch.tensor(boxes, dtype=torch.int32), torch.tensor([0, 3, 3])
+
+
+def _fill_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    mask = torch.ones(2, 1, *size).tril(2) > 0
+    return numbers(2, 3, *size), mask, torch.tensor([2.0, -3.0, 4.0])
+
+
+POLYGONS = Op(
+    reference.rasterize_polygons,
     fake=_polygons_fake,
+    check=(lambda: (*_polygons_check(), 17, 18, "nonzero"),),
 )
-define(
-    "rasterize_boxes(Tensor boxes, Tensor sample_offsets, SymInt height, SymInt width, str impl)"
-    " -> (Tensor, Tensor)",
-    _boxes,
-    fake=_boxes_fake,
-)
-define(
-    "fill_masked(Tensor image, Tensor mask, Tensor value, str impl) -> Tensor",
-    _fill,
+BOXES = Op(reference.rasterize_boxes, fake=_boxes_fake, check=(lambda: (*_boxes_check(), 17, 18),))
+FILL = Op(
+    reference.fill_masked,
     fake=_fill_fake,
-    setup_context=_fill_context,
-    backward=_fill_backward,
+    formula=Formula(_fill_context, _fill_backward),
+    # Pixels one at a time; and by 16 bytes, in more than one block.
+    check=(lambda: _fill_check((17, 18)), lambda: _fill_check((40, 32))),
 )
-define(
-    "fill_polygons(Tensor image, Tensor value, Tensor vertices, Tensor contour_offsets,"
-    " Tensor sample_offsets, str fill_rule, str impl) -> (Tensor, Tensor, Tensor)",
-    _fill_polygons,
+_FILL_SHAPES = Formula(_fill_shapes_context, _fill_shapes_backward)
+FILL_POLYGONS = Op(
+    reference.fill_polygons,
     fake=_fill_polygons_fake,
-    setup_context=_fill_shapes_context,
-    backward=_fill_shapes_backward,
+    formula=_FILL_SHAPES,
+    check=(lambda: (*_image_check(), *_polygons_check(), "evenodd"),),
 )
-define(
-    "fill_boxes(Tensor image, Tensor value, Tensor boxes, Tensor sample_offsets, str impl)"
-    " -> (Tensor, Tensor, Tensor)",
-    _fill_boxes,
+FILL_BOXES = Op(
+    reference.fill_boxes,
     fake=_fill_boxes_fake,
-    setup_context=_fill_shapes_context,
-    backward=_fill_shapes_backward,
+    formula=_FILL_SHAPES,
+    check=(lambda: (*_image_check(), *_boxes_check()),),
 )

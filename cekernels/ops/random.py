@@ -8,12 +8,14 @@ waits for a GPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cekernels import _checks, _dispatch
-from cekernels._dispatch import Impl
-from cekernels._library import call_op, define
+from cekernels import _checks, reference
+from cekernels._backends import IMPLS, Impl, ImplementationError
+from cekernels._register import Op
 
 _WORD = 0xFFFFFFFF
 
@@ -42,7 +44,7 @@ def philox4x32(
         ImplementationError: the forced implementation cannot serve the call.
     """
     op = "philox4x32"
-    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    _checks.choice(op, "impl", impl, IMPLS)
     for word in counter:
         _checks.tensor(op, "counter", word)
         _checks.dtypes(op, "counter", word, (torch.int64,))
@@ -50,12 +52,17 @@ def philox4x32(
         _checks.same_device(op, "counter", word, "counter[0]", counter[0])
     k0, k1 = key
     if isinstance(k0, int) and isinstance(k1, int):
-        words: Tensor = call_op(op, impl, *counter, k0 & _WORD, k1 & _WORD)
+        words: Tensor = PHILOX.kernel(impl)(*counter, k0 & _WORD, k1 & _WORD)
     else:
         for part in key:
             if isinstance(part, Tensor):
                 _checks.dtypes(op, "key", part, (torch.int64,))
-        words = _dispatch.call_transformed(op, impl, *counter, k0, k1)
+        if impl not in ("auto", "reference"):
+            raise ImplementationError(
+                f"{op}: impl={impl!r} cannot serve this call: the reference alone takes tensors "
+                "as key"
+            )
+        words = reference.philox4x32(*counter, k0, k1)  # type: ignore[arg-type]
     c0, c1, c2, c3 = words.unbind(-1)
     return c0, c1, c2, c3
 
@@ -88,24 +95,21 @@ def random_below(words: Tensor, bound: Tensor | int) -> Tensor:
     return (words * bound) >> 32
 
 
-# --- registration -----------------------------------------------------------------------------
+# --- the op -----------------------------------------------------------------------------------
 
 
-def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int, impl: str) -> Tensor:
-    words: Tensor = _dispatch.call("philox4x32", impl, c0, c1, c2, c3, k0, k1)
-    return words
-
-
-def _philox_fake(
-    c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int, impl: str
-) -> Tensor:
+def _philox_fake(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int) -> Tensor:
     shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
     return c0.new_empty((*shape, 4))
 
 
-define(
-    "philox4x32(Tensor c0, Tensor c1, Tensor c2, Tensor c3, SymInt k0, SymInt k1, str impl)"
-    " -> Tensor",
-    _philox,
+def _philox_check() -> tuple[Any, ...]:
+    return *(torch.arange(5) - n for n in range(4)), 7, 2**32 - 1
+
+
+PHILOX = Op(
+    reference.philox4x32,
     fake=_philox_fake,
+    compiled=(),
+    check=(_philox_check,),
 )

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cekernels import _checks, _dispatch
-from cekernels._dispatch import Impl
-from cekernels._library import autocast_dtype, call_op, define, run_op
+from cekernels import _checks, reference
+from cekernels._backends import IMPLS, Impl
+from cekernels._register import Formula, Op, autocast_dtype
+from cekernels._selfcheck import numbers
 
 Activation = Literal["relu"]
 
@@ -54,7 +55,7 @@ def channelwise_linear(
     if bias is not None:
         _checks.tensor(op, "bias", bias)
     _checks.dtypes(op, "input", input, _checks.FLOATING)
-    cast = autocast_dtype(input.device)
+    cast = autocast_dtype(input.device.type)
     if cast is not None:
         input, weight = _autocast(input, cast), _autocast(weight, cast)
         bias = bias if bias is None else _autocast(bias, cast)
@@ -64,7 +65,7 @@ def channelwise_linear(
     _checks.same_dtype(op, "weight", weight, "input", input)
     _checks.same_device(op, "weight", weight, "input", input)
     _checks.choice(op, "activation", activation, (None, "relu"))
-    _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+    _checks.choice(op, "impl", impl, IMPLS)
     maps = input.shape[2:]
     flat = input if input.dim() == 3 else input.flatten(2)
     channels, n_out, n_in = weight.shape
@@ -78,7 +79,8 @@ def channelwise_linear(
         _checks.same_dtype(op, "bias", bias, "input", input)
         _checks.same_device(op, "bias", bias, "input", input)
 
-    output: Tensor = call_op(op, impl, flat, weight, bias, activation == "relu")
+    kernel = LINEAR.kernel(impl, flat, weight, bias)
+    output: Tensor = kernel(flat, weight, bias, activation == "relu")
     return output.unflatten(2, maps) if len(maps) == 2 and n_out == n_in else output
 
 
@@ -129,7 +131,7 @@ class ChannelwiseLinear(nn.Module):
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"{op}: channels must be a positive integer, got {channels!r}")
         _checks.choice(op, "activation", activation, (None, "relu"))
-        _checks.choice(op, "impl", impl, _dispatch.IMPLS)
+        _checks.choice(op, "impl", impl, IMPLS)
         self.channels = channels
         self.in_size, n_in = _map_size(op, "in_size", in_size)
         self.out_size, n_out = _map_size(op, "out_size", in_size if out_size is None else out_size)
@@ -174,65 +176,35 @@ def _map_size(op: str, name: str, value: int | Sequence[int]) -> tuple[int | tup
     return sides[0] if len(sides) == 1 else (sides[0], sides[1]), math.prod(sides)
 
 
-# --- registration -----------------------------------------------------------------------------
+# --- the op and its derivatives ---------------------------------------------------------------
 
 
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, impl: str) -> Tensor:
-    output: Tensor = _dispatch.call("channelwise_linear", impl, input, weight, bias, relu)
-    return output
-
-
-def _forward_fake(
-    input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, impl: str
-) -> Tensor:
-    return input.new_empty(input.shape[0], weight.shape[0], weight.shape[1])
+def _forward_fake(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return input.new_empty(input.shape[0], *weight.shape[:2])
 
 
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, _, relu, ctx.impl = inputs
+    input, weight, _, relu = inputs
     ctx.save_for_backward(input, weight, output if relu else None)
 
 
 def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, output = ctx.saved_tensors
-    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
-    grads = run_op(
-        "channelwise_linear_backward", ctx.impl, grad_output, input, weight, output, needs
-    )
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None
-
-
-def _backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    output: Tensor | None,
-    needs: list[bool],
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor, Tensor] = _dispatch.call(
-        "channelwise_linear_backward", impl, grad_output, input, weight, output, tuple(needs)
-    )
-    return grads
+    needs = ctx.needs_input_grad[:3]
+    kernel = LINEAR_BACKWARD.kernel(ctx.impl, grad_output, input, weight)
+    grads = kernel(grad_output, input, weight, output, *needs)
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
 
 
 def _backward_fake(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    output: Tensor | None,
-    needs: list[bool],
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_output: Tensor, input: Tensor, weight: Tensor, output: Tensor | None, *needs: Any
+) -> tuple[Tensor, ...]:
     shapes = (input.shape, weight.shape, weight.shape[:2])
-    return tuple(  # type: ignore[return-value]
-        grad_output.new_empty(shape if need else 0)
-        for shape, need in zip(shapes, needs, strict=True)
-    )
+    return tuple(grad_output.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True))
 
 
 def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad_output, input, weight, relu_output, needs, ctx.impl = inputs
+    grad_output, input, weight, relu_output, *needs = inputs
     ctx.save_for_backward(grad_output, input, weight, relu_output)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(g for g, need in zip(output, needs, strict=True) if not need))
@@ -245,48 +217,60 @@ def _backward_backward(
     grad_grad_bias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Double backward, out of the two ops themselves and hence differentiable again."""
-    ops = torch.ops.cekernels
     grad_output, input, weight, relu_output = ctx.saved_tensors
     needs_grad, needs_input, needs_weight = ctx.needs_input_grad[:3]
     passes = None if relu_output is None else relu_output > 0
+
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        output: Tensor = LINEAR.kernel(ctx.impl, x, w)(x, w, None, False)
+        return output
+
+    def backward(g: Tensor, x: Tensor, w: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
+        kernel = LINEAR_BACKWARD.kernel(ctx.impl, g, x, w)
+        grads: tuple[Tensor, Tensor, Tensor] = kernel(g, x, w, None, *needs)
+        return grads
 
     grad = grad_output if passes is None else torch.where(passes, grad_output, 0)
     grad_of_grad = grad_of_input = grad_of_weight = None
     terms = []
     if grad_grad_input is not None:
         if needs_grad:
-            terms.append(ops.channelwise_linear(grad_grad_input, weight, None, False, ctx.impl))
+            terms.append(forward(grad_grad_input, weight))
         if needs_weight:
-            grad_of_weight = ops.channelwise_linear_backward(
-                grad, grad_grad_input, weight, None, [False, True, False], ctx.impl
-            )[1]
+            grad_of_weight = backward(grad, grad_grad_input, weight, False, True, False)[1]
     if grad_grad_weight is not None:
         if needs_grad:
-            terms.append(ops.channelwise_linear(input, grad_grad_weight, None, False, ctx.impl))
+            terms.append(forward(input, grad_grad_weight))
         if needs_input:
-            grad_of_input = ops.channelwise_linear_backward(
-                grad, input, grad_grad_weight, None, [True, False, False], ctx.impl
-            )[0]
+            grad_of_input = backward(grad, input, grad_grad_weight, True, False, False)[0]
     if grad_grad_bias is not None and needs_grad:
         terms.append(grad_grad_bias.expand_as(grad_output))
     if terms:
         total = sum(terms[1:], start=terms[0])
         grad_of_grad = total if passes is None else torch.where(passes, total, 0)
-    return grad_of_grad, grad_of_input, grad_of_weight, None, None, None
+    return grad_of_grad, grad_of_input, grad_of_weight, *(None,) * 4
 
 
-define(
-    "channelwise_linear(Tensor input, Tensor weight, Tensor? bias, bool relu, str impl) -> Tensor",
-    _forward,
+def _forward_check() -> tuple[Any, ...]:
+    """More rows than a tile has: the batch is split, and its sums are put together."""
+    return numbers(70, 3, 36), numbers(3, 36, 36, start=1), numbers(3, 36, start=2), True
+
+
+def _backward_check() -> tuple[Any, ...]:
+    input, weight, bias, relu = _forward_check()
+    output = reference.channelwise_linear(input, weight, bias, relu)
+    return numbers(70, 3, 36, start=4), input, weight, output, True, True, True
+
+
+LINEAR = Op(
+    reference.channelwise_linear,
     fake=_forward_fake,
-    setup_context=_forward_context,
-    backward=_forward_backward,
+    formula=Formula(_forward_context, _forward_backward),
+    check=(_forward_check,),
 )
-define(
-    "channelwise_linear_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? output,"
-    " bool[3] needs, str impl) -> (Tensor, Tensor, Tensor)",
-    _backward,
+LINEAR_BACKWARD = Op(
+    reference.channelwise_linear_backward,
     fake=_backward_fake,
-    setup_context=_backward_context,
-    backward=_backward_backward,
+    formula=Formula(_backward_context, _backward_backward),
+    check=(_backward_check,),
 )

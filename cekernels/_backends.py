@@ -1,0 +1,175 @@
+"""Implementations: which are available, and why the others are not."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+
+import torch
+
+if TYPE_CHECKING:
+    from cekernels._register import Op
+
+Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
+IMPLS: tuple[str, ...] = get_args(Impl)
+ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
+# What "auto" stands for. Read once: looking into the environment costs as much as a small kernel.
+DEFAULT = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+_FOLDER = Path(__file__).resolve().parent
+_LIBRARIES = {"cpp": ("_C", "cpu"), "cuda": ("_C_cuda", "cuda")}
+
+
+class ImplementationError(RuntimeError):
+    """A forced implementation cannot serve the call; the message lists the reasons."""
+
+
+def unknown(impl: object) -> ValueError:
+    """The error for a name that is no implementation."""
+    source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else "impl"
+    return ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
+
+
+# --- availability -----------------------------------------------------------------------------
+
+
+@functools.cache
+def unavailable(name: str) -> str | None:
+    """Why implementation ``name`` cannot run on this machine at all; None if it can."""
+    if name in _LIBRARIES:
+        reason = load_library(_LIBRARIES[name][0])
+        if name == "cuda" and reason is None and not torch.cuda.is_available():
+            return "there is no CUDA device"
+        return reason
+    if name == "triton":
+        try:
+            runtime = importlib.import_module("cekernels.triton._runtime")
+        except Exception as error:  # not installed, or a version that does not fit
+            return f"cannot be imported: {error}"
+        missing: str | None = runtime.unavailable()
+        return missing
+    return None
+
+
+@functools.cache
+def _triton(op: Op) -> ModuleType | None:
+    """The module with the Triton kernels of ``op``: named as that of its reference."""
+    name = op.reference.__module__.replace("reference", "triton")
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton's interpreter runs its kernels on the CPU (read without importing Triton)."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@functools.cache
+def build_record() -> dict[str, dict[str, Any]]:
+    """What the installation wrote about each library: built, flags, compiler, or the reason."""
+    try:
+        content: dict[str, dict[str, Any]] = json.loads((_FOLDER / "_build.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+@functools.cache
+def load_library(name: str) -> str | None:
+    """Load library ``name`` ("_C" or "_C_cuda"); why it cannot be loaded, or None."""
+    built = build_record().get(name)
+    if built is None:
+        return "not built: the package is used without being installed; run pip install -e ."
+    if not built["built"]:
+        return f"not built: {built['reason']}"
+    path = _FOLDER / f"{name}.so"
+    if not path.is_file():
+        return f"not built: {path.name} is gone; install again"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        cause = str(error.__cause__ or error)  # torch wraps what the loader said
+        return f"built with torch {built['torch']} but cannot load: {cause}; {_remedy(cause)}"
+    return None
+
+
+def load_libraries() -> None:
+    """Register the kernels of the compiled libraries, once the ops are defined."""
+    for name, _ in _LIBRARIES.values():
+        load_library(name)
+
+
+def _remedy(error: str) -> str:
+    if "libtorch_cuda" in error or "libc10_cuda" in error:
+        return f"this torch, {torch.__version__}, has no CUDA: install a CUDA build of torch"
+    if "undefined symbol" in error:
+        return f"this torch, {torch.__version__}, is older than 2.11: install a newer one"
+    if "GLIBC" in error or "CXXABI" in error:
+        return "it was built on a newer system: install again on this machine, from source"
+    return "install again"
+
+
+def instruction_set() -> str:
+    """The instruction set that the CPU kernels run with; the library must be loaded."""
+    function = ctypes.CDLL(str(_FOLDER / "_C.so")).cekernels_instruction_set
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
+
+
+# --- one call ---------------------------------------------------------------------------------
+
+
+def kernel(op: Op, name: str) -> Callable[..., Any] | None:
+    """``op`` by an available implementation, with the arguments of the reference, or None."""
+    if name == "reference":
+        return op.reference
+    if name == "triton":
+        found: Callable[..., Any] | None = getattr(_triton(op), op.name, None)
+        return found
+    return op.without_formula(name) if name in op.compiled else None
+
+
+def why_not(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
+    """Why implementation ``name`` cannot serve ``op(*args)``; None if it can."""
+    reason = unavailable(name)
+    if reason is not None:
+        return reason
+    if kernel(op, name) is None:
+        return f"has no {op.name}"
+    device = device_of(args)
+    if name == "triton":
+        runtime = importlib.import_module("cekernels.triton._runtime")
+        unsupported: str | None = runtime.unsupported_device(device)
+        return unsupported or _triton(op).unsupported(op.name, *args)  # type: ignore[union-attr]
+    if name != "reference" and device.type != _LIBRARIES[name][1]:
+        return f"runs on {_LIBRARIES[name][1]} tensors only, not on {device}"
+    return None
+
+
+def device_of(args: tuple[Any, ...]) -> torch.device:
+    """The device of a call: the first argument of every op is a tensor."""
+    device: torch.device = args[0].device
+    return device
+
+
+def run_triton(op: Op, *args: Any) -> Any:
+    """The kernel of ``impl="triton"``."""
+    if why_not(op, "triton", args) is not None:
+        refuse(op, "triton", *args)
+    serving = kernel(op, "triton")
+    assert serving is not None
+    return serving(*args)
+
+
+def refuse(op: Op, name: str, *args: Any) -> NoReturn:
+    """The kernel of a forced implementation where it has none."""
+    reason = why_not(op, name, args) or f"has no kernel for {device_of(args)}"
+    raise ImplementationError(f"{op.name}: impl={name!r} cannot serve this call: {reason}")

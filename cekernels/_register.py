@@ -1,0 +1,189 @@
+"""Registration of the ops in ``torch.ops.cekernels``, one per function of the reference.
+
+An op has overloads, all of one schema (that of its reference function):
+
+========================  =====================================================================
+``op``                    ``impl="auto"``
+``op.reference``          a forced implementation; likewise ``.cpp``, ``.triton`` and ``.cuda``
+``op.no_grad``            as ``op``, without an autograd formula
+``op.cpp_no_grad``        as ``op.cpp``, without an autograd formula; likewise the others
+========================  =====================================================================
+
+The overloads without a formula exist for ops with a derivative. A call takes them where nothing
+requires a gradient: it then reaches its kernel in two Python frames instead of six.
+
+Who implements what, by dispatch key:
+
+- CPU: the C++ library, ``op`` and ``op.cpp`` (csrc/ops).
+- CUDA: the CUDA library, ``op.cuda``; Triton, ``op.triton``; a choice among both and the
+  reference, ``op`` (:func:`cekernels._auto.run`).
+- every other device, and where a library is not loaded: the reference, ``op`` and
+  ``op.reference``; an error with the reason for the others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cekernels import _auto, _backends
+from cekernels._backends import IMPLS, ImplementationError
+from cekernels._torch_internals import transforms_active
+
+# One Library object for the life of the process: torch drops the ops with it.
+LIBRARY = torch.library.Library("cekernels", "DEF")
+
+OPS: dict[str, Op] = {}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The derivative of an op, in the form of ``torch.library.register_autograd``.
+
+    ``ctx.impl`` is the implementation of the forward pass, for the ops of the backward pass.
+    """
+
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None]
+    backward: Callable[..., Any]
+
+
+class Op:
+    """One op: its overloads, and the choice among them.
+
+    Args:
+        reference: the specification. Its name and signature are those of the op.
+        fake: shapes and dtypes of the outputs, with the arguments of the reference.
+        formula: the derivative; None for an op without one.
+        mutates: names of the arguments that are changed in place.
+        compiled: the libraries that have a kernel of it, of "cpp" and "cuda".
+        check: arguments for the numerical self-test of GPU kernels, as functions.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[..., Any],
+        *,
+        fake: Callable[..., Any],
+        formula: Formula | None = None,
+        mutates: tuple[str, ...] = (),
+        compiled: tuple[str, ...] = ("cpp", "cuda"),
+        check: tuple[Callable[[], tuple[Any, ...]], ...] = (),
+    ) -> None:
+        self.name = reference.__name__
+        self.reference = reference
+        self.compiled = compiled
+        self.check = check
+        self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
+        self._fake = fake
+        self._plain: dict[str, torch._ops.OpOverload] = {}
+        self._differentiable: dict[str, torch._ops.OpOverload] = {}
+        for impl in IMPLS:
+            overload = "" if impl == "auto" else impl
+            self._differentiable[impl] = self._plain[impl] = self._define(impl, overload)
+            if formula is not None:
+                twin = "no_grad" if impl == "auto" else f"{impl}_no_grad"
+                self._plain[impl] = self._define(impl, twin)
+                self._differentiate(impl, formula)
+        OPS[self.name] = self
+
+    def _define(self, impl: str, overload: str) -> torch._ops.OpOverload:
+        name = f"{self.name}.{overload}" if overload else self.name
+        qualified = f"cekernels::{name}"
+        LIBRARY.define(name + self._schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(qualified, self._fake, lib=LIBRARY)
+        if impl in ("auto", "reference"):
+            LIBRARY.impl(name, _without_autocast(self.reference), "CompositeExplicitAutograd")
+        else:
+            refuse = functools.partial(_backends.refuse, self, impl)
+            LIBRARY.impl(name, refuse, "CompositeExplicitAutograd")
+        if impl == "auto":
+            run = _without_autocast(functools.partial(_auto.run, self))
+            LIBRARY.impl(name, run, "CUDA")
+        if impl == "triton":
+            run = _without_autocast(functools.partial(_backends.run_triton, self))
+            LIBRARY.impl(name, run, "CUDA")
+            if _backends.triton_interpreted():
+                LIBRARY.impl(name, run, "CPU")
+        packet = getattr(torch.ops.cekernels, self.name)
+        return getattr(packet, overload or "default")  # type: ignore[no-any-return]
+
+    def _differentiate(self, impl: str, formula: Formula) -> None:
+        """Register the formula for an overload: its forward pass is the twin without a formula.
+
+        ``torch.library.register_autograd`` would do the same by private means of torch, in more
+        frames and a third more time.
+        """
+        plain = self._plain[impl]
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = plain(*args)
+            ctx.impl = impl
+            formula.setup_context(ctx, args, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(formula.backward)}
+        function = type(self.name, (torch.autograd.Function,), methods)
+        LIBRARY.impl(self._differentiable[impl], function.apply, "Autograd")  # type: ignore[attr-defined]
+        LIBRARY.impl(plain, torch.library.fallthrough_kernel, "Autograd")
+
+    def without_formula(self, impl: str) -> torch._ops.OpOverload:
+        """The overload of ``impl`` that has no autograd formula."""
+        return self._plain[impl]
+
+    def kernel(self, impl: str, *inputs: Tensor | None) -> Callable[..., Any]:
+        """The callable for this call; its arguments are those of the reference.
+
+        Args:
+            impl: "auto", or the implementation to force.
+            inputs: the arguments that may require a gradient.
+
+        Raises:
+            ImplementationError: an implementation other than the reference is forced under a
+                transform of torch.func or forward-mode AD.
+            ValueError: ``impl``, or the environment variable, names no implementation.
+        """
+        if impl == "auto":
+            impl = _backends.DEFAULT
+        if impl not in self._plain:
+            raise _backends.unknown(impl)
+        if inputs and transforms_active():
+            if impl not in ("auto", "reference"):
+                raise ImplementationError(
+                    f"{self.name}: impl={impl!r} cannot serve this call: torch.func transforms and "
+                    "forward-mode AD are served by the reference alone"
+                )
+            return self.reference
+        if torch.is_grad_enabled():
+            for tensor in inputs:
+                if tensor is not None and tensor.requires_grad:
+                    return self._differentiable[impl]
+        return self._plain[impl]
+
+
+def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` with autocast off.
+
+    The public function has applied its rule already, and a backward pass inside an autocast region
+    must return the dtypes that the fake implementation promises.
+    """
+
+    def run(*args: Any) -> Any:
+        device = args[0].device.type
+        if autocast_dtype(device) is None:
+            return kernel(*args)
+        with torch.autocast(device, enabled=False):
+            return kernel(*args)
+
+    return run
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast asks for on devices of this type; None where it is off."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

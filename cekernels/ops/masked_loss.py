@@ -1,0 +1,313 @@
+"""Losses over the masked elements only (Pathak et al. 2016, equation 1, and its L1 form)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cekernels import _checks, reference
+from cekernels._backends import IMPLS, Impl
+from cekernels._register import Formula, Op, autocast_dtype
+from cekernels._selfcheck import numbers
+from cekernels._torch_internals import transforms_active
+from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
+
+Normalize = Literal["mask", "all", "sum", "none"]
+_NORMALIZE = ("mask", "all", "sum", "none")
+
+
+def masked_l2_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    normalize: Normalize = "mask",
+    area: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Squared error of the masked elements: ``sum(mask * (prediction - target)**2)``, normalised.
+
+    Args:
+        prediction: ``(B, C, H, W)``, floating point.
+        target: as ``prediction``.
+        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``. bool or uint8: an element takes part where it
+            is not 0. Floating point: its weight (1 in the hole and 10 in the overlap band, say);
+            where it is 0 the element takes no part, be it NaN or infinite.
+        normalize: what the weighted sum is divided by. "mask": the sum of the weights over all
+            elements, channels included (a weighted mean; 0 for an empty mask). "all": ``B C H W``,
+            as the released code does. "sum": nothing. "none": nothing, and each sample keeps
+            its own sum.
+        area: for "mask", int64 or floating ``(B,)``: the sum of ``mask`` over each sample, as the
+            rasterizer returns it, which saves counting it again; it is trusted. None: counted.
+        impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
+
+    Returns:
+        ``()``, or ``(B,)`` for "none"; float32, or float64 for float64 inputs. Gradients reach
+        prediction and target (the mask has none), and can be differentiated again.
+        Under autocast prediction and target may differ in dtype and are promoted.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask
+            or area that requires a gradient.
+        ImplementationError: the forced implementation cannot serve the call.
+    """
+    args = _checked("masked_l2_loss", prediction, target, mask, area, normalize, impl)
+    loss: Tensor = _kernel(impl, *args, normalize)(*args, 2, normalize)[0]
+    return loss
+
+
+def masked_l1_loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    *,
+    normalize: Normalize = "mask",
+    area: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Absolute error of the masked elements: ``sum(mask * |prediction - target|)``, normalised.
+
+    As :func:`masked_l2_loss` in every other respect; the gradient at equality is 0.
+    """
+    args = _checked("masked_l1_loss", prediction, target, mask, area, normalize, impl)
+    loss: Tensor = _kernel(impl, *args, normalize)(*args, 1, normalize)[0]
+    return loss
+
+
+def _checked(
+    op: str,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    normalize: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The tensors, checked; under autocast promoted to one dtype."""
+    for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
+        _checks.tensor(op, name, value)
+    _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
+    _checks.dtypes(op, "prediction", prediction, _checks.FLOATING)
+    if target.is_floating_point() and autocast_dtype(prediction.device.type) is not None:
+        wider = torch.promote_types(prediction.dtype, target.dtype)
+        prediction, target = prediction.to(wider), target.to(wider)
+    _checks.shape(op, "target", target, prediction.shape, "that of prediction")
+    _checks.same_dtype(op, "target", target, "prediction", prediction)
+    _checks.same_device(op, "target", target, "prediction", prediction)
+    check_mask(op, mask, "prediction", prediction)
+    _checks.choice(op, "normalize", normalize, _NORMALIZE)
+    _checks.choice(op, "impl", impl, IMPLS)
+    if area is not None:
+        _checks.tensor(op, "area", area)
+        _checks.shape(op, "area", area, prediction.shape[:1], "one number a sample")
+        _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
+        _checks.same_device(op, "area", area, "prediction", prediction)
+        _checks.no_gradient(op, "area", area)
+    return prediction, target, mask, area
+
+
+# Where reading prediction and target once less counts.
+ONE_PASS_DEVICES = ("cuda",)
+
+
+def _kernel(
+    impl: str,
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    normalize: str,
+) -> Callable[..., Any]:
+    """The kernel of the loss, or of the loss with its gradient where one pass makes both.
+
+    The gradient can be made along where the normalization is known beforehand. Not in float16, in
+    which a gradient that has not yet met its loss scale underflows, and not in a compiled graph,
+    whose backward pass must not change a tensor of its forward pass in place.
+    """
+    if (
+        prediction.device.type in ONE_PASS_DEVICES
+        and prediction.dtype != torch.float16
+        and (area is not None or normalize != "mask")
+        and torch.is_grad_enabled()
+        and (prediction.requires_grad or target.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not transforms_active()
+    ):
+        return LOSS_AND_GRADIENT.kernel(impl, prediction, target)
+    return LOSS.kernel(impl, prediction, target)
+
+
+def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
+    """A mask of ``image``: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point."""
+    _checks.dims(op, "mask", mask, (4,), "(B, 1, H, W) or (B, C, H, W)")
+    _checks.dtypes(op, "mask", mask, (torch.bool, torch.uint8, *_checks.FLOATING))
+    channels = mask.shape[1] if mask.shape[1] == 1 else image.shape[1]
+    expected = (image.shape[0], channels, *image.shape[2:])
+    _checks.shape(op, "mask", mask, expected, f"that of {image_name}, or with 1 channel")
+    _checks.same_device(op, "mask", mask, image_name, image)
+    _checks.no_gradient(op, "mask", mask)
+
+
+# --- the ops and their derivatives ------------------------------------------------------------
+
+
+def _loss_fake(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(prediction.dtype)
+    shape = prediction.shape[:1] if normalize == "none" else ()
+    return prediction.new_empty(shape, dtype=dtype), prediction.new_empty((), dtype=dtype)
+
+
+def _loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    prediction, target, mask, _, ctx.power, _ = inputs
+    ctx.save_for_backward(output[1], prediction, target, mask)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradient(ctx: Any, grad_loss: Tensor) -> Tensor:
+    scale, prediction, target, mask = ctx.saved_tensors
+    kernel = LOSS_BACKWARD.kernel(ctx.impl, grad_loss, prediction, target)
+    gradient: Tensor = kernel(grad_loss, scale, prediction, target, mask, ctx.power)
+    return gradient
+
+
+def _of_operands(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return (
+        gradient if ctx.needs_input_grad[0] else None,
+        -gradient if ctx.needs_input_grad[1] else None,
+        *(None,) * 4,
+    )
+
+
+def _loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _of_operands(ctx, _gradient(ctx, grad_loss))
+
+
+def _loss_and_gradient_fake(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return *_loss_fake(prediction, *args), prediction.new_empty(prediction.shape)
+
+
+def _loss_and_gradient_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    loss, scale, ctx.gradient = output
+    _loss_context(ctx, inputs, (loss, scale))
+    ctx.mark_non_differentiable(scale, ctx.gradient)
+
+
+def _loss_and_gradient_backward(
+    ctx: Any, grad_loss: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Scale the gradient of the forward pass in place: once, and only where nobody looks on."""
+    gradient, ctx.gradient = ctx.gradient, None
+    if gradient is None or torch.is_grad_enabled() or transforms_active():
+        return _of_operands(ctx, _gradient(ctx, grad_loss))
+    mask = ctx.saved_tensors[3]
+    SCALE_GRADIENT.kernel(ctx.impl)(gradient, grad_loss, mask)
+    return _of_operands(ctx, gradient)
+
+
+def _gradient_fake(grad_loss: Tensor, scale: Tensor, prediction: Tensor, *_: Any) -> Tensor:
+    return prediction.new_empty(prediction.shape)
+
+
+def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.power = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Double backward in plain PyTorch: rare, and differentiable again as it stands."""
+    grad_loss, scale, prediction, target, mask = ctx.saved_tensors
+    weight = weights(mask, scale.dtype)
+    # where comes first, so that what lies under a weight of 0 stays out of every derivative
+    grad_grad = weight * torch.where(weight != 0, grad_grad.to(scale.dtype), 0)
+    of_grad_loss = of_prediction = of_target = None
+    if ctx.needs_input_grad[0]:
+        difference = masked_difference(prediction, target, weight)
+        slope = 2 * difference if ctx.power == 2 else difference.sign()
+        along = (grad_grad * slope).sum((1, 2, 3)) * scale
+        of_grad_loss = along.sum_to_size(grad_loss.shape)
+    if ctx.power == 2 and (ctx.needs_input_grad[2] or ctx.needs_input_grad[3]):
+        factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
+        of_prediction = (2 * factor * grad_grad).to(prediction.dtype)
+        of_target = -of_prediction
+    return of_grad_loss, None, of_prediction, of_target, None, None
+
+
+def _scale_gradient_fake(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
+    return None
+
+
+# Image sizes of the self-test: pixels one at a time; and by 16 bytes, in more than one block.
+_SIZES = ((9, 7), (40, 32))
+
+
+def _check_mask(size: tuple[int, int]) -> Tensor:
+    """Two samples; together 32 pixels are masked, so that a mean is exact."""
+    mask = torch.zeros(2, 1, *size, dtype=torch.bool)
+    mask[0, 0, 2:6, 1:6] = True
+    mask[1, 0, -4:-2, -6:] = True
+    return mask
+
+
+def _loss_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    mask = _check_mask(size)
+    prediction, target = numbers(2, 4, *size), numbers(2, 4, *size, start=5)
+    prediction[0, 0, 0, 0] = float("nan")  # outside the mask: takes no part
+    return prediction, target, mask, mask.sum((1, 2, 3)), 2, "mask"
+
+
+def _gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    prediction, target, mask, _, power, _ = _loss_check(size)
+    one, scale = torch.ones((), dtype=torch.float64), torch.full((), 1 / 128, dtype=torch.float64)
+    return one, scale, prediction, target, mask, power
+
+
+def _scale_gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
+    mask = _check_mask(size)
+    gradient = numbers(2, 4, *size) * mask  # as the loss makes it: 0 outside the mask
+    return gradient, torch.full((), 0.5, dtype=torch.float64), mask
+
+
+def _at_each_size(check: Callable[..., tuple[Any, ...]]) -> tuple[Callable[[], Any], ...]:
+    return tuple(functools.partial(check, size) for size in _SIZES)
+
+
+LOSS = Op(
+    reference.masked_loss,
+    fake=_loss_fake,
+    formula=Formula(_loss_context, _loss_backward),
+    check=_at_each_size(_loss_check),
+)
+LOSS_BACKWARD = Op(
+    reference.masked_loss_backward,
+    fake=_gradient_fake,
+    formula=Formula(_gradient_context, _gradient_backward),
+    check=_at_each_size(_gradient_check),
+)
+# On the CPU one pass is no faster than two.
+LOSS_AND_GRADIENT = Op(
+    reference.masked_loss_and_gradient,
+    fake=_loss_and_gradient_fake,
+    formula=Formula(_loss_and_gradient_context, _loss_and_gradient_backward),
+    compiled=("cuda",),
+    check=_at_each_size(_loss_check),
+)
+SCALE_GRADIENT = Op(
+    reference.scale_gradient_,
+    fake=_scale_gradient_fake,
+    mutates=("gradient",),
+    compiled=("cuda",),
+    check=_at_each_size(_scale_gradient_check),
+)

@@ -1,0 +1,194 @@
+#ifdef CEK_CUDA
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+#else
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#endif
+
+#include "common.h"
+
+namespace cekernels {
+namespace {
+
+// --- large maps by torch's batched product -------------------------------------------------------
+
+// Numbers of weights per channel from which torch's batched product is faster than the kernel. CPU:
+// measured on an AMD EPYC with AVX-512; the kernel widens bfloat16, torch may multiply it as it is.
+// CUDA: such maps are bound by arithmetic, for which cuBLAS has tensor cores; not measured yet.
+bool is_large(const Tensor& weight, bool backward) {
+  const int64_t weights = weight.size(1) * weight.size(2);
+#ifdef CEK_CUDA
+  (void)backward;
+  return weights >= 256 * 256;
+#else
+  const bool bfloat16_forward = weight.scalar_type() == ScalarType::BFloat16 && !backward;
+  return weights > (bfloat16_forward ? 48 * 48 : 256 * 256);
+#endif
+}
+
+#ifdef CEK_CUDA
+#define CEK_SHIM(name) aoti_torch_cuda_##name
+#else
+#define CEK_SHIM(name) aoti_torch_cpu_##name
+#endif
+
+template <class... Operands>
+Tensor call(const char* name, const char* overload, const Operands&... operands) {
+  StableIValue stack[] = {torch::stable::detail::from(operands)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Into memory of our own: an output must not be a view, which autograd would not let change in place.
+Tensor own(const Tensor& result) {
+  Tensor copy = empty(result, result.scalar_type(), {result.size(0), result.size(1), result.size(2)});
+  return torch::stable::copy_(copy, result);
+}
+
+// a @ b per channel. These functions of torch do not look at autocast, which the dispatcher would.
+Tensor batched_product(const Tensor& a, const Tensor& b) {
+  Tensor product = empty(a, a.scalar_type(), {a.size(0), a.size(1), b.size(2)});
+  STABLE_TORCH_ERROR_CODE_CHECK(CEK_SHIM(bmm_out)(product.get(), a.get(), b.get()));
+  return product;
+}
+
+Tensor by_channel(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+
+Tensor large_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                     bool relu) {
+  const Tensor x = by_channel(input), w = torch::stable::transpose(weight, 1, 2);
+  Tensor product = empty(input, input.scalar_type(), {x.size(0), x.size(1), w.size(2)});
+  if (bias.has_value()) {
+    const Tensor row = torch::stable::unsqueeze(*bias, 1);
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        CEK_SHIM(baddbmm_out)(product.get(), row.get(), x.get(), w.get(), 1, 1));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(CEK_SHIM(bmm_out)(product.get(), x.get(), w.get()));
+  }
+  Tensor output = own(by_channel(product));
+  return relu ? call("aten::relu_", "", output) : output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> large_backward(const Tensor& grad_output, const Tensor& input,
+                                                  const Tensor& weight,
+                                                  const OptionalTensor& output, bool needs_input,
+                                                  bool needs_weight, bool needs_bias) {
+  Tensor grad = grad_output;
+  if (output.has_value()) {
+    const Tensor zero = torch::stable::new_zeros(grad_output, {});
+    grad = call("aten::where", "self", call("aten::gt", "Tensor", *output, zero), grad, zero);
+  }
+  const ScalarType type = grad.scalar_type();
+  const Tensor g = by_channel(grad);
+  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight))) : empty(grad, type, {0});
+  Tensor grad_weight = needs_weight
+                           ? batched_product(torch::stable::transpose(g, 1, 2), by_channel(input))
+                           : empty(grad, type, {0});
+  Tensor grad_bias = empty(grad, type, {0});
+  if (needs_bias) {
+    grad_bias = empty(grad, type, {weight.size(0), weight.size(1)});
+    const int64_t batch = 0;
+    torch::stable::sum_out(grad_bias, grad, torch::headeronly::IntHeaderOnlyArrayRef(&batch, 1));
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+// --- small maps by the kernels -------------------------------------------------------------------
+
+// The setting of torch for products of float32, which its stable ABI does not tell: Python does.
+Products float32_products(DType dtype) {
+#ifdef CEK_CUDA
+  if (dtype == DType::f32) return Products(cekernels_float32_products());
+#else
+  (void)dtype;  // always as it is
+#endif
+  return Products::ieee;
+}
+
+Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool relu) {
+  const char* op = "channelwise_linear";
+  expect(op, "input", input, input, {-1, -1, -1});
+  expect(op, "weight", weight, input, {input.size(1), -1, input.size(2)});
+  expect_type(op, "weight", weight, input.scalar_type());
+  if (bias.has_value()) {
+    expect(op, "bias", *bias, input, {input.size(1), weight.size(1)});
+    expect_type(op, "bias", *bias, input.scalar_type());
+  }
+  floating(op, "input", input);
+  if (is_large(weight, false)) return large_forward(input, weight, bias, relu);
+  input = dense(input), weight = dense(weight);
+  LinearForward p{};
+  p.dtype = floating(op, "input", input);
+  p.batch = input.size(0), p.channels = input.size(1), p.n_in = input.size(2);
+  p.n_out = weight.size(1);
+  p.input = input.const_data_ptr();
+  p.input_batch = input.stride(0), p.input_channel = input.stride(1);
+  p.weight = weight.const_data_ptr();
+  p.weight_channel = weight.stride(0), p.weight_row = weight.stride(1);
+  if (bias.has_value()) {
+    bias = dense(*bias);
+    p.bias = bias->const_data_ptr(), p.bias_channel = bias->stride(0);
+  }
+  p.relu = relu;
+  p.products = float32_products(p.dtype);
+  Tensor output = empty(input, input.scalar_type(), {p.batch, p.channels, p.n_out});
+  p.output = output.mutable_data_ptr();
+  if (output.numel() > 0) execute(input, p);
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
+    Tensor grad_output, Tensor input, Tensor weight, OptionalTensor output, bool needs_input,
+    bool needs_weight, bool needs_bias) {
+  const char* op = "channelwise_linear_backward";
+  expect(op, "grad_output", grad_output, grad_output, {-1, -1, -1});
+  LinearBackward p{};
+  p.dtype = floating(op, "grad_output", grad_output);
+  p.batch = grad_output.size(0), p.channels = grad_output.size(1), p.n_out = grad_output.size(2);
+  expect(op, "input", input, grad_output, {p.batch, p.channels, -1});
+  p.n_in = input.size(2);
+  expect(op, "weight", weight, grad_output, {p.channels, p.n_out, p.n_in});
+  const ScalarType type = grad_output.scalar_type();
+  expect_type(op, "input", input, type);
+  expect_type(op, "weight", weight, type);
+  if (output.has_value()) {
+    expect(op, "output", *output, grad_output, {p.batch, p.channels, p.n_out});
+    expect_type(op, "output", *output, type);
+  }
+  if (is_large(weight, true)) {
+    return large_backward(grad_output, input, weight, output, needs_input, needs_weight,
+                          needs_bias);
+  }
+  grad_output = dense(grad_output), input = dense(input), weight = dense(weight);
+  p.grad_output = grad_output.const_data_ptr();
+  p.grad_batch = grad_output.stride(0), p.grad_channel = grad_output.stride(1);
+  p.input = input.const_data_ptr();
+  p.input_batch = input.stride(0), p.input_channel = input.stride(1);
+  p.weight = weight.const_data_ptr();
+  p.weight_channel = weight.stride(0), p.weight_row = weight.stride(1);
+  if (output.has_value()) {
+    output = dense(*output);
+    p.output = output->const_data_ptr();
+    p.output_batch = output->stride(0), p.output_channel = output->stride(1);
+  }
+  Tensor grad_input = needs_input ? empty(input, type, {p.batch, p.channels, p.n_in})
+                                  : empty(input, type, {0});
+  Tensor grad_weight = needs_weight ? empty(input, type, {p.channels, p.n_out, p.n_in})
+                                    : empty(input, type, {0});
+  Tensor grad_bias = needs_bias ? empty(input, type, {p.channels, p.n_out})
+                                : empty(input, type, {0});
+  p.grad_input = needs_input ? grad_input.mutable_data_ptr() : nullptr;
+  p.grad_weight = needs_weight ? grad_weight.mutable_data_ptr() : nullptr;
+  p.grad_bias = needs_bias ? grad_bias.mutable_data_ptr() : nullptr;
+  p.products = float32_products(p.dtype);
+  if (grad_input.numel() + grad_weight.numel() + grad_bias.numel() > 0) execute(grad_output, p);
+  return {grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace cekernels
+
+CEK_LIBRARY(m) {
+  using namespace cekernels;
+  CEK_IMPLEMENT_DIFFERENTIABLE(m, "channelwise_linear", &channelwise_linear);
+  CEK_IMPLEMENT_DIFFERENTIABLE(m, "channelwise_linear_backward", &channelwise_linear_backward);
+}

@@ -1,0 +1,176 @@
+// Shared by the ops as torch sees them, through the stable ABI of LibTorch: argument checks, outputs,
+// and the call of a kernel. Each file of this folder is compiled twice: for _C (CPU), and with CEK_CUDA
+// for _C_cuda. The schemas come from Python (cekernels/_register.py).
+//
+// The public functions of the Python package have better error messages. The checks here are for
+// direct calls of torch.ops.cekernels: memory is safe whatever the arguments.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "../params.h"
+#ifdef CEK_CUDA
+#include "../cuda/kernels.h"
+#else
+#include "../cpu/kernels.h"
+#endif
+
+// CEK_IMPLEMENT(m, "op", function): the kernel of every overload of an op that this library
+// implements. CEK_IMPLEMENT_DIFFERENTIABLE: likewise for an op with an autograd formula.
+#ifdef CEK_CUDA
+#define CEK_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(cekernels, CUDA, m)
+#define CEK_IMPLEMENT(m, op, function) m.impl(op ".cuda", TORCH_BOX(function))
+#define CEK_IMPLEMENT_DIFFERENTIABLE(m, op, function) \
+  CEK_IMPLEMENT(m, op, function);                     \
+  m.impl(op ".cuda_no_grad", TORCH_BOX(function))
+#else
+#define CEK_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(cekernels, CPU, m)
+#define CEK_IMPLEMENT(m, op, function) \
+  m.impl(op, TORCH_BOX(function));     \
+  m.impl(op ".cpp", TORCH_BOX(function))
+#define CEK_IMPLEMENT_DIFFERENTIABLE(m, op, function) \
+  CEK_IMPLEMENT(m, op, function);                     \
+  m.impl(op ".no_grad", TORCH_BOX(function));         \
+  m.impl(op ".cpp_no_grad", TORCH_BOX(function))
+#endif
+
+// torch's setting for products of float32, an enum Products (cekernels/_precision.py).
+extern "C" __attribute__((visibility("default"))) int64_t cekernels_float32_products();
+
+namespace cekernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+[[noreturn]] inline void fail(const std::string& op, const std::string& what) {
+  throw std::runtime_error("cekernels " + op + ": " + what);
+}
+#define CEK_CHECK(op, condition, what) \
+  if (!(condition)) fail(op, what)
+
+inline DType floating(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half: return DType::f16;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    default: fail(op, std::string(name) + " must be float16, bfloat16, float32 or float64");
+  }
+}
+
+inline bool is_bytes(const Tensor& mask) {
+  const ScalarType type = mask.scalar_type();
+  return type == ScalarType::Bool || type == ScalarType::Byte;
+}
+
+inline int32_t element_size(const char* op, const char* name, const Tensor& t) {
+  const size_t size = t.element_size();
+  CEK_CHECK(op, size == 1 || size == 2 || size == 4 || size == 8,
+            std::string(name) + " must have elements of 1, 2, 4 or 8 bytes");
+  return int32_t(size);
+}
+
+inline ScalarType accumulator(DType dtype) {
+  return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void expect_device(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  const std::string subject = name;
+#ifdef CEK_CUDA
+  CEK_CHECK(op, t.is_cuda(), subject + " must be on a CUDA device");
+#else
+  CEK_CHECK(op, t.is_cpu(), subject + " must be on the CPU");
+#endif
+  CEK_CHECK(op, t.get_device_index() == like.get_device_index(),
+            subject + " is on another device than the first argument");
+}
+
+// Shape and device of an operand; sizes of -1 are free.
+inline void expect(const char* op, const char* name, const Tensor& t, const Tensor& like,
+            std::initializer_list<int64_t> sizes) {
+  const std::string subject = name;
+  expect_device(op, name, t, like);
+  CEK_CHECK(op, t.dim() == int64_t(sizes.size()),
+            subject + " must have " + std::to_string(sizes.size()) + " dimensions, has " +
+                std::to_string(t.dim()));
+  int64_t d = 0;
+  for (const int64_t size : sizes) {
+    CEK_CHECK(op, size < 0 || t.size(d) == size,
+              subject + " must have size " + std::to_string(size) + " in dimension " +
+                  std::to_string(d) + ", has " + std::to_string(t.size(d)));
+    ++d;
+  }
+}
+
+inline void expect_type(const char* op, const char* name, const Tensor& t, ScalarType type) {
+  CEK_CHECK(op, t.scalar_type() == type, std::string(name) + " has the wrong dtype");
+}
+
+// What an image is filled with: one number per channel.
+inline void expect_value(const char* op, const Tensor& value, const Tensor& image) {
+  expect(op, "value", value, image, {image.size(1)});
+  expect_type(op, "value", value, image.scalar_type());
+}
+
+// The operand itself where its last dimension is dense, else a contiguous copy.
+inline Tensor dense(const Tensor& t) {
+  const int64_t d = t.dim();
+  const bool is = d == 0 || t.numel() == 0 || t.size(d - 1) <= 1 || t.stride(d - 1) == 1;
+  return is ? t : torch::stable::contiguous(t);
+}
+
+// An uninitialised contiguous tensor on the device of `like`.
+inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t> sizes) {
+  int64_t strides[4] = {1, 1, 1, 1};
+  int64_t running = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = running;
+    const int64_t size = sizes.begin()[d] > 1 ? sizes.begin()[d] : 1;
+    if (__builtin_mul_overflow(running, size, &running)) fail("output", "has too many elements");
+  }
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.begin(), strides, dtype,
+#ifdef CEK_CUDA
+      aoti_torch_device_type_cuda(),
+#else
+      aoti_torch_device_type_cpu(),
+#endif
+      like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+template <class Params>
+inline void execute(const Tensor& on, const Params& p) {
+#ifdef CEK_CUDA
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  const int64_t bytes = int64_t(cuda::workspace_bytes(p));
+  std::optional<Tensor> workspace;
+  if (bytes > 0) workspace = empty(on, ScalarType::Byte, {bytes});
+  const char* error = cuda::run(p, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, stream);
+  if (error != nullptr) throw std::runtime_error(std::string("cekernels: CUDA error: ") + error);
+#else
+  (void)on;
+  cpu::dispatch(p);
+#endif
+}
+
+inline Planes planes(const Tensor& t) {
+  return {t.const_data_ptr(), t.size(0) == 1 ? 0 : t.stride(0), t.size(1) == 1 ? 0 : t.stride(1),
+          t.size(2) == 1 ? t.size(3) : t.stride(2)};
+}
+
+}  // namespace
+}  // namespace cekernels

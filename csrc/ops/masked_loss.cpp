@@ -1,0 +1,158 @@
+#include "common.h"
+
+namespace cekernels {
+namespace {
+
+// Operands come by reference: one that a kernel cannot read as it lies is replaced by a copy, which
+// has to live as long as the call.
+
+// To be called once p has the dtype and the sizes of the image.
+template <class Params>
+void mask_operand(const char* op, Tensor& mask, const Tensor& image, Params& p) {
+  expect(op, "mask", mask, image, {p.batch, -1, p.height, p.width});
+  if (is_bytes(mask)) {
+    p.mask_dtype = DType::u8;
+  } else {
+    floating(op, "mask (unless bool or uint8)", mask);
+    p.mask_dtype = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+    if (mask.scalar_type() != accumulator(p.dtype)) {
+      mask = torch::stable::to(mask, accumulator(p.dtype));
+    }
+  }
+  mask = dense(mask);
+  p.mask_channels = mask.size(1);
+  CEK_CHECK(op, p.mask_channels == 1 || p.mask_channels == p.channels,
+            "mask must have 1 channel or those of the image");
+  p.mask = planes(mask);
+}
+
+template <class Params>
+void grad_loss_operand(const char* op, const Tensor& grad_loss, const Tensor& image, Params& p) {
+  expect_type(op, "grad_loss", grad_loss, accumulator(p.dtype));
+  if (grad_loss.dim() == 1) {
+    CEK_CHECK(op, grad_loss.size(0) == p.batch, "grad_loss must have shape () or (B,)");
+    expect_device(op, "grad_loss", grad_loss, image);
+    p.grad_loss_stride = grad_loss.stride(0);
+  } else {
+    expect(op, "grad_loss", grad_loss, image, {});
+  }
+  p.grad_loss = grad_loss.const_data_ptr();
+}
+
+template <class Params>
+void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& mask,
+                   int64_t power, Params& p) {
+  expect(op, "prediction", prediction, prediction, {-1, -1, -1, -1});
+  p.dtype = floating(op, "prediction", prediction);
+  p.batch = prediction.size(0), p.channels = prediction.size(1);
+  p.height = prediction.size(2), p.width = prediction.size(3);
+  expect(op, "target", target, prediction, {p.batch, p.channels, p.height, p.width});
+  expect_type(op, "target", target, prediction.scalar_type());
+  mask_operand(op, mask, prediction, p);
+  CEK_CHECK(op, power == 1 || power == 2, "power must be 1 or 2");
+  p.power = int32_t(power);
+  prediction = dense(prediction), target = dense(target);
+  p.prediction = planes(prediction), p.target = planes(target);
+}
+
+Normalize normalization(const char* op, const std::string& name) {
+  if (name == "mask") return Normalize::mask;
+  if (name == "all") return Normalize::all;
+  if (name == "sum") return Normalize::sum;
+  if (name == "none") return Normalize::none;
+  fail(op, "normalize must be mask, all, sum or none");
+}
+
+// The loss and the scale; with `gradient`, that too.
+std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor& target,
+                                     Tensor& mask, const OptionalTensor& area, int64_t power,
+                                     const std::string& normalize, OptionalTensor* gradient) {
+  MaskedLoss p{};
+  loss_operands(op, prediction, target, mask, power, p);
+  p.normalize = normalization(op, normalize);
+  if (area.has_value()) {
+    CEK_CHECK(op, area->dim() == 1 && area->size(0) == p.batch, "area must have shape (B,)");
+    expect_device(op, "area", *area, prediction);
+    switch (area->scalar_type()) {
+      case ScalarType::Long: p.area_dtype = DType::u8; break;
+      case ScalarType::Float: p.area_dtype = DType::f32; break;
+      case ScalarType::Double: p.area_dtype = DType::f64; break;
+      default: fail(op, "area must be int64, float32 or float64");
+    }
+    p.area = area->const_data_ptr(), p.area_stride = area->stride(0);
+  }
+  const ScalarType type = accumulator(p.dtype);
+  Tensor loss = p.normalize == Normalize::none ? empty(prediction, type, {p.batch})
+                                               : empty(prediction, type, {});
+  Tensor scale = empty(prediction, type, {});
+  p.loss = loss.mutable_data_ptr(), p.scale = scale.mutable_data_ptr();
+  if (gradient != nullptr) {
+    CEK_CHECK(op, area.has_value() || p.normalize != Normalize::mask,
+              "area must be given where it normalises");
+    *gradient =
+        empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+    p.grad = (*gradient)->mutable_data_ptr();
+  }
+  execute(prediction, p);
+  return {loss, scale};
+}
+
+std::tuple<Tensor, Tensor> masked_loss(Tensor prediction, Tensor target, Tensor mask,
+                                       OptionalTensor area, int64_t power, std::string normalize) {
+  return make_loss("masked_loss", prediction, target, mask, area, power, normalize, nullptr);
+}
+
+#ifdef CEK_CUDA  // on the CPU one pass is no faster than two
+std::tuple<Tensor, Tensor, Tensor> masked_loss_and_gradient(Tensor prediction, Tensor target,
+                                                            Tensor mask, OptionalTensor area,
+                                                            int64_t power, std::string normalize) {
+  OptionalTensor gradient;
+  auto [loss, scale] = make_loss("masked_loss_and_gradient", prediction, target, mask, area, power,
+                                 normalize, &gradient);
+  return {loss, scale, *gradient};
+}
+
+void scale_gradient(Tensor gradient, Tensor grad_loss, Tensor mask) {
+  const char* op = "scale_gradient_";
+  expect(op, "gradient", gradient, gradient, {-1, -1, -1, -1});
+  CEK_CHECK(op, gradient.is_contiguous(), "gradient must be contiguous");
+  ScaleGradient p{};
+  p.dtype = floating(op, "gradient", gradient);
+  p.batch = gradient.size(0), p.channels = gradient.size(1);
+  p.height = gradient.size(2), p.width = gradient.size(3);
+  mask_operand(op, mask, gradient, p);
+  grad_loss_operand(op, grad_loss, gradient, p);
+  if (gradient.numel() == 0) return;
+  p.grad = gradient.mutable_data_ptr();
+  execute(gradient, p);
+}
+#endif
+
+Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, Tensor target,
+                            Tensor mask, int64_t power) {
+  const char* op = "masked_loss_backward";
+  MaskedLossBackward p{};
+  loss_operands(op, prediction, target, mask, power, p);
+  const ScalarType type = accumulator(p.dtype);
+  expect(op, "scale", scale, prediction, {});
+  expect_type(op, "scale", scale, type);
+  p.scale = scale.const_data_ptr();
+  grad_loss_operand(op, grad_loss, prediction, p);
+  Tensor grad = empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+  p.grad = grad.mutable_data_ptr();
+  if (grad.numel() > 0) execute(prediction, p);
+  return grad;
+}
+
+}  // namespace
+}  // namespace cekernels
+
+CEK_LIBRARY(m) {
+  using namespace cekernels;
+  CEK_IMPLEMENT_DIFFERENTIABLE(m, "masked_loss", &masked_loss);
+  CEK_IMPLEMENT_DIFFERENTIABLE(m, "masked_loss_backward", &masked_loss_backward);
+#ifdef CEK_CUDA
+  CEK_IMPLEMENT_DIFFERENTIABLE(m, "masked_loss_and_gradient", &masked_loss_and_gradient);
+  CEK_IMPLEMENT(m, "scale_gradient_", &scale_gradient);
+#endif
+}
