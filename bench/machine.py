@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cekernels import _dispatch
+from cekernels import _backends
 
 _COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 _MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
@@ -26,7 +26,7 @@ def device() -> str:
 
 def info(measured: bool) -> dict[str, Any]:
     """One record a result file; ``measured``: with the copy bandwidth and the product's speed."""
-    implementations = {name: _dispatch.load(name)[1] for name in _dispatch.IMPLS[1:]}
+    implementations = {name: _backends.unavailable(name) for name in _backends.IMPLS[1:]}
     record: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),

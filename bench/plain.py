@@ -26,7 +26,7 @@ from context_encoder.models.base import WholeMapConv2d, WholeMapConvTranspose2d
 
 
 class PlainTraining:
-    """One step at a time, as :class:`context_encoder.trainer.Trainer` takes them.
+    """One step at a time, as :class:`context_encoder.training.Trainer` takes them.
 
     Args:
         config: resolved.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from bench.harness import UnavailableError
-from cekernels import _dispatch
+from cekernels import _auto, _backends
+from cekernels._register import OPS
 
 
 def implementations() -> tuple[str, ...]:
     """ "auto" and the implementations that this machine has."""
-    return ("auto", *(name for name in _dispatch.IMPLS[1:] if _dispatch.load(name)[0]))
+    return ("auto", *(name for name in _backends.IMPLS[1:] if _backends.unavailable(name) is None))
 
 
 def is_implementation(provider: str) -> bool:
-    return provider in _dispatch.IMPLS
+    return provider in _backends.IMPLS
 
 
 def chosen(op: str, provider: str, args: tuple[Any, ...]) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def chosen(op: str, provider: str, args: tuple[Any, ...]) -> dict[str, Any]:
         UnavailableError: a forced one cannot serve it.
     """
     if provider == "auto":
-        return {"chosen": _dispatch.select(op, "auto", args)}
-    reason = _dispatch.why_not(op, provider, args)
+        return {"chosen": _auto.selected(OPS[op], args)}
+    reason = _backends.why_not(OPS[op], provider, args)
     if reason:
         raise UnavailableError(reason)
     return {}

@@ -25,8 +25,10 @@ from bench.plain import PlainTraining, load_photo
 from context_encoder.config import TrainConfig, preset
 from context_encoder.data import PhotoFolder, make_loader
 from context_encoder.models import default_image_size
-from context_encoder.prepare import Photos, Processes, resolve
-from context_encoder.trainer import Trainer
+from context_encoder.runs import Photos
+from context_encoder.training.resolve import resolve
+from context_encoder.training.trainer import Trainer
+from context_encoder.utils.device import Processes
 
 # The paper's three: features of random regions; the centre, joint; random regions, joint. And the
 # default, which is for machines without a GPU.

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from context_encoder._version import __version__
-    from context_encoder.inpaint import Inpainted, Inpainter
+    from context_encoder.config import TrainConfig, preset
+    from context_encoder.inpainting import Inpainted, Inpainter
+    from context_encoder.training import run_training
 
-__all__ = ["Inpainted", "Inpainter", "__version__"]
+__all__ = ["Inpainted", "Inpainter", "TrainConfig", "__version__", "preset", "run_training"]
 
 _WHERE = {
-    "Inpainted": "context_encoder.inpaint",
-    "Inpainter": "context_encoder.inpaint",
+    "Inpainted": "context_encoder.inpainting",
+    "Inpainter": "context_encoder.inpainting",
+    "TrainConfig": "context_encoder.config",
     "__version__": "context_encoder._version",
+    "preset": "context_encoder.config",
+    "run_training": "context_encoder.training",
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import cekernels
-from cekernels import _dispatch
+from cekernels import _backends
 
 _DOCS = Path(__file__).parent.parent / "docs"
 RESULTS, PAGE = _DOCS / "numerics.json", _DOCS / "numerics.md"
@@ -146,7 +146,7 @@ def can_measure(name: str) -> bool:
         return False
     if (name == "triton, interpreter") != INTERPRETED:
         return False
-    return _dispatch.load(entry.impl)[0] is not None
+    return _backends.unavailable(entry.impl) is None
 
 
 def measure(name: str) -> dict[str, tuple[float, float]]:

@@ -1,17 +1,14 @@
 """Photographs for training: reading, cropping, splitting, and the stream of batches."""
 
-from __future__ import annotations
-
-import signal
-from collections.abc import Sequence
-from typing import TypedDict
-
-import torch
-from torch.utils.data import DataLoader, default_collate
-
-from .crops import Crops, contents, load_crops
-from .folder import DEFAULT_CACHE_BYTES, PhotoFolder, Sample, embedded_photos, split_photos
-from .images import (
+from context_encoder.data.crops import Crops, contents, load_crops, same_contents
+from context_encoder.data.folder import (
+    DEFAULT_CACHE_BYTES,
+    PhotoFolder,
+    Sample,
+    embedded_photos,
+    split_photos,
+)
+from context_encoder.data.images import (
     SUFFIXES,
     Scan,
     UnreadableImage,
@@ -21,7 +18,8 @@ from .images import (
     scan_images,
     to_input,
 )
-from .sampler import SampleStream
+from context_encoder.data.loader import Batch, collate, make_loader, start_worker
+from context_encoder.data.sampler import SampleStream
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
@@ -41,109 +39,9 @@ __all__ = [
     "make_loader",
     "read_image",
     "read_square",
+    "same_contents",
     "scan_images",
     "split_photos",
+    "start_worker",
     "to_input",
 ]
-
-
-class Batch(TypedDict):
-    """What :func:`make_loader` yields: B samples put together."""
-
-    image: torch.Tensor  #: uint8, (B, 3, S, S), RGB
-    epoch: torch.Tensor  #: int64, (B,)
-    index: torch.Tensor  #: int64, (B,)
-    source: torch.Tensor  #: int64, (B,): number of the file that was read
-    upsampled: torch.Tensor  #: bool, (B,): the file is smaller than S
-    #: (name, reason) of the files found unreadable while this batch was made. Each worker
-    #: reports a file once, so all together may name it more than once.
-    unreadable: list[tuple[str, str]]
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together to a :class:`Batch`."""
-    return Batch(
-        # In a worker, default_collate stacks straight into shared memory.
-        image=default_collate([sample["image"] for sample in samples]),
-        epoch=torch.tensor([sample["epoch"] for sample in samples]),
-        index=torch.tensor([sample["index"] for sample in samples]),
-        source=torch.tensor([sample["source"] for sample in samples]),
-        upsampled=torch.tensor([sample["upsampled"] for sample in samples]),
-        unreadable=[failure for sample in samples for failure in sample["unreadable"]],
-    )
-
-
-def make_loader(
-    photos: PhotoFolder,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    start_step: int = 0,
-    num_steps: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-    context: str | None = None,
-) -> DataLoader[Sample]:
-    """A loader of :class:`Batch` dictionaries, the same ones for any number of workers.
-
-    For training photographs it follows the :class:`SampleStream` with the data set's seed:
-    make one iterator and take a batch per step. For evaluation photographs it yields every
-    sample once, in order (process ``rank`` takes every ``world_size``-th), with a smaller last
-    batch where the number is not a multiple.
-
-    Torch's global random state is neither read nor advanced.
-
-    Args:
-        photos: the data set.
-        batch_size: samples per step, all processes together.
-        workers: processes that read and crop, one thread each; 0: this process does it.
-        start_step: training only: the first step to yield, to resume a run.
-        num_steps: training only: how many steps to yield; ``None``: without end.
-        rank: this process among those that train together.
-        world_size: number of those processes; divides ``batch_size``.
-        pin_memory: put batches where they can be copied to a GPU without waiting.
-        context: how workers are started: ``"fork"``, ``"spawn"``, ``"forkserver"``; ``None``:
-            the system's default.
-
-    Raises:
-        ValueError: an argument is out of its range.
-    """
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
-    stream = SampleStream(
-        len(photos),
-        seed=photos.seed,
-        batch_size=batch_size,
-        start_step=start_step,
-        num_steps=num_steps,
-        rank=rank,
-        world_size=world_size,
-    )
-    if not photos.train and (start_step or num_steps is not None):
-        raise ValueError("start_step and num_steps are for training; evaluation takes all samples")
-    return DataLoader(
-        photos,
-        batch_size=stream.local_batch_size,
-        sampler=stream
-        if photos.train
-        else [(0, index) for index in range(rank, len(photos), world_size)],
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        multiprocessing_context=context if workers else None,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # otherwise each iterator draws from the global one
-    )
-
-
-def start_worker(_: int) -> None:
-    # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself,
-    # without a traceback from each. Torch has already set a worker to one thread.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So do Slurm, systemd, timeout and torchrun with SIGTERM. The first one is left to the main
-    # process, which still needs batches to finish its step; a second one ends the worker.
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .folder import PhotoFolder
-from .images import relative_name, to_input
+from context_encoder.data.folder import PhotoFolder
+from context_encoder.data.images import relative_name, to_input
 
 __all__ = ["Crops", "contents", "load_crops"]
 
@@ -122,3 +122,18 @@ def load_crops(
 def contents(path: Path) -> str:
     """A digest of a file's bytes: copies under other names are the same photograph."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def same_contents(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """The ``paths`` that some file of ``others`` is a copy of. Unreadable files match none."""
+    wanted: dict[int, list[Path]] = {}
+    for path in paths:
+        wanted.setdefault(path.stat().st_size, []).append(path)
+    found: set[Path] = set()
+    for other in others:
+        try:  # of maybe a million files, only those of the right length are read
+            candidates = wanted.get(other.stat().st_size, [])
+            found.update(path for path in candidates if contents(path) == contents(other))
+        except OSError:
+            continue
+    return sorted(found)

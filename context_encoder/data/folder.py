@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
-from .images import UnreadableImage, read_image, relative_name
+from context_encoder.data.images import UnreadableImage, read_image, relative_name
 
 __all__ = ["DEFAULT_CACHE_BYTES", "PhotoFolder", "Sample", "embedded_photos", "split_photos"]
 

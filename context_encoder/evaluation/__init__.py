@@ -1,1 +1,1 @@
-"""What :mod:`context_encoder.evaluate` is made of: crops, fills, perceptual distance, tables."""
+"""How well holes are filled, beside what networks must beat: methods, figures, tables."""

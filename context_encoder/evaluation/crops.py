@@ -1,30 +1,18 @@
-"""Which crops a run is evaluated on, and telling copies of a file apart."""
+"""The crops that a run is evaluated on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import Crops, contents, list_images, load_crops
-from context_encoder.prepare import Photos
+from context_encoder.data import Crops, list_images, load_crops
+from context_encoder.runs import Photos
 
-__all__ = ["held_out_crops", "same_contents", "training_crops"]
-
-
-def same_contents(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
-    """The ``paths`` that some file of ``others`` is a copy of. Unreadable files match none."""
-    wanted: dict[int, list[Path]] = {}
-    for path in paths:
-        wanted.setdefault(path.stat().st_size, []).append(path)
-    found: set[Path] = set()
-    for other in others:
-        try:  # of maybe a million files, only those of the right length are read
-            candidates = wanted.get(other.stat().st_size, [])
-            found.update(path for path in candidates if contents(path) == contents(other))
-        except OSError:
-            continue
-    return sorted(found)
+__all__ = [
+    "held_out_crops",
+    "training_crops",
+]
 
 
 def held_out_crops(

@@ -18,27 +18,27 @@ from torch import Tensor
 
 from context_encoder.config import MaskName
 from context_encoder.data import Crops
-from context_encoder.inpaint import Inpainter
-from context_encoder.metrics import context_mean
-from context_encoder.neighbours import (
+from context_encoder.evaluation.descriptors import (
     HOG_MISSING,
     Descriptor,
     EncoderFeatures,
     Hog,
-    Neighbours,
     RawPixels,
     hog_available,
 )
-from context_encoder.prepare import Processes, choose_device
+from context_encoder.evaluation.nearest_neighbours import Neighbours
+from context_encoder.inpainting.blending import remove_seam
+from context_encoder.inpainting.inpainter import Inpainter
 from context_encoder.runs import LoadedModel, Which, check_fills_holes, load_model
-from context_encoder.seam import remove_seam
+from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.metrics import context_mean
 
 __all__ = [
     "BASELINES",
     "CV2_RADIUS",
     "BaselineName",
     "Fill",
-    "Holes",
+    "MaskedBatch",
     "Method",
     "Run",
     "baseline_methods",
@@ -63,7 +63,7 @@ CV2_RADIUS = 3
 _CV2_MISSING = "OpenCV is needed: pip install 'context-encoder[evaluation]'"
 
 
-class Holes(NamedTuple):
+class MaskedBatch(NamedTuple):
     """A batch to fill."""
 
     #: float32 ``(B, 3, S, S)`` in [-1, 1], 0 in the hole.
@@ -75,7 +75,7 @@ class Holes(NamedTuple):
 
 
 #: Returns float32 ``(B, 3, S, S)`` in [-1, 1], on the CPU; only the hole of it is looked at.
-Fill = Callable[[Holes], Tensor]
+Fill = Callable[[MaskedBatch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def mean_fill(color: tuple[float, float, float]) -> Fill:
     return lambda holes: filled.expand_as(holes.image)
 
 
-def context_mean_fill(holes: Holes) -> Tensor:
+def context_mean_fill(holes: MaskedBatch) -> Tensor:
     """The mean colour of what is left of the picture."""
     return context_mean(holes.image, holes.mask).expand_as(holes.image)
 
@@ -230,7 +230,7 @@ def opencv_fill(name: str) -> Fill:
 
     flag = cv2.INPAINT_TELEA if name == "telea" else cv2.INPAINT_NS
 
-    def fill(holes: Holes) -> Tensor:
+    def fill(holes: MaskedBatch) -> Tensor:
         pictures = holes.image.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
         masks = holes.mask[:, 0].byte().numpy()
         filled = [
@@ -245,7 +245,7 @@ def opencv_fill(name: str) -> Fill:
 def neighbour_fill(search: Neighbours) -> Fill:
     """The same region of the photograph whose context is nearest."""
 
-    def fill(holes: Holes) -> Tensor:
+    def fill(holes: MaskedBatch) -> Tensor:
         numbers, _ = search(holes.image, holes.mask, holes.paths)
         return search.candidates.floats(numbers[:, 0])
 
@@ -254,7 +254,7 @@ def neighbour_fill(search: Neighbours) -> Fill:
 
 def _network_fill(inpainter: Inpainter) -> Fill:
     @torch.inference_mode()
-    def fill(holes: Holes) -> Tensor:
+    def fill(holes: MaskedBatch) -> Tensor:
         device = inpainter.device
         return inpainter.complete(holes.image.to(device), holes.mask.to(device)).cpu()
 
@@ -262,7 +262,7 @@ def _network_fill(inpainter: Inpainter) -> Fill:
 
 
 def _without_seam(bare: Fill) -> Fill:
-    def fill(holes: Holes) -> Tensor:
+    def fill(holes: MaskedBatch) -> Tensor:
         pictures = torch.where(holes.mask, bare(holes), holes.image).permute(0, 2, 3, 1).numpy()
         blended = [
             remove_seam(picture, mask)

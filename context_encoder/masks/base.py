@@ -8,7 +8,7 @@ import zlib
 import torch
 from torch import Tensor, nn
 
-from cekernels.random import philox4x32
+from cekernels import philox4x32
 
 MIN_SIZE, MAX_SIZE = 32, 1024
 

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cekernels.random import random_below
-
-from .base import MaskSampler
+from cekernels import random_below
+from context_encoder.masks.base import MaskSampler
 
 CANDIDATES = 64
 # Pixel j of the 10000-pixel pattern lies at 599 j / 9999 of the 600-value lattice.

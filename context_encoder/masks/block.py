@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cekernels import rasterize_boxes
-from cekernels.random import random_below
-
-from .arithmetic import integer_sqrt
-from .base import MaskSampler
+from cekernels import random_below, rasterize_boxes
+from context_encoder.masks.arithmetic import integer_sqrt
+from context_encoder.masks.base import MaskSampler
 
 MAX_BLOCKS = 8
 _WORDS = 2 + 3 * MAX_BLOCKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import MaskSampler
+from context_encoder.masks.base import MaskSampler
 
 
 class CentralMasks(MaskSampler):

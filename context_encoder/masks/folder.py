@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cekernels.random import random_below
+from cekernels import random_below
 from context_encoder.data.images import UnreadableImage, list_images
-from context_encoder.pictures import whiteness
-
-from .base import MaskSampler
+from context_encoder.data.mask_images import whiteness
+from context_encoder.masks.base import MaskSampler
 
 log = logging.getLogger(__name__)
 

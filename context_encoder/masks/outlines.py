@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .region import UNIT, VERTICES, clearance_needed
+from context_encoder.masks.region import UNIT, VERTICES, clearance_needed
 
 FloatArray = NDArray[np.float64]
 

@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from cekernels import rasterize_polygons
-from cekernels.random import random_below
-
-from .arithmetic import SINE_BITS, TURN_BITS, integer_sqrt, sine_table
-from .base import MaskSampler
+from cekernels import random_below, rasterize_polygons
+from context_encoder.masks.arithmetic import SINE_BITS, TURN_BITS, integer_sqrt, sine_table
+from context_encoder.masks.base import MaskSampler
 
 #: Vertices of an outline.
 VERTICES = 96

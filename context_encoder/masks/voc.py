@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .outlines import trace_outline
+from context_encoder.masks.outlines import trace_outline
 
 log = logging.getLogger(__name__)
 

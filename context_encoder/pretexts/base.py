@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from context_encoder.config import TrainConfig
-from context_encoder.models import Backbone, ContextEncoder, build_model
+from context_encoder.config.build import build_context_encoder
+from context_encoder.models import Backbone
 
 #: Held-out pictures get the same holes, noise and patches in every run, whatever its seed.
 VALIDATION_SEED = 20160427
@@ -62,7 +63,7 @@ class Pretext(ABC):
     """A task to learn from. One object a run; made after the run's seed is set.
 
     Args:
-        config: resolved, see :func:`context_encoder.prepare.resolve`.
+        config: resolved, see :func:`context_encoder.training.resolve`.
         device: that of the run; tables of random draws go there, networks are moved by the
             trainer.
     """
@@ -127,14 +128,6 @@ class Pretext(ABC):
     @abstractmethod
     def advice(self, run: Path) -> list[str]:
         """Lines that tell what to do next with a finished run."""
-
-
-def build_context_encoder(config: TrainConfig) -> ContextEncoder:
-    """The context encoder of a resolved configuration, with fresh weights."""
-    options: dict[str, Any] = {}
-    if config.model.startswith("alexnet"):
-        options = {"dropout": config.dropout, "norm": config.norm}
-    return build_model(config.model, image_size=config.size, **options)
 
 
 def feature_advice(run: Path) -> list[str]:

@@ -11,20 +11,7 @@ from torch import Tensor
 
 from cekernels import fill_masked
 from context_encoder.config import TrainConfig
-from context_encoder.losses import (
-    discriminator_loss,
-    generator_loss,
-    overlap_weights,
-    reconstruction_loss,
-)
-from context_encoder.masks import MaskSampler, build_mask_sampler
-from context_encoder.metrics import (
-    context_mean,
-    hole_mean,
-    hole_metrics,
-    psnr_from_squared_error,
-    to_unit,
-)
+from context_encoder.config.build import masks_from_config
 from context_encoder.models import ContextEncoder, build_discriminator
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
@@ -33,6 +20,19 @@ from context_encoder.pretexts.base import (
     Part,
     Pretext,
     Samples,
+)
+from context_encoder.pretexts.losses import (
+    discriminator_loss,
+    generator_loss,
+    overlap_weights,
+    reconstruction_loss,
+)
+from context_encoder.utils.metrics import (
+    context_mean,
+    hole_mean,
+    hole_metrics,
+    psnr_from_squared_error,
+    to_unit,
 )
 
 
@@ -152,27 +152,6 @@ class Inpainting(Pretext):
                 "  python -m context_encoder.train --preset inpaint-center --data FOLDER",
             ]
         return lines
-
-
-def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
-    """The mask sampler of a resolved configuration.
-
-    The hole of a network that predicts its central region only leaves room for the overlap band.
-    """
-    assert config.size is not None
-    hole = None
-    if output_side < config.size:
-        hole = output_side - 2 * config.overlap
-        if hole < 1:
-            raise ValueError(f"--overlap {config.overlap} leaves no hole in {output_side} pixels")
-    return build_mask_sampler(
-        config.mask,
-        config.size,
-        config.seed,
-        hole=hole,
-        folder=config.mask_folder,
-        voc_root=config.voc_root,
-    )
 
 
 def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:

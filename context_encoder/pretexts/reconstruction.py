@@ -16,9 +16,7 @@ from torch import Tensor
 
 from cekernels import fill_masked
 from context_encoder.config import TrainConfig
-from context_encoder.losses import whole_loss
 from context_encoder.masks.base import sample_words
-from context_encoder.metrics import hole_mean, hole_metrics, psnr_from_squared_error, to_unit
 from context_encoder.models import ContextEncoder
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
@@ -28,6 +26,8 @@ from context_encoder.pretexts.base import (
     Samples,
     feature_advice,
 )
+from context_encoder.pretexts.losses import whole_loss
+from context_encoder.utils.metrics import hole_mean, hole_metrics, psnr_from_squared_error, to_unit
 
 _STREAM = zlib.crc32(b"corruption")
 

@@ -11,7 +11,6 @@ head alone.
 
 from __future__ import annotations
 
-import copy
 import math
 import zlib
 from dataclasses import dataclass
@@ -19,26 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from cekernels.random import random_below
+from cekernels import random_below
 from context_encoder.config import TrainConfig
+from context_encoder.config.build import build_context_encoder
 from context_encoder.masks.base import sample_words
-from context_encoder.metrics import to_unit
-from context_encoder.models import Backbone
+from context_encoder.models.patch import DIRECTIONS, PatchNetwork, patch_map
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
     Learner,
     Pretext,
     Samples,
-    build_context_encoder,
     feature_advice,
 )
-
-#: Steps (down, right) from the first patch to the second, by label: row by row.
-DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+from context_encoder.utils.metrics import to_unit
 
 # Every network's encoder has this stride or a smaller one.
 _STRIDE = 32
@@ -150,69 +146,6 @@ def _gaussian(words: Tensor) -> Tensor:
     first, second = uniform.chunk(2, dim=1)
     radius, angle = torch.sqrt(-2 * torch.log(first)), 2 * math.pi * second
     return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
-
-
-class PatchNetwork(Backbone):
-    """The encoder of a context encoder, shared by two patches, and a head that tells how they lie.
-
-    Late fusion: each patch's map goes through a fully-connected layer of its own (the same for
-    both), the two results together through another, then 8 scores. ReLU and batch normalisation
-    follow the first two layers.
-
-    Args:
-        image_size: S, side in pixels of the square pictures that :meth:`features` takes.
-        encoder: to use; it is fully convolutional and takes patches as well.
-        patch: their side in pixels.
-    """
-
-    def __init__(self, image_size: int, encoder: nn.Sequential, patch: int) -> None:
-        super().__init__(image_size, encoder)
-        self.patch = patch
-        channels, side = patch_map(copy.deepcopy(encoder).to("meta"), patch)
-        units = 4 * channels
-        self.head = nn.ModuleDict(
-            {
-                "each": nn.Sequential(
-                    nn.Flatten(),
-                    nn.Linear(channels * side**2, units, bias=False),
-                    nn.BatchNorm1d(units),
-                    nn.ReLU(inplace=True),
-                ),
-                "both": nn.Sequential(
-                    nn.Linear(2 * units, units, bias=False),
-                    nn.BatchNorm1d(units),
-                    nn.ReLU(inplace=True),
-                    nn.Linear(units, len(DIRECTIONS)),
-                ),
-            }
-        )
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Scores of the eight places, ``(B, 8)``, for patches ``(B, 2, 3, p, p)``."""
-        expected = (2, 3, self.patch, self.patch)
-        if patches.dim() != 5 or tuple(patches.shape[1:]) != expected:
-            raise ValueError(
-                f"PatchNetwork takes (B, {', '.join(map(str, expected))}), "
-                f"got {tuple(patches.shape)}"
-            )
-        each = self.head["each"](self.encoder(patches.flatten(0, 1)))
-        scores: Tensor = self.head["both"](each.view(len(patches), -1))
-        return scores
-
-
-def patch_map(shapes_only: nn.Sequential, patch: int) -> tuple[int, int]:
-    """Channels and side of the map that a patch gives; side 0 if it is too small for any.
-
-    Args:
-        shapes_only: the encoder on the device "meta", where nothing is computed.
-        patch: side in pixels.
-    """
-    try:
-        picture = torch.empty(1, 3, patch, patch, device="meta")
-        shape = shapes_only.eval()(picture).shape
-    except RuntimeError:  # a kernel larger than its input
-        return 0, 0
-    return int(shape[1]), int(shape[3])
 
 
 class RelativePatch(Pretext):

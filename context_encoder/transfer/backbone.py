@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from context_encoder.config import ModelName
-from context_encoder.features import load_backbone
+from context_encoder.encoder.backbone import load_backbone
 from context_encoder.models import Backbone
 
 

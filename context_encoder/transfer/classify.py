@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,19 +15,14 @@ from tqdm import tqdm
 
 from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.models import Backbone
-from context_encoder.transfer.engine import (
-    Task,
-    TransferConfig,
-    fc6_fc7,
-    fully_connected,
-    map_shape,
-    number_or_none,
-    parse,
-    read_splits,
-    run_task,
-)
-from context_encoder.transfer.metrics import classification_ap, mean
-from context_encoder.transfer.voc import Item, check_classes
+from context_encoder.transfer.config import TransferConfig
+from context_encoder.transfer.dataset import digest, read_annotated
+from context_encoder.transfer.heads import fc6_fc7, fully_connected, map_shape
+from context_encoder.transfer.metrics import classification_ap
+from context_encoder.transfer.results import summary
+from context_encoder.transfer.task import Task
+from context_encoder.transfer.training import run_task
+from context_encoder.transfer.voc import Item
 
 Tuned = Literal["all", "fc6-8", "fc8", "linear"]
 
@@ -152,43 +145,8 @@ class Classify(Task):
         return summary(per_class, len(scores), unreadable)
 
 
-def summary(
-    per_class: dict[str, dict[str, float]], test_images: int, unreadable: int
-) -> dict[str, Any]:
-    """The parts of ``results.json`` for figures by class."""
-    names = list(next(iter(per_class.values())))
-    means = {name: mean([values[name] for values in per_class.values()]) for name in names}
-    return {
-        "metrics": means,
-        "per_class": {
-            name: {key: number_or_none(value) for key, value in values.items()}
-            for name, values in per_class.items()
-        },
-        "test_images": test_images,
-        "unreadable": unreadable,
-    }
-
-
-def digest(items: Sequence[Item]) -> str:
-    """Changes when the names of the pictures do."""
-    return hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()
-
-
-def read_annotated(config: TransferConfig) -> tuple[list[Item], list[Item]]:
-    """Pictures to train and to judge on with their objects; see :func:`read_splits`.
-
-    Raises:
-        ValueError: a split lacks a class, too.
-    """
-    train, test = read_splits(config, "Main")
-    check_classes(config.train_split, train, config.classes)
-    check_classes(config.test_split, test, config.classes)
-    return train, test
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse(ClassifyConfig, "voc-classify", arguments)
+def run(config: ClassifyConfig) -> int:
+    """Train, judge, and write the results; see :func:`run_task`."""
     low, high = config.scale
     if not 0 < low <= high:
         raise ValueError(f"--scale must be 0 < from <= to, got {low} {high}")

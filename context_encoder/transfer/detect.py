@@ -20,18 +20,15 @@ from tqdm import tqdm
 from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.models import Backbone
 from context_encoder.transfer import boxes as box_ops
-from context_encoder.transfer.classify import digest, read_annotated, summary
-from context_encoder.transfer.engine import (
-    Task,
-    TransferConfig,
-    fc6_fc7,
-    map_shape,
-    parse,
-    run_task,
-)
+from context_encoder.transfer.config import TransferConfig
+from context_encoder.transfer.dataset import digest, read_annotated
+from context_encoder.transfer.heads import fc6_fc7, map_shape
 from context_encoder.transfer.metrics import detection_ap
 from context_encoder.transfer.proposals import find_proposals
-from context_encoder.transfer.segment import Geometry
+from context_encoder.transfer.receptive_field import ReceptiveField
+from context_encoder.transfer.results import summary
+from context_encoder.transfer.task import Task
+from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import Item
 
 FloatArray = NDArray[np.float64]
@@ -90,7 +87,7 @@ class FastRCNN(nn.Module):
         if stages[-1][0].startswith("pool"):  # RoI pooling takes its place
             stages.pop()
         self.encoder = nn.Sequential(OrderedDict(stages))
-        geometry = Geometry.of(self.encoder)
+        geometry = ReceptiveField.of(self.encoder)
         self.stride, self.padding = geometry.stride, int(geometry.offset)
         channels, _ = map_shape(network, self.encoder)
         fc6, fc7 = nn.Linear(channels * self.roi_size**2, fc_dim), nn.Linear(fc_dim, fc_dim)
@@ -285,9 +282,8 @@ class Detect(Task):
         return summary(per_class, len(self._test) - unreadable, unreadable)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse(DetectConfig, "voc-detect", arguments)
+def run(config: DetectConfig) -> int:
+    """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_annotated(config)
     cache = config.voc / f"proposals-{config.year}.npz"
     proposals = find_proposals([*train, *test], config.proposals, cache, config.max_proposals)

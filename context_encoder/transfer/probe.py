@@ -15,31 +15,28 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from context_encoder.cli import parse_config
-from context_encoder.data import list_images
-from context_encoder.evaluation.crops import same_contents
-from context_encoder.features import PIXELS, Features, extract_features, weights_digest
+from context_encoder.data.crops import same_contents
+from context_encoder.encoder.backbone import weights_digest
+from context_encoder.encoder.extract import PIXELS, Features, extract_features
 from context_encoder.models import Backbone
-from context_encoder.prepare import Processes, choose_device
 from context_encoder.transfer.backbone import BackboneConfig
+from context_encoder.transfer.labelled_folder import find_folders, stratified
+from context_encoder.transfer.logistic import Standardizer, accuracy, fit_logistic
+from context_encoder.utils.device import Processes, choose_device
 
 log = logging.getLogger("context_encoder")
-
-_TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 class ProbeConfig(BackboneConfig):
@@ -92,105 +89,6 @@ class ProbeConfig(BackboneConfig):
         return self
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Files with their class numbers."""
-
-    root: Path
-    files: list[Path]
-    labels: list[int]
-
-    def subset(self, chosen: Sequence[int]) -> Labelled:
-        return Labelled(
-            self.root, [self.files[i] for i in chosen], [self.labels[i] for i in chosen]
-        )
-
-
-@dataclass(frozen=True)
-class Folders:
-    """What the folders hold; ``test`` is None where the training folder must be split."""
-
-    classes: list[str]
-    train: Labelled
-    test: Labelled | None
-
-
-def find_folders(config: ProbeConfig) -> Folders:
-    """List the pictures by class.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: a folder is missing or a file.
-        ValueError: no class folders, fewer than two, or training and test classes differ.
-    """
-    if config.data is None:
-        assert config.train is not None
-        train, test = config.train, config.test
-    else:
-        train, test = config.data, None
-        if (config.data / "train").is_dir():
-            train = config.data / "train"
-            there = [name for name in _TEST_FOLDERS if (config.data / name).is_dir()]
-            if not there:
-                raise FileNotFoundError(
-                    f"{config.data} has train/ but no {'/, '.join(_TEST_FOLDERS)}/ beside it"
-                )
-            test = config.data / there[0]
-    classes = _class_names(train)
-    if test is None:
-        return Folders(classes, _list_classes(train, classes), None)
-    if _class_names(test) != classes:
-        one, other = set(classes), set(_class_names(test))
-        raise ValueError(
-            f"the classes in {train} and {test} differ: "
-            f"only in the first: {', '.join(sorted(one - other)) or 'none'}; "
-            f"only in the second: {', '.join(sorted(other - one)) or 'none'}"
-        )
-    return Folders(classes, _list_classes(train, classes), _list_classes(test, classes))
-
-
-def _class_names(folder: Path) -> list[str]:
-    if not folder.exists():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; name a folder with one sub-folder a class")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        raise ValueError(
-            f"{folder} holds {len(names)} sub-folders; expected one for each of at least 2 classes"
-        )
-    return names
-
-
-def _list_classes(folder: Path, classes: Sequence[str]) -> Labelled:
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = list_images(folder / name)
-        files += found
-        labels += [label] * len(found)
-    return Labelled(folder, files, labels)
-
-
-def stratified(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of two sides, ``part`` of each class (at least one of it) on the second.
-
-    Raises:
-        ValueError: a class has only one member.
-    """
-    rng = np.random.default_rng(seed)
-    first: list[int] = []
-    second: list[int] = []
-    values = np.asarray(labels)
-    for label in np.unique(values):
-        members = rng.permutation(np.flatnonzero(values == label))
-        if len(members) < 2:
-            raise ValueError(f"class {label} has 1 readable picture; splitting needs 2 or more")
-        count = min(max(1, round(part * len(members))), len(members) - 1)
-        second += members[:count].tolist()
-        first += members[count:].tolist()
-    return sorted(first), sorted(second)
-
-
 def grid_side(channels: int, height: int, max_dims: int) -> int:
     """Side of the largest square grid with ``channels * side**2 <= max_dims``, at least 1."""
     return max(1, min(height, math.isqrt(max_dims // channels)))
@@ -241,99 +139,6 @@ def _key(files: Sequence[Path], network: Backbone, sides: Mapping[str, int]) -> 
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:24]
-
-
-class Standardizer:
-    """Shifts and scales features to mean 0 and deviation 1 of the pictures it was made from."""
-
-    def __init__(self, x: Tensor) -> None:
-        self._mean = x.mean(0)
-        deviation = x.std(0, correction=0)
-        # A feature that never changes says nothing; it becomes 0 instead of noise.
-        self._factor = torch.where(deviation > 1e-6 * (1 + self._mean.abs()), 1 / deviation, 0.0)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self._mean) * self._factor
-
-
-def fit_logistic(
-    x: Tensor, y: Tensor, classes: int, l2: Sequence[float], *, max_iterations: int = 100
-) -> Iterator[Tensor]:
-    """Multinomial logistic regression by full-batch L-BFGS with strong Wolfe line search.
-
-    Minimises mean cross-entropy + l2 / 2 * |weights|^2; the biases are not penalised. Nothing in
-    it is random. The search runs in coordinates in which the loss is about as curved in all
-    directions (see :func:`_curvature`): that takes some 20 iterations in place of hundreds, and
-    does not move the minimum.
-
-    Args:
-        x: float ``(N, D)``, standardised.
-        y: int64 ``(N,)``, below ``classes``.
-        classes: K.
-        l2: the penalties; each fit begins where the one before ended.
-        max_iterations: at most so many, for each.
-
-    Yields:
-        For each penalty, ``(D + 1, K)``: weights, and the biases in the last row.
-    """
-    covariance = x.T @ x / len(x)
-    weights, biases = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
-    for strength in l2:
-        factor = _curvature(covariance, classes, strength)
-        # weights = factor^-T @ free
-        free = (factor.T @ weights).requires_grad_(True)
-        biases.requires_grad_(True)
-        optimizer = torch.optim.LBFGS(
-            [free, biases],
-            max_iter=max_iterations,
-            history_size=10,
-            tolerance_grad=1e-5,
-            tolerance_change=1e-7,
-            line_search_fn="strong_wolfe",
-        )
-        weights = _fit(optimizer, free, biases, factor, x, y, strength)
-        biases = biases.detach()
-        yield torch.cat([weights, biases[None]])
-
-
-def _fit(
-    optimizer: torch.optim.LBFGS,
-    free: Tensor,
-    biases: Tensor,
-    factor: Tensor,
-    x: Tensor,
-    y: Tensor,
-    l2: float,
-) -> Tensor:
-    def weights() -> Tensor:
-        solved: Tensor = torch.linalg.solve_triangular(factor.T, free, upper=True)
-        return solved
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        current = weights().T.contiguous()  # so that the product with x in backward is fast
-        loss: Tensor = F.cross_entropy(F.linear(x, current, biases), y)
-        loss = loss + l2 / 2 * current.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weights().detach()
-
-
-def _curvature(covariance: Tensor, classes: int, l2: float) -> Tensor:
-    """Lower Cholesky factor of the loss's second derivative where all classes are as likely."""
-    likely = 1 / classes
-    diagonal = torch.full_like(covariance[0], l2 + 1e-5)  # 1e-5: for rounding
-    factor: Tensor = torch.linalg.cholesky(
-        likely * (1 - likely) * covariance + torch.diag(diagonal)
-    )
-    return factor
-
-
-def accuracy(x: Tensor, y: Tensor, theta: Tensor) -> float:
-    """Part of the pictures whose largest score is that of their class."""
-    return float((torch.addmm(theta[-1], x, theta[:-1]).argmax(1) == y).float().mean())
 
 
 @dataclass(frozen=True)
@@ -390,7 +195,7 @@ def probe_layer(
     return LayerResult(accuracy(scale(test), test_labels, theta), best, chosen, int(train.shape[1]))
 
 
-def run(config: ProbeConfig) -> dict[str, Any]:
+def probe(config: ProbeConfig) -> dict[str, Any]:
     """Probe every layer with every seed.
 
     Returns:
@@ -401,7 +206,7 @@ def run(config: ProbeConfig) -> dict[str, Any]:
         ValueError: an unknown layer, or too few readable pictures.
     """
     device = choose_device(config.device, Processes())
-    folders = find_folders(config)
+    folders = find_folders(config.data, config.train, config.test)
     everything = folders.train.files + (folders.test.files if folders.test else [])
     labels = folders.train.labels + (folders.test.labels if folders.test else [])
     started = time.monotonic()
@@ -529,12 +334,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse_config(ProbeConfig, "python -m context_encoder.transfer probe", arguments)
+def run(config: ProbeConfig) -> int:
+    """Probe, print the table, and write it and ``probe.json``. Returns the exit status."""
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out {config.out} is a file; name a folder")
-    result = run(config)
+    result = probe(config)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "probe.json").write_text(json.dumps(result, indent=2) + "\n")
     table = markdown(result)

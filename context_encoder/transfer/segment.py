@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,17 +18,14 @@ from tqdm import tqdm
 from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.data.images import stored_size
 from context_encoder.models import Backbone
-from context_encoder.transfer.classify import digest, summary
-from context_encoder.transfer.engine import (
-    Task,
-    TransferConfig,
-    fc6_fc7,
-    map_shape,
-    parse,
-    read_splits,
-    run_task,
-)
+from context_encoder.transfer.config import TransferConfig
+from context_encoder.transfer.dataset import digest, read_splits
+from context_encoder.transfer.heads import fc6_fc7, map_shape
 from context_encoder.transfer.metrics import confusion, iou_per_class
+from context_encoder.transfer.receptive_field import ReceptiveField, Upsampling, bilinear_kernel
+from context_encoder.transfer.results import summary
+from context_encoder.transfer.task import Task
+from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import VOID, Item, read_labels
 
 # Long et al. sum the loss over the picture, with a rate of 1e-10 and a decay of 5e-4. Averaged
@@ -55,75 +49,6 @@ class SegmentConfig(TransferConfig):
     )
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Where the cells of a network's output lie in its input, pixel centres at whole numbers.
-
-    Cell i is centred at ``offset + stride * i``; n pixels give
-    ``floor((n - extent) / stride) + 1`` cells.
-    """
-
-    stride: int = 1
-    offset: float = 0.0
-    extent: int = 1
-
-    def then(self, kernel: int, stride: int = 1, padding: int = 0) -> Geometry:
-        """With one more convolution or pooling."""
-        return Geometry(
-            self.stride * stride,
-            self.offset + ((kernel - 1) / 2 - padding) * self.stride,
-            self.extent + (kernel - 1 - 2 * padding) * self.stride,
-        )
-
-    @classmethod
-    def of(cls, network: nn.Module) -> Geometry:
-        """That of the convolutions and poolings in a network, in the order of its modules."""
-        geometry = cls()
-        for module in network.modules():
-            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
-                kernel, stride, padding = (
-                    value if isinstance(value, int) else int(value[0])
-                    for value in (module.kernel_size, module.stride, module.padding)
-                )
-                geometry = geometry.then(kernel, stride, padding)
-        return geometry
-
-
-@dataclass(frozen=True)
-class Upsampling:
-    """An up-convolution whose output, cut at ``crop``, lies on the input's pixels.
-
-    Attributes:
-        kernel: 2 stride or 2 stride - 1, whichever puts its centres on pixels.
-        padding: of the input, on every side.
-        crop: pixels cut off the output's top and left.
-    """
-
-    kernel: int
-    padding: int
-    crop: int
-
-    @classmethod
-    def fit(cls, geometry: Geometry, padding: int | None = None) -> Upsampling:
-        """The smallest padding that covers pictures of every size, or the given one's crop."""
-        stride = geometry.stride
-        kernel = 2 * stride
-        if (stride - 0.5 - geometry.offset) % 1:
-            kernel -= 1
-        shift = round((kernel - 1) / 2 - geometry.offset)
-        if padding is None:
-            covering = shift + geometry.extent + stride - 1 - kernel
-            padding = max(-shift, covering, geometry.extent // 2)  # the last: one cell at least
-        return cls(kernel, padding, shift + padding)
-
-
-def bilinear_kernel(size: int) -> Tensor:
-    """``(size, size)``: the weights of an up-convolution of stride ``ceil(size / 2)``."""
-    stride = math.ceil(size / 2)
-    line = 1 - (torch.arange(size) - (size - 1) / 2).abs() / stride
-    return line[:, None] * line
-
-
 class FCN(nn.Module):
     """Encoder, fc6 and fc7 as convolutions, scores, fixed bilinear upsampling to the picture.
 
@@ -140,7 +65,7 @@ class FCN(nn.Module):
         self.encoder = network.encoder
         channels, side = map_shape(network, self.encoder)
         kernel = fc6_kernel or side
-        geometry = Geometry.of(self.encoder).then(kernel)
+        geometry = ReceptiveField.of(self.encoder).then(kernel)
         self.upsampling = Upsampling.fit(geometry)
         fc6, fc7 = nn.Conv2d(channels, fc_dim, kernel), nn.Conv2d(fc_dim, fc_dim, 1)
         score = nn.Conv2d(fc_dim, classes, 1)
@@ -234,9 +159,8 @@ def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> 
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    config = parse(SegmentConfig, "voc-segment", arguments)
+def run(config: SegmentConfig) -> int:
+    """Train, judge, and write the results; see :func:`run_task`."""
     train, test = read_splits(config, "Segmentation")
     for split, items in ((config.train_split, train), (config.test_split, test)):
         seen: set[int] = set()

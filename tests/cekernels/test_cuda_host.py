@@ -91,10 +91,10 @@ def test_linear(kernels: Kernels, shape: tuple[int, int, int, int], dtype: torch
         gate = exact.to(dtype) if relu else None
         wide = None if gate is None else gate.double()
         exact_grads = reference.channelwise_linear_backward(
-            g.double(), x.double(), w.double(), wide, ALL
+            g.double(), x.double(), w.double(), wide, *ALL
         )
-        same = reference.channelwise_linear_backward(g, x, w, gate, ALL)
-        grads = kernels.channelwise_linear_backward(g, x, w, gate, ALL)
+        same = reference.channelwise_linear_backward(g, x, w, gate, *ALL)
+        grads = kernels.channelwise_linear_backward(g, x, w, gate, *ALL)
         for found, pytorch, grad in zip(grads, same, exact_grads, strict=True):
             assert_close(found, pytorch, grad, 3, roundings=12)
 
@@ -105,13 +105,13 @@ def test_linear_on_integers_with_strides_is_exact(kernels: Kernels) -> None:
     b, g = torch.arange(74.0).reshape(2, 37)[:, 1:], torch.ones(4, 3, 36)[:, 1:]
     y = kernels.channelwise_linear(x, w, b, True)
     assert torch.equal(y, reference.channelwise_linear(x, w, b, True))
-    expected = reference.channelwise_linear_backward(g, x, w, y, ALL)
-    found = kernels.channelwise_linear_backward(g, x, w, y, ALL)
+    expected = reference.channelwise_linear_backward(g, x, w, y, *ALL)
+    found = kernels.channelwise_linear_backward(g, x, w, y, *ALL)
     for grad, right in zip(found, expected, strict=True):
         assert torch.equal(grad, right)
     for index in range(3):
         needs = (index == 0, index == 1, index == 2)
-        alone = kernels.channelwise_linear_backward(g, x, w, y, needs)[index]
+        alone = kernels.channelwise_linear_backward(g, x, w, y, *needs)[index]
         assert torch.equal(alone, expected[index])
 
 
@@ -122,9 +122,9 @@ def test_empty_linear(kernels: Kernels, shape: tuple[int, int, int, int]) -> Non
     y = kernels.channelwise_linear(x, w, b, False)
     assert torch.equal(y, reference.channelwise_linear(x, w, b, False))
     g = torch.ones_like(y)
-    expected = reference.channelwise_linear_backward(g, x, w, None, ALL)
+    expected = reference.channelwise_linear_backward(g, x, w, None, *ALL)
     for found, grad in zip(
-        kernels.channelwise_linear_backward(g, x, w, None, ALL), expected, strict=True
+        kernels.channelwise_linear_backward(g, x, w, None, *ALL), expected, strict=True
     ):
         assert torch.equal(found, grad)
 
@@ -280,9 +280,9 @@ def test_linear_of_any_layout(kernels: Kernels, data: st.DataObject, dtype: torc
         assert torch.equal(y, reference.channelwise_linear(x, w, b, relu))
     gate = data.draw(layouts((batch, channels, n_out), dtype)) if relu else None
     needs = data.draw(st.tuples(st.booleans(), st.booleans(), st.booleans()))
-    expected = reference.channelwise_linear_backward(g, x, w, gate, ALL)
+    expected = reference.channelwise_linear_backward(g, x, w, gate, *ALL)
     if any(grad.numel() > 0 for grad, needed in zip(expected, needs, strict=True) if needed):
-        found = kernels.channelwise_linear_backward(g, x, w, gate, needs)
+        found = kernels.channelwise_linear_backward(g, x, w, gate, *needs)
         for grad, right, needed in zip(found, expected, needs, strict=True):
             assert torch.equal(grad, right if needed else right.new_empty(0))
 
@@ -433,9 +433,9 @@ def test_linear_far_apart(kernels: Kernels, dim: int) -> None:
     y = kernels.channelwise_linear(far(x, dim), far(w, dim), None, True)
     assert torch.equal(y, reference.channelwise_linear(x, w, None, True))
     found = kernels.channelwise_linear_backward(
-        far(g, dim), far(x, dim), far(w, dim), far(y, dim), ALL
+        far(g, dim), far(x, dim), far(w, dim), far(y, dim), *ALL
     )
-    expected = reference.channelwise_linear_backward(g, x, w, y, ALL)
+    expected = reference.channelwise_linear_backward(g, x, w, y, *ALL)
     assert all(map(torch.equal, found, expected))
 
 

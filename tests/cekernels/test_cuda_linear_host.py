@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cekernels import reference
-from cekernels._compiled import PRODUCTS
+from cekernels._precision import PRODUCTS
 from tests.helpers.cuda_host import CSRC, FLAGS, Kernels, build
 from tests.helpers.implementation_cases import assert_close, generator, integers, layouts
 
@@ -185,10 +185,10 @@ def test_against_float64(
         exact = reference.channelwise_linear(*truth_of[:3], relu)
         assert_close(y, reference.channelwise_linear(*same[:3], relu), exact, 2, roundings)
         gate = exact.to(dtype) if relu else None
-        grads = kernels.channelwise_linear_backward(g, x, w, gate, ALL, products)
-        plain = reference.channelwise_linear_backward(same[3], same[0], same[1], gate, ALL)
+        grads = kernels.channelwise_linear_backward(g, x, w, gate, *ALL, products)
+        plain = reference.channelwise_linear_backward(same[3], same[0], same[1], gate, *ALL)
         exact_grads = reference.channelwise_linear_backward(
-            truth_of[3], truth_of[0], truth_of[1], None if gate is None else gate.double(), ALL
+            truth_of[3], truth_of[0], truth_of[1], None if gate is None else gate.double(), *ALL
         )
         for found, peer, grad in zip(grads[:2], plain[:2], exact_grads[:2], strict=True):
             assert_close(found, peer, grad, 3, roundings)
@@ -211,9 +211,9 @@ def test_tf32_is_tf32(library: Kernels) -> None:
     assert errors[TF32X3][0] < 2e-5
     assert errors[TF32][1] < 2e-5
     assert min(errors[IEEE][1], errors[TF32X3][1], errors[TF32][0]) > 5e-4
-    grads = library.channelwise_linear_backward(g, x, w, None, ALL, TF32)
+    grads = library.channelwise_linear_backward(g, x, w, None, *ALL, TF32)
     right = reference.channelwise_linear_backward(
-        nearest_tf32(g), nearest_tf32(x), nearest_tf32(w), None, ALL
+        nearest_tf32(g), nearest_tf32(x), nearest_tf32(w), None, *ALL
     )
     for found, grad in zip(grads[:2], right[:2], strict=True):
         assert (found - grad).abs().max() < 2e-5
@@ -232,23 +232,23 @@ def test_integers_are_exact_however_they_lie(
     wide = [t.double() for t in (x, w, b, g)]
     exact = reference.channelwise_linear(*wide[:3], True).to(dtype)
     exact_grads = reference.channelwise_linear_backward(
-        wide[3], wide[0], wide[1], exact.double(), ALL
+        wide[3], wide[0], wide[1], exact.double(), *ALL
     )
     for x_, g_, y_ in zip(map_dense(x), map_dense(g), map_dense(exact), strict=True):
         for w_ in map_dense(w):
             y = library.channelwise_linear(x_, w_, b, True, products)
             assert torch.equal(y, exact)
-            grads = library.channelwise_linear_backward(g_, x_, w_, y_, ALL, products)
+            grads = library.channelwise_linear_backward(g_, x_, w_, y_, *ALL, products)
             for found, grad in zip(grads, exact_grads, strict=True):
                 assert torch.equal(found, grad.to(dtype))
     for subset in range(1, 8):
         needs = (bool(subset & 1), bool(subset & 2), bool(subset & 4))
-        grads = library.channelwise_linear_backward(g, x, w, exact, needs, products)
+        grads = library.channelwise_linear_backward(g, x, w, exact, *needs, products)
         for found, grad, need in zip(grads, exact_grads, needs, strict=True):
             assert torch.equal(found, grad.to(dtype) if need else found.new_empty(0))
     one = torch.ones(n, dtype=dtype).expand_as(g)
-    grads = library.channelwise_linear_backward(one, x, w, None, ALL, products)
-    right = reference.channelwise_linear_backward(torch.ones_like(wide[3]), *wide[:2], None, ALL)
+    grads = library.channelwise_linear_backward(one, x, w, None, *ALL, products)
+    right = reference.channelwise_linear_backward(torch.ones_like(wide[3]), *wide[:2], None, *ALL)
     for found, grad in zip(grads, right, strict=True):
         assert torch.equal(found, grad.to(dtype))
 
@@ -265,7 +265,7 @@ def map_dense(tensor: Tensor) -> list[Tensor]:
 def test_an_empty_batch(library: Kernels, n: int, dtype: torch.dtype, products: int) -> None:
     x, w, b, g = operands((0, 3, n, n), dtype)
     assert library.channelwise_linear(x, w, b, True, products).shape == (0, 3, n)
-    grads = library.channelwise_linear_backward(g, x, w, None, ALL, products)
+    grads = library.channelwise_linear_backward(g, x, w, None, *ALL, products)
     assert grads[0].numel() == 0
     assert not grads[1].any()
     assert not grads[2].any()
@@ -281,7 +281,7 @@ def test_batches_in_slices_repeat_bit_for_bit(
     runs = []
     for order in (False, True, False):
         library.library.set_reversed(order)
-        runs.append(library.channelwise_linear_backward(g, x, w, None, ALL, products))
+        runs.append(library.channelwise_linear_backward(g, x, w, None, *ALL, products))
     library.library.set_reversed(False)
     for run in runs[1:]:
         assert all(map(torch.equal, run, runs[0]))
@@ -295,7 +295,7 @@ def test_samples_and_channels_do_not_mix(
     """A NaN stays in its sample and channel, though fragments are padded and tiles shared."""
     x, w, b, g = operands((19, 3, n, n), dtype, whole=True)
     y = library.channelwise_linear(x, w, b, True, products)
-    grads = library.channelwise_linear_backward(g, x, w, y, ALL, products)
+    grads = library.channelwise_linear_backward(g, x, w, y, *ALL, products)
     x2, g2 = x.clone(), g.clone()
     x2[17, 1, n - 1] = float("nan")
     g2[18, 2, 0] = float("nan")
@@ -303,8 +303,8 @@ def test_samples_and_channels_do_not_mix(
     assert y2[17, 1].isnan().all()
     y2[17, 1] = y[17, 1]
     assert torch.equal(y2, y)
-    gx, gw, gb = library.channelwise_linear_backward(g2, x, w, None, ALL, products)
-    plain = library.channelwise_linear_backward(g, x, w, None, ALL, products)
+    gx, gw, gb = library.channelwise_linear_backward(g2, x, w, None, *ALL, products)
+    plain = library.channelwise_linear_backward(g, x, w, None, *ALL, products)
     assert gx[18, 2].isnan().all()
     assert gw[2, 0].isnan().all()
     assert gb[2, 0].isnan()
@@ -312,7 +312,7 @@ def test_samples_and_channels_do_not_mix(
     assert all(map(torch.equal, (gx, gw, gb), plain))
     # A closed gate keeps it out.
     y[18, 2, 0] = 0
-    gated = library.channelwise_linear_backward(g2, x, w, y, ALL, products)
+    gated = library.channelwise_linear_backward(g2, x, w, y, *ALL, products)
     assert not any(t.isnan().any() for t in (*gated, *grads))
 
 

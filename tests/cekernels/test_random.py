@@ -1,4 +1,4 @@
-"""cekernels.random against the published vectors and against Python's own integers."""
+"""philox4x32 and random_below against the published vectors and against Python's own integers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from cekernels.random import philox4x32, random_below
+from cekernels import philox4x32, random_below
 
 WORD = 0xFFFFFFFF
 

@@ -30,9 +30,9 @@ def test_without_triton_everything_else_works() -> None:
     seen = run(
         "import sys; sys.modules['triton'] = None\n"
         "import torch, cekernels\n"
-        "from cekernels import _dispatch\n"
+        "from cekernels import _backends\n"
         "print(cekernels.channelwise_linear(torch.ones(1, 1, 2), torch.ones(1, 1, 2)).item())\n"
-        "print(_dispatch.load('triton')[1])\n"
+        "print(_backends.unavailable('triton'))\n"
     )
     assert seen.startswith("2.0\ncannot be imported")
 
@@ -41,8 +41,8 @@ def test_a_triton_of_another_version_is_a_reason_not_a_crash() -> None:
     pytest.importorskip("triton")
     seen = run(
         "import triton; del triton.knobs\n"
-        "from cekernels import _dispatch\n"
-        "print(_dispatch.load('triton')[1])\n"
+        "from cekernels import _backends\n"
+        "print(_backends.unavailable('triton'))\n"
     )
     assert seen.startswith("cannot be imported: module 'triton' has no attribute 'knobs'")
 

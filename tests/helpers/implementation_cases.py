@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 import cekernels
-from cekernels import _dispatch
+from cekernels import _backends
+from cekernels._register import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -46,7 +47,7 @@ def _parameter(target: Target) -> object:
     if target.device == "cuda":
         marks.append(pytest.mark.gpu)
     reason = "no CUDA device" if target.device == "cuda" and not torch.cuda.is_available() else None
-    reason = reason or _dispatch.load(target.impl)[1]
+    reason = reason or _backends.unavailable(target.impl)
     if reason:
         marks.append(pytest.mark.skip(reason=f"{target.impl}: {reason}"))
     return pytest.param(target, id=f"{target.impl}-{target.device}", marks=marks)
@@ -54,9 +55,13 @@ def _parameter(target: Target) -> object:
 
 def needs(target: Target, op: str) -> None:
     """Skip where the implementation has no such op: the reference serves it then."""
-    module, _ = _dispatch.load(target.impl)
-    if not hasattr(module, op):
+    if _backends.kernel(OPS[op], target.impl) is None:
         pytest.skip(f"{target.impl} has no {op}")
+
+
+def call(op: str, impl: str, *args: Any) -> Any:
+    """The op itself, without the checks of the public function."""
+    return OPS[op].without_formula(impl)(*args)
 
 
 def generator(seed: int = 0) -> torch.Generator:

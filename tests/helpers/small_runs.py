@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from context_encoder.config import TrainConfig
-from context_encoder.prepare import Photos, Processes, resolve
-from context_encoder.runs import Checkpoint, RunFolder, model_from_config
-from context_encoder.trainer import Trainer
+from context_encoder.runs import Checkpoint, Photos, RunFolder, model_from_config
+from context_encoder.training.resolve import resolve
+from context_encoder.training.trainer import Trainer
+from context_encoder.utils.device import Processes
 
 #: Options of a training command that takes seconds.
 TINY = "--size 32 --batch-size 4 --workers 0 --device cpu --val-samples 6 --log-every 2".split()

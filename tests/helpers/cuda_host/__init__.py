@@ -172,9 +172,12 @@ class Kernels:
         x: Tensor,
         w: Tensor,
         y: Tensor | None,
-        needs: tuple[bool, bool, bool],
+        needs_input: bool,
+        needs_weight: bool,
+        needs_bias: bool,
         products: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        needs = needs_input, needs_weight, needs_bias
         shapes = (x.shape, w.shape, w.shape[:2])
         grads = [self._empty(s if n else (0,), x.dtype) for s, n in zip(shapes, needs, strict=True)]
         self._run(

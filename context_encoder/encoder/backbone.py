@@ -1,0 +1,72 @@
+"""Networks to take features from: a run, a file of weights, or random weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from context_encoder.encoder.weights import load_encoder
+from context_encoder.models import Backbone, build_model
+from context_encoder.runs import load_model
+
+
+def load_backbone(
+    checkpoint: Path | None = None,
+    *,
+    weights: Path | None = None,
+    model: str = "alexnet",
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """A network to take features from, in eval mode, float32, on the CPU.
+
+    Args:
+        checkpoint: a run folder of any pretext (its best checkpoint) or a checkpoint folder; the
+            run then decides ``model`` and ``image_size``.
+        weights: otherwise, a file of encoder weights, see
+            :mod:`context_encoder.encoder.weights`; its network has the layers of the encoder only.
+        model: without a checkpoint, the name of the network, see
+            :data:`context_encoder.models.MODELS`.
+        image_size: side of its square input in pixels; None for the network's own.
+        seed: of the random weights, if neither ``checkpoint`` nor ``weights`` is given.
+
+    Returns:
+        The network: ``.encoder`` (Sequential of named stages), ``.image_size`` and
+        ``.features(x)``, the outputs of all stages by name.
+
+    Raises:
+        RunError: the checkpoint is not there or cannot be used.
+        ValueError: arguments that do not go together, a size that the network cannot take, or
+            a file of weights that does not fit.
+    """
+    if checkpoint is not None and weights is not None:
+        raise ValueError("checkpoint and weights are both given; features come from one network")
+    if checkpoint is not None:
+        network = load_model(checkpoint).model
+        if image_size not in (None, network.image_size):
+            raise ValueError(
+                f"{checkpoint} takes pictures of {network.image_size} pixels, image_size "
+                f"{image_size} was asked for; leave it out"
+            )
+        return network
+    if weights is not None:
+        return load_encoder(Path(weights), model=model, image_size=image_size)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(model, image_size=image_size).eval()
+
+
+def layer_names(model: Backbone) -> list[str]:
+    """The layers whose features a network gives, in order."""
+    return [name for part in model.feature_parts() for name, _ in part.named_children()]
+
+
+def weights_digest(model: Backbone) -> str:
+    """SHA-256 of a network's weights and their names, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

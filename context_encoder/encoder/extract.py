@@ -1,0 +1,272 @@
+"""Features of whole pictures, from any layer of a network.
+
+A picture is scaled so that its short side is the network's input, S pixels, and its middle square
+is taken. Bare, or with a hole in it, whose surroundings the features then describe.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from cekernels import fill_masked
+from context_encoder.config import FILL_COLORS
+from context_encoder.data import (
+    UnreadableImage,
+    read_square,
+    to_input,
+)
+from context_encoder.data.images import relative_name
+from context_encoder.encoder.backbone import layer_names
+from context_encoder.masks import MaskSampler
+from context_encoder.models import Backbone
+
+#: The layer that is the input itself.
+PIXELS = "pixels"
+
+
+class FeatureError(ValueError):
+    """Options or files that features cannot be taken with; says what is wrong."""
+
+
+@torch.no_grad()
+def encode_batch(
+    model: Backbone,
+    images: Tensor,
+    layers: Sequence[str],
+    pool: int | Mapping[str, int] | None = None,
+    *,
+    mask: Tensor | None = None,
+    fill: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
+    """The outputs of some layers for a batch of pictures.
+
+    Args:
+        model: from :func:`load_backbone`, on any device.
+        images: uint8 ``(B, 3, S, S)``, RGB, S the network's ``image_size``; any device.
+        layers: names of stages, such as ``conv1`` or ``pool5``, see :func:`layer_names`; or
+            ``pixels``, the input to the network.
+        pool: average each map to ``pool`` x ``pool`` cells where it is larger, or by layer to as
+            many; None: as it is.
+        mask: bool ``(B, 1, S, S)``, True where the picture is to be hidden; None for nowhere.
+        fill: the hidden part's colour, RGB on [-1, 1]; None for the mean colour of ImageNet.
+
+    Returns:
+        For each layer float32 ``(B, C, h, w)``, on the network's device.
+
+    Raises:
+        TypeError, ValueError: pictures of another type or size, a layer that the network lacks,
+            or ``pool`` below 1.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 (B, 3, S, S), got {images.dtype}")
+    sides = dict.fromkeys(layers, pool) if pool is None or isinstance(pool, int) else pool
+    if any(side is not None and side < 1 for side in sides.values()):
+        raise ValueError(f"pool must be at least 1, got {pool}")
+    names = layer_names(model)
+    unknown = [name for name in layers if name not in (*names, PIXELS)]
+    if unknown or not layers:
+        raise ValueError(
+            f"the network has no layer {', '.join(unknown) or '(none was named)'}; its layers: "
+            f"{', '.join(names)}"
+        )
+    device = next(model.parameters()).device
+    x = to_input(images.to(device))
+    if mask is not None:
+        color = [c / 127.5 - 1 for c in FILL_COLORS["imagenet-mean"]] if fill is None else fill
+        x = fill_masked(x, mask.to(device), torch.tensor(color, device=device))
+    outputs = {PIXELS: x, **model.features(x)}
+    chosen = {}
+    for name in layers:
+        value, side = outputs[name].float(), sides[name]
+        if side is not None and max(value.shape[2:]) > side:
+            value = average_to_grid(value, side)
+        chosen[name] = value
+    return chosen
+
+
+def average_to_grid(value: Tensor, side: int) -> Tensor:
+    """Adaptive average pooling of ``(B, C, H, W)`` to ``(B, C, side, side)``.
+
+    As matrix products: on CPUs many times faster than torch's own.
+    """
+    rows, columns = (_averages(n, side).to(value) for n in value.shape[2:])
+    return rows @ (value @ columns.T)
+
+
+def _averages(length: int, cells: int) -> Tensor:
+    """``(cells, length)``: row i averages from floor(i n / cells) to ceil((i + 1) n / cells)."""
+    matrix = torch.zeros(cells, length)
+    for i in range(cells):
+        start, end = i * length // cells, -(-(i + 1) * length // cells)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the pictures that could be read, one row each."""
+
+    #: For each layer ``(N, C, h, w)``, on the CPU.
+    values: dict[str, Tensor]
+    #: The rows' files, relative to their common folder.
+    files: list[str]
+    #: The numbers of these in the list that was given.
+    kept: list[int]
+    #: Files that could not be read, and why.
+    unreadable: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """A mask for every picture, and the colour that it is filled with."""
+
+    masks: MaskSampler
+    fill: tuple[float, float, float]
+
+
+def extract_features(
+    model: Backbone,
+    paths: Sequence[Path],
+    layers: Sequence[str],
+    *,
+    root: Path | None = None,
+    pool: int | Mapping[str, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 32,
+    workers: int = 0,
+    hole: Masking | None = None,
+    progress: bool = True,
+) -> Features:
+    """Features of picture files, in memory.
+
+    Args:
+        model: from :func:`load_backbone`, on any device.
+        paths: the files.
+        layers, pool: see :func:`encode_batch`.
+        root: the folder that names are relative to; None for the deepest that holds them all.
+        dtype: float32 or float16, of the result.
+        batch_size: pictures at a time.
+        workers: processes that read them; 0: this one.
+        hole: what to hide of each picture, or None.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: as :func:`encode_batch`, no path, no picture that can be read, or values too
+            large for ``dtype``.
+    """
+    if batch_size < 1:
+        raise FeatureError(f"batch_size must be at least 1, got {batch_size}")
+    if not paths:
+        raise FeatureError("no picture files were given")
+    paths = [Path(path) for path in paths]
+    root = root or Path(os.path.commonpath([path.parent for path in paths]))
+    values: dict[str, list[Tensor]] = {}
+    read: list[tuple[str, str | None]] = []
+    with tqdm(total=len(paths), unit="picture", disable=not progress, dynamic_ncols=True) as bar:
+        for batch in encode_files(
+            *(model, paths, root, layers, pool, dtype, batch_size, workers, hole, 0)
+        ):
+            for layer, value in batch.values.items():
+                values.setdefault(layer, []).append(value)
+            read += batch.files
+            bar.update(len(batch.files))
+    unreadable = [(name, reason) for name, reason in read if reason is not None]
+    if len(unreadable) == len(read):
+        name, reason = unreadable[0]
+        raise FeatureError(
+            f"none of the {len(paths)} pictures can be read, as {root / name}: {reason}"
+        )
+    kept = [number for number, (_, reason) in enumerate(read) if reason is None]
+    return Features(
+        {layer: torch.cat(parts) for layer, parts in values.items()},
+        [read[number][0] for number in kept],
+        kept,
+        unreadable,
+    )
+
+
+class _Squares(Dataset[tuple[str, Tensor | str]]):
+    """Name and middle square, uint8 ``(3, S, S)``, of each file; or name and why it has none."""
+
+    def __init__(self, paths: Sequence[Path], root: Path, size: int) -> None:
+        self.paths, self.root, self.size = paths, root, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[str, Tensor | str]:
+        path = self.paths[number]
+        name = relative_name(path, self.root)
+        try:
+            return name, read_square(path, self.size)
+        except UnreadableImage as error:
+            return name, error.reason
+
+
+def _ignore_interrupt(_: int) -> None:
+    # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch: values of the pictures that could be read, one row each."""
+
+    values: dict[str, Tensor]
+    #: All its files in order, each with None or why it could not be read.
+    files: list[tuple[str, str | None]]
+
+
+def encode_files(
+    model: Backbone,
+    paths: Sequence[Path],
+    root: Path,
+    layers: Sequence[str],
+    pool: int | Mapping[str, int] | None,
+    dtype: torch.dtype,
+    batch_size: int,
+    workers: int,
+    hole: Masking | None,
+    first: int,
+) -> Iterator[EncodedBatch]:
+    """Batches of features, from the file with number ``first`` on."""
+    model.eval()
+    loader = DataLoader(
+        _Squares(paths, root, model.image_size),
+        batch_size=batch_size,
+        sampler=range(first, len(paths)),
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # otherwise it draws from the global one
+    )
+    number = first
+    for batch in loader:
+        images = [square for _, square in batch if isinstance(square, Tensor)]
+        kept = [number + i for i, (_, square) in enumerate(batch) if isinstance(square, Tensor)]
+        number += len(batch)
+        values: dict[str, Tensor] = {}
+        if images:
+            mask = None
+            if hole is not None:
+                index = torch.tensor(kept)
+                mask, _ = hole.masks(torch.zeros_like(index), index)
+            fill = None if hole is None else hole.fill
+            outputs = encode_batch(model, torch.stack(images), layers, pool, mask=mask, fill=fill)
+            values = {name: value.to("cpu", dtype) for name, value in outputs.items()}
+        for name, value in values.items():
+            if not bool(value.isfinite().all()):
+                raise FeatureError(
+                    f"{name} has values that {dtype} cannot hold, or that are not finite; "
+                    "use float32, or another checkpoint"
+                )
+        yield EncodedBatch(values, [(name, s if isinstance(s, str) else None) for name, s in batch])

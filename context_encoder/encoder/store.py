@@ -1,0 +1,204 @@
+"""Features of a folder of pictures, in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from context_encoder.encoder.backbone import weights_digest
+from context_encoder.encoder.extract import EncodedBatch, FeatureError, Masking, encode_files
+from context_encoder.masks import build_mask_sampler
+from context_encoder.models import Backbone
+
+
+class FeatureStore:
+    """Rows on the disk beside the file that they end up in, so that a stopped command goes on.
+
+    ``OUT.partial/`` has an array of every layer (``.npy``, room for all files), ``settings.json``,
+    and ``files.jsonl``: one line a file that is done, written after its row.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.out = out
+        self.folder = out.with_name(f"{out.name}.partial")
+        self.settings = settings
+        self.files: list[str] = []
+        self.unreadable: list[tuple[str, str]] = []
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._log = self.folder / "files.jsonl"
+        kept = self.folder / "settings.json"
+        if kept.exists():
+            if json.loads(kept.read_text()) != settings:
+                raise FeatureError(
+                    f"{self.folder} is from a command that was stopped, of another network, "
+                    "pictures or options; remove it, or name another --out"
+                )
+            self._resume()
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            new = kept.with_suffix(".new")
+            new.write_text(json.dumps(settings))
+            new.replace(kept)
+
+    @property
+    def done(self) -> int:
+        return len(self.files) + len(self.unreadable)
+
+    def _note(self, files: list[tuple[str, str | None]]) -> None:
+        for name, reason in files:
+            if reason is None:
+                self.files.append(name)
+            else:
+                self.unreadable.append((name, reason))
+
+    def _resume(self) -> None:
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        entries = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off in the writing
+                break
+            entries.append((entry["file"], entry["reason"]))
+        self._note(entries)
+        self._log.write_text("".join(f"{line}\n" for line in lines[: self.done]))
+
+    def _array(self, layer: str, value: Tensor) -> NDArray[Any]:
+        if layer not in self._arrays:
+            path = self.folder / f"{layer}.npy"
+            if path.exists():
+                array = np.lib.format.open_memmap(path, mode="r+")
+            else:
+                array = np.lib.format.open_memmap(
+                    path,
+                    mode="w+",
+                    dtype=value.numpy().dtype,
+                    shape=(self.settings["count"], *value.shape[1:]),
+                )
+            self._arrays[layer] = array
+        return self._arrays[layer]
+
+    def add(self, batch: EncodedBatch) -> None:
+        row = len(self.files)
+        for layer, value in batch.values.items():
+            array = self._array(layer, value)
+            array[row : row + len(value)] = value.numpy()
+            array.flush()  # type: ignore[attr-defined]
+        with self._log.open("a") as file:
+            file.writelines(
+                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in batch.files
+            )
+        self._note(batch.files)
+
+    def finish(self, source: str) -> None:
+        """Write the file and its ``.json``, and remove the folder."""
+        arrays = {}
+        for layer in self.settings["layers"]:
+            path = self.folder / f"{layer}.npy"
+            arrays[layer] = np.lib.format.open_memmap(path, mode="r+")[: len(self.files)]
+        new = self.out.with_name(f".new.{self.out.name}")
+        if self.out.suffix == ".npz":
+            np.savez(new, **arrays)  # type: ignore[arg-type]
+        else:
+            tensors = {layer: torch.from_numpy(array) for layer, array in arrays.items()}
+            save_file(tensors, new)
+        about = {
+            "source": source,
+            **self.settings,
+            "shapes": {layer: list(array.shape) for layer, array in arrays.items()},
+            "files": self.files,
+            "unreadable": [{"file": f, "reason": reason} for f, reason in self.unreadable],
+        }
+        side = self.out.with_name(f"{self.out.name}.json")
+        side.write_text(json.dumps(about, indent=1) + "\n")
+        new.replace(self.out)
+        shutil.rmtree(self.folder)
+
+
+def extract_folder(
+    model: Backbone,
+    folder: Path,
+    paths: Sequence[Path],
+    out: Path,
+    layers: Sequence[str],
+    *,
+    source: str,
+    pool: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    mask: str | None = None,
+    seed: int = 0,
+    fill: tuple[float, float, float] | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> FeatureStore:
+    """Write features of picture files to ``out`` and ``out.json``; go on where a call was stopped.
+
+    Args:
+        model: from :func:`context_encoder.encoder.load_backbone`.
+        folder: what names are relative to.
+        paths: the files in it.
+        out: a file that ends in .npz or .safetensors.
+        layers, pool: see :func:`context_encoder.encoder.encode_batch`.
+        source: where the network comes from, for ``out.json``.
+        dtype: of the numbers written.
+        mask: kind of mask that hides a part of every picture, or None.
+        seed: of the masks.
+        fill: colour of the hidden part, RGB on [-1, 1]; needed with ``mask``.
+        batch_size: pictures at a time.
+        workers: processes that read them; 0: this one.
+        device: where to run.
+
+    Returns:
+        The files that were read and those that could not be. If none could, nothing is written.
+
+    Raises:
+        FeatureError: ``out`` was begun with other settings, or values too large for ``dtype``.
+    """
+    hole = None
+    if mask is not None:
+        assert fill is not None
+        hole = Masking(build_mask_sampler(mask, model.image_size, seed), fill)
+    listing = "\0".join(os.fspath(path.relative_to(folder)) for path in paths)
+    settings = {
+        "layers": list(layers),
+        "pool": pool,
+        "dtype": dtype,
+        "mask": mask,
+        "mask_seed": None if mask is None else seed,
+        "image_size": model.image_size,
+        "network": weights_digest(model),
+        "count": len(paths),
+        "pictures": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    store = FeatureStore(out, settings)
+    kind = torch.float32 if dtype == "float32" else torch.float16
+    bar = tqdm(total=len(paths), initial=store.done, unit="picture", dynamic_ncols=True)
+    if store.done < len(paths):
+        with bar:
+            for batch in encode_files(
+                *(model.to(device), paths, folder, layers, pool, kind),
+                *(batch_size, workers, hole, store.done),
+            ):
+                store.add(batch)
+                bar.update(len(batch.files))
+    bar.close()
+    if store.files:
+        store.finish(source)
+    else:
+        shutil.rmtree(store.folder)
+    return store

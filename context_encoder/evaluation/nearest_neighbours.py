@@ -1,0 +1,89 @@
+"""Exact nearest-neighbour search among crops of photographs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from context_encoder.data import Crops, contents
+from context_encoder.evaluation.descriptors import Descriptor
+
+__all__ = [
+    "Neighbours",
+    "check_candidates",
+    "same_photographs",
+]
+
+
+class Neighbours:
+    """Exact search among candidates, which never returns the query's own photograph.
+
+    Each neighbour is another photograph: of several crops of one, the nearest counts.
+
+    Args:
+        candidates: what to search.
+        descriptor: made for these candidates.
+    """
+
+    def __init__(self, candidates: Crops, descriptor: Descriptor) -> None:
+        self.candidates = candidates
+        self.descriptor = descriptor
+        self._contents = [contents(path) for path in candidates.paths]
+
+    def __call__(
+        self, image: Tensor, mask: Tensor, paths: Sequence[Path], k: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest candidates of each query, nearest first; equally near ones in their order.
+
+        Args:
+            image, mask: see :class:`Descriptor`.
+            paths: the files of the queries. Candidates from files of the same bytes are left out.
+            k: how many.
+
+        Returns:
+            numbers of the candidates, int64 ``(B, k)``, and their distances, float32 ``(B, k)``.
+
+        Raises:
+            ValueError: fewer than ``k`` photographs are left for a query.
+        """
+        distances = self.descriptor.distances(image, mask)
+        numbers = torch.empty(len(image), k, dtype=torch.int64)
+        for i, (order, path) in enumerate(
+            zip(distances.argsort(dim=1, stable=True).tolist(), paths, strict=True)
+        ):
+            best: dict[str, int] = {}  # of each other photograph, the nearest crop
+            for number in order:
+                if self._contents[number] != contents(path):
+                    best.setdefault(self._contents[number], number)
+                if len(best) == k:
+                    break
+            else:
+                raise _too_few(path, len(best), k)
+            numbers[i] = torch.tensor(list(best.values()))
+        return numbers, distances.gather(1, numbers)
+
+
+def same_photographs(queries: Crops, candidates: Crops) -> int:
+    """How many pairs of a query and a candidate are of one photograph, which search leaves out."""
+    found = Counter(contents(path) for path in candidates.paths)
+    return sum(found[contents(path)] for path in queries.paths)
+
+
+def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
+    """ValueError if there are fewer than ``k`` other photographs to search for some query."""
+    searched = {contents(path) for path in candidates.paths}
+    for path in queries.paths:
+        left = len(searched - {contents(path)})
+        if left < k:
+            raise _too_few(path, left, k)
+
+
+def _too_few(path: Path, left: int, k: int) -> ValueError:
+    return ValueError(
+        f"{left} of the photographs to search are others than {path}, {k} are needed; name a "
+        "folder with more photographs by --candidates"
+    )

@@ -1,0 +1,41 @@
+"""The run folder: what a training run leaves behind, and how to read it again."""
+
+from context_encoder.runs.checkpoint import (
+    Checkpoint,
+    RunError,
+    Which,
+    find_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    read_config,
+    run_root,
+)
+from context_encoder.runs.folder import RunFolder
+from context_encoder.runs.load import (
+    LoadedModel,
+    check_fills_holes,
+    load_model,
+    load_weights,
+    model_from_config,
+)
+from context_encoder.runs.photos import Photos
+
+__all__ = [
+    "Checkpoint",
+    "LoadedModel",
+    "Photos",
+    "RunError",
+    "RunFolder",
+    "Which",
+    "check_fills_holes",
+    "find_checkpoint",
+    "load_model",
+    "load_optimizer",
+    "load_weights",
+    "model_from_config",
+    "optimizer_tensors",
+    "read_checkpoint",
+    "read_config",
+    "run_root",
+]

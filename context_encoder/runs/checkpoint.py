@@ -1,0 +1,127 @@
+"""Checkpoint folders: what they hold, where they lie in a run, and reading them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from context_encoder.config import TrainConfig
+from context_encoder.utils.options import explain
+
+Which = Literal["best", "last"]
+MODEL_FILE = "model.safetensors"
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+TRAINING_FILE = "training.safetensors"
+STATE_FILE = "state.json"
+CONFIG_FILE = "config.json"
+
+
+class RunError(ValueError):
+    """A run or checkpoint folder that is not there or cannot be used; says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds beside the configuration."""
+
+    model: dict[str, Tensor]
+    discriminator: dict[str, Tensor] | None
+    training: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def find_checkpoint(path: Path, which: Which = "best") -> Path:
+    """The checkpoint folder that ``path``, a run or a checkpoint folder, stands for.
+
+    Raises:
+        RunError: no such folder, or no checkpoint in it.
+    """
+    if not path.exists():
+        raise RunError(f"checkpoint {path} does not exist; name a run folder, such as runs/first")
+    if path.is_file():
+        raise RunError(f"checkpoint {path} is a file; name the run folder it lies in")
+    if (path / MODEL_FILE).exists():
+        return path
+    # A run cut off between the two renames of a save still has the checkpoint before it.
+    for name in (which, f".{which}.old", "last", ".last.old"):
+        if (path / "checkpoints" / name / MODEL_FILE).exists():
+            return path / "checkpoints" / name
+    raise RunError(
+        f"{path} holds no checkpoint (looked for checkpoints/{which}/{MODEL_FILE}); a run writes "
+        "its first one at its first validation"
+    )
+
+
+def run_root(path: Path) -> Path | None:
+    """The run folder of a run or checkpoint folder; None if the checkpoint lies by itself."""
+    if (path / "checkpoints").is_dir():
+        return path
+    above = path.resolve().parent
+    return above.parent if above.name == "checkpoints" else None
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration in a run or checkpoint folder, or in a JSON file.
+
+    Raises:
+        RunError: it is missing, or not a configuration of this version.
+    """
+    file = folder / CONFIG_FILE if folder.is_dir() else folder
+    if not file.exists():
+        raise RunError(f"{file} does not exist")
+    try:
+        return TrainConfig.model_validate_json(file.read_text())
+    except ValidationError as error:
+        reasons = "; ".join(explain(error))
+        raise RunError(f"{file} is not a training configuration: {reasons}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{file} is not a training configuration: {error}") from error
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Everything in a checkpoint folder, on the CPU.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    try:
+        discriminator = folder / DISCRIMINATOR_FILE
+        return Checkpoint(
+            model=load_file(folder / MODEL_FILE),
+            discriminator=load_file(discriminator) if discriminator.exists() else None,
+            training=load_file(folder / TRAINING_FILE),
+            state=json.loads((folder / STATE_FILE).read_text()),
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(f"checkpoint {folder} cannot be read: {error}") from error
+
+
+def optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{prefix}.{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"optimizer.{prefix}."):
+            index, name = key.split(".")[2:]
+            if value.dim():
+                # The fused kernel walks through memory: moments must lie as their weights do.
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
+            state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,129 @@
+"""The run folder: what a training run leaves behind, and how to read it again.
+
+    run/
+      config.json            the full configuration
+      metrics.jsonl          one JSON object a line, "split" train or val
+      log.txt                what the console said
+      unreadable.jsonl       files that were skipped, and why (only if there are any)
+      samples/               sheets of held-out pictures: original, masked, filled
+      tensorboard/           event files
+      checkpoints/last/      also best/: the lowest error in the hole of held-out pictures
+        model.safetensors    encoder, bottleneck and decoder (relative-patch: encoder and head)
+        discriminator.safetensors
+        training.safetensors optimizer moments and random generators
+        state.json           step, metrics, scalar state
+        config.json          so that a checkpoint can be used alone
+
+Everything is JSON, text, PNG or safetensors: nothing read from here can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from context_encoder.runs.checkpoint import (
+    CONFIG_FILE,
+    DISCRIMINATOR_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    TRAINING_FILE,
+    Checkpoint,
+    RunError,
+    Which,
+)
+from context_encoder.utils.files import sync, write_text
+
+
+class RunFolder:
+    """Writes a run folder; nothing is written before :meth:`start`.
+
+    Args:
+        path: the folder.
+        resume_step: None for a new run; else the step that the run there goes on from.
+
+    Raises:
+        RunError: a new run would write over something.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        if path.exists() and not path.is_dir():
+            raise RunError(f"--out {path} is a file; name a folder")
+        if resume_step is None and (path / "checkpoints").exists():
+            raise RunError(
+                f"{path} already holds a run; continue it with --resume {path}, or name another "
+                "folder with --out"
+            )
+        self.path = path
+        self.resume_step = resume_step
+        self._metrics = path / "metrics.jsonl"
+
+    def start(self, config: BaseModel) -> None:
+        """Make the folder and write the configuration.
+
+        A run that goes on loses the lines of ``metrics.jsonl`` behind its step: it makes them anew.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+        if self.resume_step is None:  # what a run without a checkpoint may have left
+            for name in ("metrics.jsonl", "unreadable.jsonl", "log.txt"):
+                (self.path / name).unlink(missing_ok=True)
+        if self.resume_step is not None and self._metrics.exists():
+            lines = self._metrics.read_text().splitlines()
+            kept = [line for line in lines if _step(line) <= self.resume_step]
+            write_text(self._metrics, "".join(line + "\n" for line in kept))
+
+    def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"split": split, "step": step, **values}, allow_nan=False) + "\n")
+
+    def log_unreadable(self, path: Path, reason: str) -> None:
+        """Name a file that was skipped."""
+        with (self.path / "unreadable.jsonl").open("a") as file:
+            file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+
+    def sample_path(self, step: int) -> Path:
+        return self.path / "samples" / f"step_{step:07d}.png"
+
+    def save(self, which: Which, checkpoint: Checkpoint, config: BaseModel) -> Path:
+        """Write a checkpoint whole, then put it in the place of the previous one."""
+        folder = self.path / "checkpoints" / which
+        new, old = folder.with_name(f".{which}.new"), folder.with_name(f".{which}.old")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        save_file(_contiguous(checkpoint.model), new / MODEL_FILE)
+        if checkpoint.discriminator is not None:
+            save_file(_contiguous(checkpoint.discriminator), new / DISCRIMINATOR_FILE)
+        save_file(_contiguous(checkpoint.training), new / TRAINING_FILE)
+        (new / STATE_FILE).write_text(json.dumps(checkpoint.state, indent=2) + "\n")
+        (new / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n")
+        # On the disk before it takes the other's place, or a power cut could leave neither.
+        for path in (*new.iterdir(), new):
+            sync(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics; infinite for one that was cut off in the writing."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}

@@ -1,0 +1,84 @@
+"""Trained networks from run folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from context_encoder.config import TrainConfig
+from context_encoder.models import Backbone
+from context_encoder.pretexts import PRETEXTS
+from context_encoder.runs.checkpoint import (
+    MODEL_FILE,
+    STATE_FILE,
+    RunError,
+    Which,
+    find_checkpoint,
+    read_config,
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, in eval mode, and where it came from."""
+
+    model: Backbone
+    config: TrainConfig
+    step: int
+    path: Path
+
+
+def model_from_config(config: TrainConfig) -> Backbone:
+    """The network of a configuration, with fresh weights."""
+    return PRETEXTS[config.pretext].build(config)
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load a state dict whole; RunError names what is missing, left over or of another shape."""
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise RunError(f"{source} does not fit the network of its configuration: {error}") from None
+
+
+def check_fills_holes(loaded: LoadedModel) -> None:
+    """RunError unless the network was trained to fill holes."""
+    pretext = loaded.config.pretext
+    if pretext != "inpainting":
+        raise RunError(
+            f"{loaded.path} was trained with --pretext {pretext}, not to fill holes: what it made "
+            "of one would be no inpainting; name a run with --pretext inpainting (its features "
+            "can be used: python -m context_encoder.features)"
+        )
+
+
+def load_model(
+    path: Path | str, *, which: Which = "best", device: torch.device | str = "cpu"
+) -> LoadedModel:
+    """Load the trained network of a run folder or a checkpoint folder, whatever its pretext.
+
+    Args:
+        path: the folder.
+        which: "best" or "last" checkpoint of a run folder.
+        device: where to put the network.
+
+    Raises:
+        RunError: nothing there, or damaged, or not fitting.
+    """
+    folder = find_checkpoint(Path(path), which)
+    config = read_config(folder)
+    model = model_from_config(config)
+    try:
+        weights = load_file(folder / MODEL_FILE)
+        step = int(json.loads((folder / STATE_FILE).read_text())["step"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"checkpoint {folder} cannot be read: {error}") from error
+    load_weights(model, weights, folder / MODEL_FILE)
+    return LoadedModel(model.to(device).eval(), config, step, folder)

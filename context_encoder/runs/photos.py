@@ -1,0 +1,40 @@
+"""The photographs of a run: those it trains on and those held out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from context_encoder.config import TrainConfig
+from context_encoder.data import embedded_photos, list_images, split_photos
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The files to train on and those held out."""
+
+    train: list[Path]
+    train_root: Path
+    val: list[Path]
+    val_root: Path
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Photos:
+        """List and split; FileNotFoundError, NotADirectoryError or ValueError say what is wrong."""
+        root = embedded_photos() if config.data is None else config.data
+        files = list_images(root)
+        if config.val_data is not None:
+            held_out = config.val_data.resolve()
+            # Pictures held out in a folder inside --data must not be trained on.
+            files = [file for file in files if held_out not in file.resolve().parents]
+            if not files:
+                raise ValueError(f"no photograph in --data {root} lies outside --val-data")
+            return cls(files, root, list_images(config.val_data), config.val_data)
+        train, val = split_photos(files, root, config.val_fraction)
+        return cls(train, root, val, root)
+
+    def digest(self) -> str:
+        """Changes when the names of the training files do: the stream of samples hangs on them."""
+        names = [file.relative_to(self.train_root).as_posix() for file in self.train]
+        return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,164 @@
+"""One training run from its configuration to its report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from context_encoder.config import (
+    TrainConfig,
+    preset,
+)
+from context_encoder.runs import (
+    Checkpoint,
+    Photos,
+    RunFolder,
+    find_checkpoint,
+    read_checkpoint,
+    run_root,
+)
+from context_encoder.training.resolve import resolve
+from context_encoder.training.signals import stop_on_signal
+from context_encoder.training.trainer import NonFiniteError, Outcome, Trainer
+from context_encoder.utils.device import Processes, choose_device, process_group
+
+log = logging.getLogger("context_encoder")
+
+
+def run_training(config: TrainConfig, resume: Path | None = None) -> int:
+    """Train in the processes that torchrun started, or in this one, and write the run folder.
+
+    Args:
+        config: need not be resolved.
+        resume: run or checkpoint folder to go on from; None for a new run.
+
+    Returns:
+        Exit status: 0 done, or stopped by a signal and saved; 1 the loss is not finite.
+
+    Raises:
+        RunError, ValueError, FileNotFoundError, NotADirectoryError: something cannot be used;
+            the message says what to do.
+    """
+    processes = Processes.from_environment()
+    if config.batch_size % processes.world_size:
+        raise ValueError(
+            f"--batch-size {config.batch_size} cannot be shared by {processes.world_size} "
+            "processes; make it a multiple"
+        )
+    photos = Photos.from_config(config)
+    config = resolve(config, photos)
+    device = choose_device(config.device, processes)
+    checkpoint: Checkpoint | None = None
+    step = 0
+    if resume is not None:
+        checkpoint = read_checkpoint(find_checkpoint(resume, "last"))
+        step = int(checkpoint.state["step"])
+        if step >= config.steps:
+            raise ValueError(
+                f"{resume} is done: it has made {step} of {config.steps} steps; "
+                f"add some with --steps {2 * step}"
+            )
+    out = config.out or (resume and run_root(resume)) or _default_out(config)
+    config = config.model_copy(update={"out": out})
+
+    root = resume and run_root(resume)
+    into_old = root is not None and out.resolve() == root.resolve()
+    if checkpoint is not None and not into_old:
+        checkpoint.state["best"] = {}  # the best one so far lies in the other folder
+    run = RunFolder(out, step if into_old else None)
+
+    with process_group(processes, device):
+        trainer = Trainer(config, photos, device, processes, checkpoint)
+        if not processes.first:
+            try:
+                with stop_on_signal(trainer):
+                    trainer.fit(None)
+            except NonFiniteError:  # the first process says it
+                return 1
+            return 0
+        run.start(config)
+        with _log_to(out / "log.txt"):
+            try:
+                _announce(config, photos, trainer, resume)
+                with stop_on_signal(trainer), logging_redirect_tqdm():
+                    outcome = trainer.fit(run)
+                _conclude(trainer, outcome, out)
+            except NonFiniteError as error:
+                log.error("stopped: %s", error)
+                return 1
+    return 0
+
+
+def _default_out(config: TrainConfig) -> Path:
+    name: str = config.preset
+    if config.pretext != preset(name).pretext:
+        name += f"-{config.pretext}"
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)  # whatever the program that this runs in has chosen
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Path | None) -> None:
+    device = trainer.device
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else (f"CPU, {torch.get_num_threads()} threads")
+    )
+    source = "photographs that ship" if config.data is None else f"photographs in {config.data}"
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    log.info("%s: %s", "continuing" if resume else "training", config.out)
+    log.info("  data    %d %s, %d held out", len(photos.train), source, len(photos.val))
+    log.info(
+        "  model   %s, %.2f M parameters, %d x %d pixels, %s",
+        config.model, parameters / 1e6, config.size, config.size, trainer.pretext.describe(),
+    )  # fmt: skip
+    log.info(
+        "  run     %d steps of %d images from step %d on %s%s",
+        config.steps, config.batch_size, trainer.step, name,
+        "" if config.amp == "off" else f", {config.amp}",
+    )  # fmt: skip
+
+
+def _conclude(trainer: Trainer, outcome: Outcome, out: Path) -> None:
+    log.info("")
+    if outcome.interrupted:
+        log.info("stopped at step %d of %d, saved; go on with", outcome.step, outcome.steps)
+        log.info("  python -m context_encoder.train --resume %s", out)
+        return
+    pretext = trainer.pretext
+    log.info("done: %d steps in %.0f s, in %s", outcome.step, outcome.seconds, out)
+    for line in pretext.summary(outcome.metrics):
+        log.info("  %s", line)
+    if outcome.best and outcome.best["step"] != outcome.step:
+        figure = pretext.best_metric
+        log.info("  best at step %d: %s %.4g", outcome.best["step"], figure, outcome.best[figure])
+    if outcome.unreadable:
+        log.info(
+            "  files that could not be read: %d, see %s",
+            outcome.unreadable,
+            out / "unreadable.jsonl",
+        )
+    if outcome.sheet is not None:
+        log.info("  look at %s", outcome.sheet)
+    for line in pretext.advice(out):
+        log.info("%s", line)

@@ -1,0 +1,115 @@
+"""Folders of pictures with one sub-folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from context_encoder.data import list_images
+
+_TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Files with their class numbers."""
+
+    root: Path
+    files: list[Path]
+    labels: list[int]
+
+    def subset(self, chosen: Sequence[int]) -> Labelled:
+        return Labelled(
+            self.root, [self.files[i] for i in chosen], [self.labels[i] for i in chosen]
+        )
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What the folders hold; ``test`` is None where the training folder must be split."""
+
+    classes: list[str]
+    train: Labelled
+    test: Labelled | None
+
+
+def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Folders:
+    """List the pictures by class.
+
+    Args:
+        data: folder with train/ and test/ or val/, or with class folders to split.
+        train, test: the two folders, if ``data`` is None.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: a folder is missing or a file.
+        ValueError: no class folders, fewer than two, or training and test classes differ.
+    """
+    if data is None:
+        assert train is not None
+    else:
+        train, test = data, None
+        if (data / "train").is_dir():
+            train = data / "train"
+            there = [name for name in _TEST_FOLDERS if (data / name).is_dir()]
+            if not there:
+                raise FileNotFoundError(
+                    f"{data} has train/ but no {'/, '.join(_TEST_FOLDERS)}/ beside it"
+                )
+            test = data / there[0]
+    classes = _class_names(train)
+    if test is None:
+        return Folders(classes, _list_classes(train, classes), None)
+    if _class_names(test) != classes:
+        one, other = set(classes), set(_class_names(test))
+        raise ValueError(
+            f"the classes in {train} and {test} differ: "
+            f"only in the first: {', '.join(sorted(one - other)) or 'none'}; "
+            f"only in the second: {', '.join(sorted(other - one)) or 'none'}"
+        )
+    return Folders(classes, _list_classes(train, classes), _list_classes(test, classes))
+
+
+def _class_names(folder: Path) -> list[str]:
+    if not folder.exists():
+        raise FileNotFoundError(f"folder {folder} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder with one sub-folder a class")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise ValueError(
+            f"{folder} holds {len(names)} sub-folders; expected one for each of at least 2 classes"
+        )
+    return names
+
+
+def _list_classes(folder: Path, classes: Sequence[str]) -> Labelled:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = list_images(folder / name)
+        files += found
+        labels += [label] * len(found)
+    return Labelled(folder, files, labels)
+
+
+def stratified(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of two sides, ``part`` of each class (at least one of it) on the second.
+
+    Raises:
+        ValueError: a class has only one member.
+    """
+    rng = np.random.default_rng(seed)
+    first: list[int] = []
+    second: list[int] = []
+    values = np.asarray(labels)
+    for label in np.unique(values):
+        members = rng.permutation(np.flatnonzero(values == label))
+        if len(members) < 2:
+            raise ValueError(f"class {label} has 1 readable picture; splitting needs 2 or more")
+        count = min(max(1, round(part * len(members))), len(members) - 1)
+        second += members[:count].tolist()
+        first += members[count:].tolist()
+    return sorted(first), sorted(second)

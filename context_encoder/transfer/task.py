@@ -1,0 +1,41 @@
+"""What a transfer is to the training loop: network, samples, loss and judgement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from context_encoder.transfer.voc import Item
+
+
+class Task(ABC):
+    """What a transfer is: network, samples, loss and judgement.
+
+    Attributes:
+        model: encoder and head.
+        encoder: its part that was pretrained; kept in eval mode, so that the statistics of batch
+            normalisation stay what they were.
+        items: pictures to train on.
+    """
+
+    model: nn.Module
+    encoder: nn.Module
+    items: Sequence[Item]
+
+    @abstractmethod
+    def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> Any:
+        """A training sample of a picture, all randomness from ``rng``."""
+
+    @abstractmethod
+    def losses(self, samples: list[Any], device: torch.device) -> dict[str, Tensor]:
+        """The losses of a batch, 0-dimensional; the first is the one to minimise."""
+
+    @abstractmethod
+    def evaluate(self, device: torch.device) -> dict[str, Any]:
+        """What ``results.json`` holds: "metrics", "per_class" {class: {name: value}}, and more."""

@@ -1,0 +1,1 @@
+"""What several rooms use: command lines, devices, files, metrics, image grids."""

@@ -1,0 +1,145 @@
+"""The structure that docs/design.md draws, read from the source files."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "context_encoder"
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+COMMANDS = {
+    "context_encoder.evaluate",
+    "context_encoder.features",
+    "context_encoder.inpaint",
+    "context_encoder.neighbours",
+    "context_encoder.train",
+    "context_encoder.weights",
+    "context_encoder.transfer.__main__",
+}
+
+
+def imports(module: str, path: Path, known: set[str]) -> set[str]:
+    """The modules of the package that a file imports, wherever in it, as they are defined."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                base = module.split(".")[: -node.level]
+                source = ".".join([*base, *([node.module] if node.module else [])])
+            # "from package import module" is an import of the module.
+            found |= {
+                f"{source}.{alias.name}" if f"{source}.{alias.name}" in known else source
+                for alias in node.names
+            }
+    return {name for name in found if name.partition(".")[0] == "context_encoder"}
+
+
+KNOWN = {name.removesuffix(".__init__") for name in MODULES}
+IMPORTS = {name: imports(name, path, KNOWN) for name, path in MODULES.items()}
+
+
+def folder_of(module: str) -> str:
+    """The folder below the package; empty for the commands and the package itself."""
+    parts = module.removesuffix(".__init__").split(".")
+    return parts[1] if (PACKAGE / "/".join(parts[1:2])).is_dir() and len(parts) > 1 else ""
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str] | None:
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return None
+
+
+def test_the_commands_are_where_they_are_started() -> None:
+    on_top = {name for name in MODULES if name.count(".") == 1 and not name.endswith("__init__")}
+    assert on_top | {"context_encoder.transfer.__main__"} == COMMANDS
+    for name in COMMANDS:
+        tree = ast.parse(MODULES[name].read_text())
+        assert any(isinstance(n, ast.FunctionDef) and n.name == "main" for n in tree.body), name
+
+
+def test_no_module_imports_a_command() -> None:
+    assert any(IMPORTS.values())
+    wrong = {name: IMPORTS[name] & COMMANDS for name in MODULES if IMPORTS[name] & COMMANDS}
+    assert not wrong
+
+
+def test_folders_import_each_other_in_one_direction() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name, found in IMPORTS.items():
+        folder = folder_of(name)
+        if folder:
+            graph[folder] |= {folder_of(other) for other in found} - {folder, ""}
+    assert len(graph) > 5
+    assert cycle(graph) is None
+
+
+def test_modules_import_each_other_in_one_direction() -> None:
+    graph = {name.removesuffix(".__init__"): set(found) for name, found in IMPORTS.items()}
+    del graph["context_encoder"]  # its names are imported on first use
+    assert cycle(graph) is None
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [({"a": {"b"}, "b": {"c"}, "c": set()}, False), ({"a": {"b"}, "b": {"c"}, "c": {"a"}}, True)],
+)
+def test_a_cycle_is_seen(graph: dict[str, set[str]], found: bool) -> None:
+    assert (cycle(graph) is not None) == found
+
+
+def is_reexport(node: ast.stmt) -> bool:
+    """A docstring, an import, or ``__all__`` as a list of strings."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "__future__" or (node.module or "").startswith("context_encoder.")
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Assign)
+        and [ast.unparse(target) for target in node.targets] == ["__all__"]
+        and isinstance(node.value, ast.List)
+        and all(isinstance(item, ast.Constant) for item in node.value.elts)
+    )
+
+
+def test_init_files_hold_nothing_but_reexports() -> None:
+    for name, path in MODULES.items():
+        if not name.endswith("__init__") or name == "context_encoder.__init__":
+            continue
+        for node in ast.parse(path.read_text()).body:
+            assert is_reexport(node), f"{path}:{node.lineno}: {ast.unparse(node)[:60]}"
+
+
+def test_the_package_itself_holds_nothing_but_reexports_on_first_use() -> None:
+    """PEP 562's two functions and what they look up, so that importing it costs nothing."""
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            assert node.name in ("__getattr__", "__dir__")
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_WHERE":
+            continue
+        elif isinstance(node, ast.If):
+            assert ast.unparse(node.test) == "TYPE_CHECKING"
+        else:
+            assert is_reexport(node) or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def test_no_file_is_longer_than_700_lines() -> None:
+    folders = ("bench", "buildtools", "cekernels", "context_encoder", "tests", "tools")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert files
+    long = {str(path): len(path.read_text().splitlines()) for path in files}
+    assert {path: lines for path, lines in long.items() if lines > 700} == {}
