@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from context_encoder._version import __version__
-    from context_encoder.config import TrainConfig, preset
+    from context_encoder.config import TrainConfig
     from context_encoder.inpainting import Inpainted, Inpainter
     from context_encoder.training import run_training
 
-__all__ = ["Inpainted", "Inpainter", "TrainConfig", "__version__", "preset", "run_training"]
+__all__ = ["Inpainted", "Inpainter", "TrainConfig", "__version__", "run_training"]
 
 _WHERE = {
     "Inpainted": "context_encoder.inpainting",
     "Inpainter": "context_encoder.inpainting",
     "TrainConfig": "context_encoder.config",
     "__version__": "context_encoder._version",
-    "preset": "context_encoder.config",
     "run_training": "context_encoder.training",
 }
 
