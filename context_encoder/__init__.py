@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from context_encoder._version import __version__
     from context_encoder.config import TrainConfig
     from context_encoder.inpainting import Inpainted, Inpainter
     from context_encoder.training import run_training
+    from context_encoder.utils.version import __version__
 
 __all__ = ["Inpainted", "Inpainter", "TrainConfig", "__version__", "run_training"]
 
@@ -21,7 +21,7 @@ _WHERE = {
     "Inpainted": "context_encoder.inpainting",
     "Inpainter": "context_encoder.inpainting",
     "TrainConfig": "context_encoder.config",
-    "__version__": "context_encoder._version",
+    "__version__": "context_encoder.utils.version",
     "run_training": "context_encoder.training",
 }
 
