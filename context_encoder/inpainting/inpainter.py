@@ -223,7 +223,7 @@ class Inpainter:
         return cls(
             model,
             fill_color=config.fill_color(),
-            hole=find_pretext(config.pretext).fixed_hole(config, model),
+            hole=find_pretext(config.pretext).fixed_hole(config, model.output_region[2]),
             blend=blend,
             batch_size=batch_size,
             device=next(model.parameters()).device,

@@ -99,12 +99,12 @@ class Pretext(ABC):
         return build_context_encoder(config)
 
     @classmethod
-    def fixed_hole(cls, config: TrainConfig, model: Backbone) -> tuple[int, int, int, int] | None:
+    def fixed_hole(cls, config: TrainConfig, output_side: int) -> tuple[int, int, int, int] | None:
         """The one region (top, left, height, width) that is missing in every training sample.
 
         Args:
             config: resolved.
-            model: its network.
+            output_side: of what its network predicts, in pixels.
 
         Returns:
             None if holes are anywhere, or there are none.

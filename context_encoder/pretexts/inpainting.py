@@ -18,7 +18,7 @@ from context_encoder.masks import (
     build_mask_sampler,
     masks_with_fixed_hole,
 )
-from context_encoder.models import MODELS, Backbone, ContextEncoder, build_discriminator
+from context_encoder.models import MODELS, ContextEncoder, build_discriminator
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
@@ -128,12 +128,11 @@ class Inpainting(Pretext):
         return {}
 
     @classmethod
-    def fixed_hole(cls, config: TrainConfig, model: Backbone) -> tuple[int, int, int, int] | None:
+    def fixed_hole(cls, config: TrainConfig, output_side: int) -> tuple[int, int, int, int] | None:
         if not MASKS[config.mask].fixed_hole:
             return None
-        assert isinstance(model, ContextEncoder)
         index = torch.zeros(1, dtype=torch.int64)
-        mask, _ = masks_from_config(config, model.output_region[2])(index, index)
+        mask, _ = masks_from_config(config, output_side)(index, index)
         rows, columns = (mask[0, 0].any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
         return rows[0], columns[0], len(rows), len(columns)
 

@@ -59,15 +59,17 @@ def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     return dict(kind.model_fields) if every is None else every()
 
 
-def name_argument(names: Names) -> PrimitiveConstructorSpec[str]:
+def name_argument(names: Names, *, check: bool = True) -> PrimitiveConstructorSpec[str]:
     """In ``Annotated[str, ...]``, makes tyro take one of some names and list them in the help.
 
-    Aliases, which are accepted, are not listed.
+    Args:
+        names: to choose from; aliases, which are accepted too, are not listed.
+        check: whether tyro refuses other words, rather than what validates the value later.
     """
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="{" + ",".join(names) + "}",
-        instance_from_str=lambda words: names.canonical(words[0]),
+        instance_from_str=lambda words: names.canonical(words[0]) if check else words[0],
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda name: [name],
     )
@@ -79,7 +81,7 @@ def _parsed_type(hint: Any) -> Any:
     if origin is Annotated:
         for extra in parts[1:]:
             if isinstance(extra, NameIn):
-                return Annotated[parts[0], name_argument(extra.registry)]
+                return Annotated[parts[0], name_argument(extra.registry, check=False)]
         return _parsed_type(parts[0])
     if origin in (Union, types.UnionType):
         return functools.reduce(operator.or_, map(_parsed_type, parts))

@@ -28,7 +28,7 @@ class RegistryError(ValueError):
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """What is registered, by name, in the order of registration.
+    """What is registered, by name, in alphabetical order.
 
     Lookups accept aliases, which iteration leaves out: former names, kept so that old
     configurations can be read.
@@ -128,7 +128,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __iter__(self) -> Iterator[str]:
         self._load()
-        return iter(self._entries)
+        return iter(sorted(self._entries))
 
     def __len__(self) -> int:
         self._load()

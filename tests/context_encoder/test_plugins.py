@@ -168,11 +168,11 @@ def registry_of(folder: Path) -> Registry[int]:
     return registry
 
 
-def test_own_modules_come_first_and_then_packages(things: Path) -> None:
+def test_own_modules_and_packages_register(things: Path) -> None:
     (things / "alpha.py").write_text(adding(things.name, "last", aliases=("former",)))
     install(things.parent, "another", adding(things.name, "a"), own__things="a = another")
     registry = registry_of(things)
-    assert list(registry) == ["last", "first", "a"]
+    assert list(registry) == ["a", "first", "last"]
     assert registry.canonical("former") == "last"
     assert registry.source("a") == "another.make"
 

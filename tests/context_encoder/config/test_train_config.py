@@ -1,5 +1,6 @@
 """One configuration for command line, file and checkpoint."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from context_encoder.config import (
     idle_options,
     preset,
 )
+from context_encoder.masks import MASKS, OptionGroup
 from context_encoder.models import MODELS
+from context_encoder.pretexts.inpainting import InpaintingOptions
+from context_encoder.runs import read_config
 from context_encoder.train import parse
 from context_encoder.transfer.probe import ProbeConfig
 from context_encoder.utils.cli import parse_config
 from context_encoder.utils.options import explain
+from context_encoder.utils.registry import RegistryError
 
 
 def test_every_preset_is_valid_and_survives_json() -> None:
@@ -182,3 +187,58 @@ def test_other_commands_use_the_same_words() -> None:
     assert parse_config(ProbeConfig, "probe", ["--holdout", "0.5"], older) == older.model_copy(
         update={"holdout": 0.5}
     )
+
+
+EARLIER = json.loads(Path(__file__).with_name("earlier_configs.json").read_text())
+FORMER_NAMES = {"center": "dcgan-center", "random": "dcgan-whole"}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_configurations_from_before_the_registries_load_unchanged(
+    name: str, tmp_path: Path
+) -> None:
+    """Files as training wrote them then: all options flat, networks under their former names."""
+    values = EARLIER[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    now = json.loads(read_config(tmp_path).model_dump_json())
+    assert now == {**values, "model": FORMER_NAMES.get(values["model"], values["model"])}
+
+
+def test_former_names_are_accepted_and_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for former, name in FORMER_NAMES.items():
+        config, _ = parse(["--model", former])
+        assert config == parse(["--model", name])[0]
+        assert config.model == name
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "--model {alexnet,alexnet-poolfree,dcgan-center,dcgan-whole,small}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_options_of_a_group_are_typed_and_whole() -> None:
+    config = TrainConfig(mask="folder", mask_folder="masks", overlap=3)
+    assert config.options(InpaintingOptions) == InpaintingOptions(overlap=3)
+    assert config.options(MASKS["folder"].options).model_dump() == {"mask_folder": Path("masks")}
+
+
+def test_an_option_that_two_define_differently_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Rival(OptionGroup):
+        overlap: int = 3
+
+    class Taken(OptionGroup):
+        steps: int = 3
+
+    for group, told in (
+        (
+            Rival,
+            r"option 'overlap' is defined by pretext 'inpainting' .* and, differently, by mask ",
+        ),
+        (Taken, r"option 'steps' of mask 'block' .* is one of TrainConfig already; rename it"),
+    ):
+        spec = dataclasses.replace(MASKS["block"], options=group)
+        monkeypatch.setitem(MASKS._entries, "block", spec)
+        with pytest.raises(RegistryError, match=told):
+            TrainConfig.all_fields()

@@ -88,7 +88,7 @@ def test_figures_are_those_of_validation_in_training(run: Path, results: Path) -
 
 def test_every_method_is_in_every_table_but_central_networks_in_theirs_only(results: Path) -> None:
     masks = read(results)["masks"]
-    assert list(masks) == ["central", "block", "region", "blob"]
+    assert list(masks) == ["blob", "block", "central", "region"]
     features = {"nn-features-anywhere", "nn-features-centre"}
     common = {"anywhere", "anywhere-blended"} | (set(BASELINES) - {"nn-features"}) | features
     for kind, found in masks.items():

@@ -255,7 +255,7 @@ def test_the_command_draws_a_sheet(
         ("--checkpoint nowhere", "checkpoint nowhere does not exist"),
         ("--checkpoint RUN --data nowhere", "image folder nowhere does not exist"),
         ("--checkpoint RUN --out sheet.jpg", "must end in .png"),
-        ("--checkpoint RUN --mask voc", "choose central, block, region or blob"),
+        ("--checkpoint RUN --mask voc", "choose one of blob, block, central, region"),
         ("--checkpoint RUN --layer up1", "has no layer 'up1'"),
         ("--checkpoint RUN --device abacus", "must be auto, cpu"),
         ("--checkpoint RUN --k 99", "99 are needed"),

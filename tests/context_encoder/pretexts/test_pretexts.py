@@ -15,7 +15,7 @@ from context_encoder.config import TrainConfig
 from context_encoder.inpainting.inpainter import Inpainter
 from context_encoder.models import PatchNetwork
 from context_encoder.models.patch import DIRECTIONS
-from context_encoder.pretexts import PRETEXTS
+from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.pretexts.reconstruction import corrupted_cells
 from context_encoder.pretexts.relative_patch import PatchGrid, cut, draw_places, treat_colors
 from context_encoder.runs import Photos, RunError, load_model, model_from_config
@@ -214,7 +214,7 @@ def test_sizes_of_patches_follow_the_network(
     config = TrainConfig(pretext="relative-patch", model=model, size=size, data=photos, resize=400)  # type: ignore[arg-type]
     config = resolve(config, Photos.from_config(config))
     found = (config.patch_size, config.patch_gap, config.patch_jitter)
-    assert (*found, PRETEXTS[config.pretext].crop_size(config)) == wanted
+    assert (*found, find_pretext(config.pretext).crop_size(config)) == wanted
 
 
 def test_one_seed_starts_all_encoders_alike(photos: Path) -> None:
