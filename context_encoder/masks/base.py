@@ -26,6 +26,7 @@ class MaskSampler(nn.Module):
     ``kind``, ``block`` numbers the quadruples of words that a sample uses.
     """
 
+    #: Names the stream of random words.
     kind: str
 
     def __init__(self, size: int, seed: int) -> None:

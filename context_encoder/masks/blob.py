@@ -40,7 +40,6 @@ class BlobMasks(MaskSampler):
     The interpolation is a product of integers below 2**53 held in float64, hence exact.
     """
 
-    kind = "blob"
     weights: Tensor
 
     def __init__(self, size: int, seed: int) -> None:

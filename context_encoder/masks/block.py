@@ -27,8 +27,6 @@ class BlockMasks(MaskSampler):
     and a union is not larger than the sum of its parts.
     """
 
-    kind = "block"
-
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         size, batch = self.size, index.shape[0]
         words = self.words(epoch, index, _WORDS)

@@ -16,7 +16,6 @@ class CentralMasks(MaskSampler):
     Where ``size - hole`` is odd, the hole lies half a pixel towards the top-left corner.
     """
 
-    kind = "central"
     mask: Tensor
 
     def __init__(self, size: int, seed: int, hole: int | None = None) -> None:

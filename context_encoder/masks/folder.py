@@ -42,7 +42,6 @@ class FolderMasks(MaskSampler):
     named in the log and in ``skipped``.
     """
 
-    kind = "folder"
     masks: Tensor
     areas: Tensor
 

@@ -44,7 +44,8 @@ def register_mask(
     """Decorator that registers a kind of mask.
 
     It decorates a subclass of :class:`MaskSampler`, or a function that returns one. It is called
-    with the side of the masks in pixels, the seed, and the values of ``options`` as keywords.
+    with the side of the masks in pixels, the seed, and the values of ``options`` as keywords. The
+    class gets the name as its ``kind``, unless it has one.
 
     Args:
         name: its name.
@@ -61,6 +62,8 @@ def register_mask(
     """
 
     def register(make: Maker) -> Maker:
+        if isinstance(make, type) and not hasattr(make, "kind"):
+            setattr(make, "kind", name)
         spec = MaskSpec(make, summary, options, fixed_hole, presets or {})
         MASKS.add(name, spec, definition=make, aliases=aliases, default=default)
         return make

@@ -35,8 +35,6 @@ class StripesOptions(OptionGroup):
 
 @register_mask("stripes", summary="vertical stripes", options=StripesOptions)
 class Stripes(MaskSampler):
-    kind = "stripes"
-
     def __init__(self, size, seed, stripes_width):
         super().__init__(size, seed)
         self.width = stripes_width
