@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tyro.conf import arg
 
 from context_encoder.config import ModelName
@@ -24,6 +22,7 @@ from context_encoder.encoder.weights import (
     weights_metadata,
 )
 from context_encoder.runs import RunError, Which, load_model
+from context_encoder.utils.files import make_folder, save_tensors
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report)
             tensors = export_encoder(backbone.encoder)
             metadata = weights_metadata(args.model, backbone, "native")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        new = args.out.with_name(f".{args.out.name}.new")
-        try:
-            save_file(tensors, new, metadata)
-        except SafetensorError as error:  # not an OSError
-            raise OSError(f"cannot write --out {args.out}: {error}") from error
-        new.replace(args.out)
+        make_folder(args.out.parent)
+        save_tensors(args.out, tensors, metadata)
     except (WeightsError, RunError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from context_encoder.encoder.backbone import weights_digest
 from context_encoder.encoder.extract import EncodedBatch, FeatureError, Masking, encode_files
 from context_encoder.masks import build_mask_sampler
 from context_encoder.models import Backbone
+from context_encoder.utils.files import make_folder, save_tensors, write_file
 
 
 class FeatureStore:
@@ -48,10 +48,8 @@ class FeatureStore:
             self._resume()
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            new = kept.with_suffix(".new")
-            new.write_text(json.dumps(settings))
-            new.replace(kept)
+            make_folder(self.folder)
+            write_file(kept, json.dumps(settings))
 
     @property
     def done(self) -> int:
@@ -74,7 +72,7 @@ class FeatureStore:
                 break
             entries.append((entry["file"], entry["reason"]))
         self._note(entries)
-        self._log.write_text("".join(f"{line}\n" for line in lines[: self.done]))
+        write_file(self._log, "".join(f"{line}\n" for line in lines[: self.done]))
 
     def _array(self, layer: str, value: Tensor) -> NDArray[Any]:
         if layer not in self._arrays:
@@ -109,12 +107,6 @@ class FeatureStore:
         for layer in self.settings["layers"]:
             path = self.folder / f"{layer}.npy"
             arrays[layer] = np.lib.format.open_memmap(path, mode="r+")[: len(self.files)]
-        new = self.out.with_name(f".new.{self.out.name}")
-        if self.out.suffix == ".npz":
-            np.savez(new, **arrays)  # type: ignore[arg-type]
-        else:
-            tensors = {layer: torch.from_numpy(array) for layer, array in arrays.items()}
-            save_file(tensors, new)
         about = {
             "source": source,
             **self.settings,
@@ -123,9 +115,18 @@ class FeatureStore:
             "unreadable": [{"file": f, "reason": reason} for f, reason in self.unreadable],
         }
         side = self.out.with_name(f"{self.out.name}.json")
-        side.write_text(json.dumps(about, indent=1) + "\n")
-        new.replace(self.out)
+        write_file(side, json.dumps(about, indent=1) + "\n")
+        if self.out.suffix == ".npz":
+            write_file(self.out, lambda new: _save_npz(new, arrays))
+        else:
+            tensors = {layer: torch.from_numpy(array) for layer, array in arrays.items()}
+            save_tensors(self.out, tensors)
         shutil.rmtree(self.folder)
+
+
+def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add a suffix
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def extract_folder(
@@ -184,7 +185,7 @@ def extract_folder(
         "count": len(paths),
         "pictures": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     store = FeatureStore(out, settings)
     kind = torch.float32 if dtype == "float32" else torch.float16
     bar = tqdm(total=len(paths), initial=store.done, unit="picture", dynamic_ncols=True)

@@ -44,11 +44,11 @@ from context_encoder.evaluation.tables import (
     markdown,
     write_csv,
     write_json,
-    write_text,
 )
 from context_encoder.masks import build_mask_sampler
 from context_encoder.pretexts.base import VALIDATION_SEED
 from context_encoder.runs import Photos, Which
+from context_encoder.utils.files import make_folder, write_file
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import hole_metrics, to_unit
 
@@ -214,7 +214,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         log.info("%s", fact)
 
     out = config.out or config.checkpoint[0] / "evaluation"
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "parts")
     methods = [
         *(method for run in runs for method in run.methods(config.blend)),
         *baseline_methods(baselines, runs, candidates),
@@ -246,7 +246,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             values = _read_part(part, key)
             if values is None:
                 values = _measure(method, kind, crops, distance, config.batch_size, bar)
-                write_text(part, json.dumps({"key": key, "values": values}) + "\n")
+                write_file(part, json.dumps({"key": key, "values": values}) + "\n")
             else:
                 reused += 1
                 bar.update(len(kind.index))
@@ -266,7 +266,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     ]
     about = _about(config, runs, crops, candidates, facts)
     title = f"Inpainting quality: {', '.join(run.name for run in runs)}"
-    write_text(out / "results.md", markdown(title, facts, groups, config.area_bins))
+    write_file(out / "results.md", markdown(title, facts, groups, config.area_bins))
     write_csv(out / "results.csv", groups, config.area_bins)
     write_json(out / "results.json", about, groups, config.area_bins)
     for kind, group in zip(masks, groups, strict=True):

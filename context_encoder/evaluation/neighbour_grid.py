@@ -28,6 +28,7 @@ from context_encoder.evaluation.nearest_neighbours import (
 from context_encoder.masks import build_mask_sampler
 from context_encoder.runs import Which, load_model, run_root
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import write_file
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import to_unit
 
@@ -147,5 +148,5 @@ def draw_sheet(config: NeighboursConfig) -> Path:
             for i, (name, number) in enumerate(zip(queries.names, queries.numbers, strict=True))
         ],
     }
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_file(out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     return out

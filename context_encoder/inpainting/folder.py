@@ -13,6 +13,7 @@ from tqdm import tqdm
 from context_encoder.data.images import UnreadableImage, list_images, relative_name
 from context_encoder.data.mask_images import InpaintError
 from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainter
+from context_encoder.utils.files import make_folder
 
 
 class Job(NamedTuple):
@@ -107,7 +108,7 @@ def fill_folder(
             if isinstance(mask, InpaintError):
                 raise mask
             result = inpainter(image, mask, boxes=boxes)
-            out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out.parent)
             result.save(out)
         except (InpaintError, UnreadableImage, OSError) as error:
             if isinstance(error, UnreadableImage) and error.path == image:

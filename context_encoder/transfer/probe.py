@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +35,7 @@ from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.labelled_folder import find_folders, stratified
 from context_encoder.transfer.logistic import Standardizer, accuracy, fit_logistic
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import make_folder, save_tensors, write_file
 
 log = logging.getLogger("context_encoder")
 
@@ -106,7 +107,7 @@ def extract(
     """
     cached = None
     if config.cache is not None:
-        config.cache.mkdir(parents=True, exist_ok=True)
+        make_folder(config.cache)
         cached = config.cache / f"{_key(files, network, sides)}.safetensors"
         if cached.exists():
             try:
@@ -120,10 +121,8 @@ def extract(
     )
     if cached is not None:
         notes = {"files": features.files, "kept": features.kept, "unreadable": features.unreadable}
-        _notes(cached).write_text(json.dumps(notes))
-        new = cached.with_suffix(".new")
-        save_file(features.values, new)
-        new.replace(cached)
+        write_file(_notes(cached), json.dumps(notes))
+        save_tensors(cached, features.values)
     return features
 
 
@@ -339,10 +338,10 @@ def run(config: ProbeConfig) -> int:
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"--out {config.out} is a file; name a folder")
     result = probe(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "probe.json").write_text(json.dumps(result, indent=2) + "\n")
+    make_folder(config.out)
+    write_file(config.out / "probe.json", json.dumps(result, indent=2) + "\n")
     table = markdown(result)
-    (config.out / "probe.md").write_text(table)
+    write_file(config.out / "probe.md", table)
     print(table, end="")
     log.info("written to %s", config.out)
     return 0

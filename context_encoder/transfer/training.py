@@ -39,6 +39,7 @@ from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.results import markdown
 from context_encoder.transfer.task import Task
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import write_file
 
 log = logging.getLogger("context_encoder")
 
@@ -266,8 +267,8 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         **result,
     }
     run.log("test", training.step, result["metrics"])
-    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "results.md").write_text(markdown(result))
+    write_file(out / "results.json", json.dumps(result, indent=2) + "\n")
+    write_file(out / "results.md", markdown(result))
     log.info("%s", markdown(result))
     log.info("written to %s", out)
     return 0

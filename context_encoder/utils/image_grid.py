@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from context_encoder.utils.files import make_folder, write_file
+
 _MARGIN = 4
 _LINE = 14
 _MIN_SIDE = 128
@@ -66,8 +68,8 @@ def save_sheet(
                 sheet.paste(picture, (x, y))
                 if captions:
                     text(x, y + height * zoom, captions[c][first + r])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_folder(path.parent)
+    write_file(path, lambda new: sheet.save(new, format="PNG"))
 
 
 def shorten(name: str, most: int = 20) -> str:
