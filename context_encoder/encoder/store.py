@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from context_encoder.encoder.backbone import weights_digest
+from context_encoder.encoder.backbone import layer_names, weights_digest
 from context_encoder.encoder.extract import EncodedBatch, FeatureError, Masking, encode_files
 from context_encoder.masks import build_mask_sampler
 from context_encoder.models import Backbone
-from context_encoder.utils.files import make_folder, save_tensors, write_file
+from context_encoder.utils.files import check_new_file, make_folder, save_tensors, write_file
 
 
 class FeatureStore:
@@ -43,7 +43,7 @@ class FeatureStore:
             if json.loads(kept.read_text()) != settings:
                 raise FeatureError(
                     f"{self.folder} is from a command that was stopped, of another network, "
-                    "pictures or options; remove it, or name another --out"
+                    "pictures or options; remove it, or name another `out`"
                 )
             self._resume()
         else:
@@ -124,6 +124,27 @@ class FeatureStore:
         shutil.rmtree(self.folder)
 
 
+def check_store(
+    out: Path,
+    *,
+    pool: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Check what needs no network; see :func:`extract_folder`, which does it too."""
+    check_new_file(out, (".npz", ".safetensors"), overwrite=overwrite)
+    for name, number, least in (
+        ("pool", pool, 1),
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+        ("seed", seed, 0),
+    ):
+        if number is not None and number < least:
+            raise FeatureError(f"`{name}` must be at least {least}, got {number}")
+
+
 def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     with path.open("wb") as file:  # given a name, NumPy would add a suffix
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -145,6 +166,7 @@ def extract_folder(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    overwrite: bool = False,
 ) -> FeatureStore:
     """Write features of picture files to ``out`` and ``out.json``; go on where a call was stopped.
 
@@ -162,13 +184,26 @@ def extract_folder(
         batch_size: pictures at a time.
         workers: processes that read them; 0: this one.
         device: where to run.
+        overwrite: replace ``out`` if it is there.
 
     Returns:
         The files that were read and those that could not be. If none could, nothing is written.
 
     Raises:
-        FeatureError: ``out`` was begun with other settings, or values too large for ``dtype``.
+        FeatureError: ``out`` was begun with other settings, a layer that the network does not
+            have, a number below its least, or values too large for ``dtype``.
+        FileExistsError, ValueError, WriteError: ``out`` is there, has another suffix, or cannot
+            be written.
     """
+    check_store(
+        out, pool=pool, batch_size=batch_size, workers=workers, seed=seed, overwrite=overwrite
+    )
+    names = layer_names(model)
+    unknown = [name for name in layers if name not in names]
+    if unknown:
+        raise FeatureError(
+            f"`layers`: the network has no layer {', '.join(unknown)}; it has {', '.join(names)}"
+        )
     hole = None
     if mask is not None:
         assert fill is not None

@@ -37,7 +37,13 @@ from context_encoder.runs.checkpoint import (
     RunError,
     Which,
 )
-from context_encoder.utils.files import make_folder, save_tensors, write_file, write_folder
+from context_encoder.utils.files import (
+    check_writable,
+    make_folder,
+    save_tensors,
+    write_file,
+    write_folder,
+)
 
 
 class RunFolder:
@@ -49,16 +55,16 @@ class RunFolder:
 
     Raises:
         RunError: a new run would write over something.
+        WriteError: nothing can be written in the folder.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
-        if path.exists() and not path.is_dir():
-            raise RunError(f"--out {path} is a file; name a folder")
         if resume_step is None and (path / "checkpoints").exists():
             raise RunError(
-                f"{path} already holds a run; continue it with --resume {path}, or name another "
-                "folder with --out"
+                f"{path} already holds a run; continue it with `resume` {path}, or name another "
+                "folder with `out`"
             )
+        check_writable(path, folder=True)
         self.path = path
         self.resume_step = resume_step
         self._metrics = path / "metrics.jsonl"

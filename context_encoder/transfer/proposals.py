@@ -121,7 +121,7 @@ def find_proposals(
         return {item.name: given[item.name][:limit] for item in items}
     search = _selective_search()
     if search is None:
-        log.info("proposals: a dense grid (no --proposals, no OpenCV with ximgproc)")
+        log.info("proposals: a dense grid (no `proposals`, no OpenCV with ximgproc)")
         result = {}
         for item in items:
             try:

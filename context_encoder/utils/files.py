@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,6 +22,7 @@ from torch import Tensor
 
 __all__ = [
     "WriteError",
+    "check_new_file",
     "check_writable",
     "make_folder",
     "save_tensors",
@@ -146,6 +147,26 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     """Make a folder and its parents, unless it is there; WriteError if that cannot be."""
     with _reported(folder):
         os.makedirs(folder, exist_ok=True)
+
+
+def check_new_file(path: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
+    """Check a file that a command is to write, the parameter ``out``, before the work begins.
+
+    Args:
+        path: the file; its parents will be made.
+        suffixes: what its name may end in.
+        overwrite: whether it may be there already.
+
+    Raises:
+        ValueError: another suffix.
+        FileExistsError: it is there.
+        WriteError: it cannot be written.
+    """
+    if path.suffix not in suffixes:
+        raise ValueError(f"`out` {path} must end in {' or '.join(suffixes)}")
+    check_writable(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is already there; replace it with `overwrite`")
 
 
 def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:

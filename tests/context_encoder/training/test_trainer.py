@@ -265,7 +265,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, photos: Path, work
         pass
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert f"--resume {run}" in errors
     assert "SIGTERM" in (run / "log.txt").read_text()
