@@ -60,6 +60,8 @@ _FORMAT = 1
 # Of the first network's figures, worst to best.
 _RANKS = (("best", 1.0), ("upper quartile", 0.75), ("median", 0.5), ("lower quartile", 0.25),
           ("worst", 0.0))  # fmt: skip
+# A sheet is read on a screen.
+_SHEET_COLUMNS = 6
 _PACKAGES = (
     "torch numpy pillow scikit-image opencv-python-headless opencv-python torchmetrics".split()
 )
@@ -546,6 +548,7 @@ def _draw_sheet(
         f"of {len(psnr)}; below each: its PSNR in the hole",
         rows=[label.replace(" ", "\n") for label in places],
         captions=captions,
+        max_columns=_SHEET_COLUMNS,
     )
 
 

@@ -81,13 +81,13 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     """
     if config.mask in ("folder", "voc"):
         raise ValueError(f"`mask` {config.mask}: choose central, block, region or blob")
-    device = choose_device(config.device, Processes())
-    run = load_model(config.checkpoint, which=config.which, device=device)
     # Never into a checkpoint: the next save replaces that folder.
     out = config.out or (run_root(config.checkpoint) or Path()) / f"neighbours_{config.mask}.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"`out` {out} must end in .png")
     check_writable(out)
+    device = choose_device(config.device, Processes())
+    run = load_model(config.checkpoint, which=config.which, device=device)
     queries = held_out_crops(run.config, config.data, samples=config.queries)
     candidates = training_crops(run.config, config.candidates, samples=config.candidate_crops)
     for name, reason in (*queries.unreadable, *candidates.unreadable):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import dis
 import errno
 import importlib.metadata
 import io
@@ -21,7 +22,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -86,8 +86,9 @@ def run_command(
     prog = f"python -m context_encoder.{name}"
     words = list(sys.argv[1:] if arguments is None else arguments)
     _log_to_stderr(renamed)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be valid UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if "--version" in words:
             print(f"context-encoder {importlib.metadata.version('context-encoder')}")
@@ -245,8 +246,13 @@ def _is_message(error: Exception) -> bool:
     own = type(error).__module__.startswith("context_encoder.")  # UnreadableImage and the like
     if not (own or isinstance(error, ValueError | ImportError)):
         return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return last.filename.startswith(_OURS) and (last.line or "raise").startswith("raise")
+    trace = error.__traceback__
+    assert trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    by_statement = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return by_statement and code.co_filename.startswith(_OURS)
 
 
 def _first_sentences(box: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_PARAMETER = re.compile(r"`([a-z][a-z0-9_]*)`")
+_PARAMETER = re.compile(r"(?<!`)`([a-z][a-z0-9_]*)`(?!`)")
 
 
 def option(name: str) -> str:

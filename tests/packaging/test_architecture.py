@@ -179,3 +179,29 @@ def test_one_module_replaces_files() -> None:
     assert {"os.replace", "os.rename", "os.fsync", "save_file", "x.write_bytes"} <= calls(writer)
     found = {str(path): calls(path) & forbidden for path in MODULES.values() if path != writer}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_one_module_turns_errors_into_exit_statuses() -> None:
+    """Commands call run_command; nothing else ends a process, or prints but a command."""
+    helper = PACKAGE / "utils/cli.py"
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        guards = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        ]
+        assert bool(guards) == (name in COMMANDS), name
+        if path == helper:
+            continue
+        for guard in guards:
+            assert [ast.unparse(node) for node in guard.body] == ["sys.exit(main())"]
+            tree.body.remove(guard)
+        text = ast.unparse(tree)
+        found = {word for word in ("sys.exit(", "SystemExit(", "except SystemExit") if word in text}
+        found |= {word for word in ("os._exit(", "KeyboardInterrupt:", "tyro.cli(") if word in text}
+        if name not in COMMANDS:
+            found |= {word for word in (" print(", "sys.argv", "argparse") if word in text}
+        assert not found, name
+        if name in COMMANDS:
+            assert "run_command(" in text, name

@@ -286,7 +286,7 @@ def test_runs_resume_and_load(tmp_path: Path, photos: Path, pretext: str) -> Non
     assert loaded.model.image_size == 32
     features = loaded.model.features(torch.zeros(1, 3, 32, 32))
     assert list(features)[:3] == ["conv1", "conv2", "conv3"]
-    with pytest.raises(RunError, match=f"--pretext {pretext}, not to fill holes"):
+    with pytest.raises(RunError, match=f"the pretext {pretext}, not to fill holes"):
         Inpainter.from_run(whole)
 
 

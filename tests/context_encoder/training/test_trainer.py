@@ -499,7 +499,7 @@ def test_mixed_precision_runs(tmp_path: Path, photos: Path) -> None:
 
 def test_choose_device() -> None:
     assert choose_device("cpu", Processes()).type == "cpu"
-    with pytest.raises(ValueError, match="--device"):
+    with pytest.raises(ValueError, match="`device` must be auto"):
         choose_device("warp", Processes())
 
 
