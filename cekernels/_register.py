@@ -77,6 +77,7 @@ class Op:
         self.name = reference.__name__
         self.reference = reference
         self.compiled = compiled
+        self.has_formula = formula is not None
         self.check = check
         self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
         self._fake = fake
@@ -150,7 +151,7 @@ class Op:
         if impl == "auto":
             impl = _backends.DEFAULT
         if impl not in self._plain:
-            raise _backends.unknown(impl)
+            raise _backends.unknown(self.name, impl)
         if inputs and transforms_active():
             if impl not in ("auto", "reference"):
                 raise ImplementationError(
