@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import dis
 import errno
-import importlib.metadata
 import io
 import logging
 import os
@@ -31,6 +30,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from context_encoder.utils.options import explain, with_options
+from context_encoder.utils.version import __version__
 
 Config = TypeVar("Config", bound=BaseModel)
 Arguments = TypeVar("Arguments")
@@ -91,7 +91,7 @@ def run_command(
             stream.reconfigure(errors="backslashreplace")
     try:
         if "--version" in words:
-            print(f"context-encoder {importlib.metadata.version('context-encoder')}")
+            print(f"context-encoder {__version__}")
             return DONE
         status = job(parse(prog, words))
         sys.stdout.flush()  # where a reader that has gone is noticed
