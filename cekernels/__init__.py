@@ -7,11 +7,11 @@ the implementation to force. ``python -m cekernels.info`` shows what this machin
 from cekernels import _backends, _precision  # noqa: F401  (the op that the CUDA library asks)
 from cekernels._backends import Impl, ImplementationError
 from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear
+from cekernels.ops.fill_masked import fill_masked
 from cekernels.ops.masked_loss import masked_l1_loss, masked_l2_loss
 from cekernels.ops.random import philox4x32, random_below
 from cekernels.ops.rasterize import (
     fill_boxes,
-    fill_masked,
     fill_polygons,
     rasterize_boxes,
     rasterize_polygons,

@@ -144,11 +144,16 @@ def why_not(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
         return reason
     if kernel(op, name) is None:
         return f"has no {op.name}"
+    return unsupported(op, name, args)
+
+
+def unsupported(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
+    """Why an available implementation with the op cannot serve this call; None if it can."""
     device = device_of(args)
     if name == "triton":
         runtime = importlib.import_module("cekernels.triton._runtime")
-        unsupported: str | None = runtime.unsupported_device(device)
-        return unsupported or _triton(op).unsupported(op.name, *args)  # type: ignore[union-attr]
+        reason: str | None = runtime.unsupported_device(device)
+        return reason or _triton(op).unsupported(op.name, *args)  # type: ignore[union-attr]
     if name != "reference" and device.type != _LIBRARIES[name][1]:
         return f"runs on {_LIBRARIES[name][1]} tensors only, not on {device}"
     return None

@@ -76,3 +76,14 @@ def no_gradient(op: str, name: str, value: Tensor) -> None:
         raise ValueError(
             f"{op}: {name} has no gradient here, but it requires one; pass {name}.detach()"
         )
+
+
+def mask(op: str, value: Tensor, image_name: str, image: Tensor) -> None:
+    """A mask of ``image``: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point."""
+    dims(op, "mask", value, (4,), "(B, 1, H, W) or (B, C, H, W)")
+    dtypes(op, "mask", value, (torch.bool, torch.uint8, *FLOATING))
+    channels = value.shape[1] if value.shape[1] == 1 else image.shape[1]
+    expected = (image.shape[0], channels, *image.shape[2:])
+    shape(op, "mask", value, expected, f"that of {image_name}, or with 1 channel")
+    same_device(op, "mask", value, image_name, image)
+    no_gradient(op, "mask", value)

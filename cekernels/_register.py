@@ -77,6 +77,7 @@ class Op:
         self.name = reference.__name__
         self.reference = reference
         self.compiled = compiled
+        self.has_formula = formula is not None
         self.check = check
         self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
         self._fake = fake

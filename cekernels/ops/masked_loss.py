@@ -98,7 +98,7 @@ def _checked(
     _checks.shape(op, "target", target, prediction.shape, "that of prediction")
     _checks.same_dtype(op, "target", target, "prediction", prediction)
     _checks.same_device(op, "target", target, "prediction", prediction)
-    check_mask(op, mask, "prediction", prediction)
+    _checks.mask(op, mask, "prediction", prediction)
     _checks.choice(op, "normalize", normalize, _NORMALIZE)
     _checks.choice(op, "impl", impl, IMPLS)
     if area is not None:
@@ -139,17 +139,6 @@ def _kernel(
     ):
         return LOSS_AND_GRADIENT.kernel(impl, prediction, target)
     return LOSS.kernel(impl, prediction, target)
-
-
-def check_mask(op: str, mask: Tensor, image_name: str, image: Tensor) -> None:
-    """A mask of ``image``: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point."""
-    _checks.dims(op, "mask", mask, (4,), "(B, 1, H, W) or (B, C, H, W)")
-    _checks.dtypes(op, "mask", mask, (torch.bool, torch.uint8, *_checks.FLOATING))
-    channels = mask.shape[1] if mask.shape[1] == 1 else image.shape[1]
-    expected = (image.shape[0], channels, *image.shape[2:])
-    _checks.shape(op, "mask", mask, expected, f"that of {image_name}, or with 1 channel")
-    _checks.same_device(op, "mask", mask, image_name, image)
-    _checks.no_gradient(op, "mask", mask)
 
 
 # --- the ops and their derivatives ------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Masks from polygons and boxes, and filling an image where a mask is set.
+"""Masks from polygons and boxes, and images filled where such a mask is set.
 
 Coordinates are int32 in fixed point, 1/256 pixel, (x, y) with x to the right and y down; the
 exact rule is written in :mod:`cekernels.reference.rasterize`, and every implementation agrees
@@ -18,7 +18,7 @@ from cekernels._backends import IMPLS, Impl
 from cekernels._register import Formula, Op
 from cekernels._selfcheck import numbers
 from cekernels._torch_internals import transforms_active
-from cekernels.ops.masked_loss import check_mask
+from cekernels.ops.fill_masked import check_image, fill_masked, fill_value, outside
 from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
 FillRule = Literal["nonzero", "evenodd"]
@@ -116,40 +116,6 @@ def rasterize_boxes(
     return mask, area
 
 
-def fill_masked(
-    image: Tensor,
-    mask: Tensor,
-    value: float | Sequence[float] | Tensor,
-    *,
-    impl: Impl = "auto",
-) -> Tensor:
-    """Put a constant where the mask is set.
-
-    Args:
-        image: ``(B, C, H, W)``, any dtype but complex.
-        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point; set where not 0.
-        value: one number, or one for each channel as a sequence or a tensor ``(C,)`` (on a GPU
-            keep it there as a tensor: a sequence is copied at each call). An image of integers
-            takes whole numbers, and no floating-point tensor.
-        impl: as for :func:`rasterize_polygons`.
-
-    Returns:
-        ``(B, C, H, W)``, contiguous. The gradient is the image's, 0 where the mask is set.
-
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask or
-            value that requires a gradient.
-        ImplementationError: the forced implementation cannot serve the call.
-    """
-    op = "fill_masked"
-    _checks.tensor(op, "mask", mask)
-    _check_image(op, image)
-    _checks.choice(op, "impl", impl, IMPLS)
-    check_mask(op, mask, "image", image)
-    filled: Tensor = FILL.kernel(impl, image)(image, mask, _value(op, image, value))
-    return filled
-
-
 def fill_polygons(
     image: Tensor,
     value: float | Sequence[float] | Tensor,
@@ -167,7 +133,7 @@ def fill_polygons(
         The gradient of the filled image reaches the image.
     """
     op = "fill_polygons"
-    _check_image(op, image)
+    check_image(op, image)
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
     _check_batch(op, image, sample_offsets)
     if transforms_active():
@@ -182,7 +148,7 @@ def fill_polygons(
         return fill_masked(image, mask, value, impl=impl), mask, area
     kernel = FILL_POLYGONS.kernel(impl, image)
     filled, mask, area = kernel(
-        image, _value(op, image, value), vertices, contour_offsets, sample_offsets, fill_rule
+        image, fill_value(op, image, value), vertices, contour_offsets, sample_offsets, fill_rule
     )
     return filled, mask, area
 
@@ -201,14 +167,14 @@ def fill_boxes(
         as :func:`fill_polygons`.
     """
     op = "fill_boxes"
-    _check_image(op, image)
+    check_image(op, image)
     _check_boxes(op, boxes, sample_offsets, impl)
     _check_batch(op, image, sample_offsets)
     if transforms_active():
         mask, area = rasterize_boxes(boxes, sample_offsets, *image.shape[2:], impl=impl)
         return fill_masked(image, mask, value, impl=impl), mask, area
     kernel = FILL_BOXES.kernel(impl, image)
-    filled, mask, area = kernel(image, _value(op, image, value), boxes, sample_offsets)
+    filled, mask, area = kernel(image, fill_value(op, image, value), boxes, sample_offsets)
     return filled, mask, area
 
 
@@ -259,13 +225,6 @@ def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor, impl: str) -> N
     _checks.choice(op, "impl", impl, IMPLS)
 
 
-def _check_image(op: str, image: Tensor) -> None:
-    _checks.tensor(op, "image", image)
-    _checks.dims(op, "image", image, (4,), "(B, C, H, W)")
-    if image.is_complex():
-        raise TypeError(f"{op}: image must be real, got a {_checks.describe(image)}")
-
-
 def _check_batch(op: str, image: Tensor, sample_offsets: Tensor) -> None:
     _checks.same_device(op, "image", image, "sample_offsets", sample_offsets)
     if sample_offsets.shape[0] != image.shape[0] + 1:
@@ -273,42 +232,6 @@ def _check_batch(op: str, image: Tensor, sample_offsets: Tensor) -> None:
             f"{op}: sample_offsets must have B + 1 = {image.shape[0] + 1} elements for a batch of "
             f"{image.shape[0]} images, got {sample_offsets.shape[0]}"
         )
-
-
-def _value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) -> Tensor:
-    """``value`` as a tensor ``(C,)`` of the image's dtype."""
-    channels = image.shape[1]
-    if not isinstance(value, Tensor):
-        try:
-            value = _numbers(image, value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _does_not_fit(op, image, value) from error
-    elif value.is_floating_point() and not image.is_floating_point():
-        raise _does_not_fit(op, image, value)
-    if value.dim() == 0:
-        value = value.expand(channels)
-    _checks.shape(op, "value", value, (channels,), "one number a channel")
-    _checks.same_device(op, "value", value, "image", image)
-    _checks.no_gradient(op, "value", value)
-    return value.to(image.dtype)
-
-
-def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:
-    numbers = (value,) if isinstance(value, int | float) else value
-    if not image.is_floating_point():
-        for number in numbers:
-            if not (_checks.is_integer(number) or float(number).is_integer()):
-                raise TypeError("a fraction would be cut off")
-    if isinstance(value, int | float):
-        return image.new_full((image.shape[1],), value)
-    return torch.tensor(value, dtype=image.dtype, device=image.device)
-
-
-def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
-    return TypeError(
-        f"{op}: value must be a number, or one for each channel, that fits an image of "
-        f"{image.dtype}, got {_checks.describe(value)}"
-    )
 
 
 # --- the ops and their derivatives ------------------------------------------------------------
@@ -337,10 +260,6 @@ def _boxes_fake(
     return _masks_fake(sample_offsets, height, width)
 
 
-def _fill_fake(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    return image.new_empty(image.shape)
-
-
 def _fill_polygons_fake(
     image: Tensor,
     value: Tensor,
@@ -358,15 +277,6 @@ def _fill_boxes_fake(
     return image.new_empty(image.shape), *_masks_fake(sample_offsets, *image.shape[2:])
 
 
-def _fill_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, mask, value = inputs
-    ctx.save_for_backward(mask, torch.zeros_like(value))
-
-
-def _fill_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _outside(ctx, grad), None, None
-
-
 def _fill_shapes_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -377,14 +287,7 @@ def _fill_shapes_context(
 
 
 def _fill_shapes_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return _outside(ctx, grad), *(None,) * (ctx.arguments - 1)
-
-
-def _outside(ctx: Any, grad: Tensor) -> Tensor:
-    """The gradient outside the mask, 0 where an image was filled."""
-    mask, zero = ctx.saved_tensors
-    outside: Tensor = FILL.kernel(ctx.impl, grad)(grad, mask, zero)
-    return outside
+    return outside(ctx, grad), *(None,) * (ctx.arguments - 1)
 
 
 def _image_check() -> tuple[Any, ...]:
@@ -407,24 +310,12 @@ def _boxes_check() -> tuple[Any, ...]:
     return torch.tensor(boxes, dtype=torch.int32), torch.tensor([0, 3, 3])
 
 
-def _fill_check(size: tuple[int, int]) -> tuple[Any, ...]:
-    mask = torch.ones(2, 1, *size).tril(2) > 0
-    return numbers(2, 3, *size), mask, torch.tensor([2.0, -3.0, 4.0])
-
-
 POLYGONS = Op(
     reference.rasterize_polygons,
     fake=_polygons_fake,
     check=(lambda: (*_polygons_check(), 17, 18, "nonzero"),),
 )
 BOXES = Op(reference.rasterize_boxes, fake=_boxes_fake, check=(lambda: (*_boxes_check(), 17, 18),))
-FILL = Op(
-    reference.fill_masked,
-    fake=_fill_fake,
-    formula=Formula(_fill_context, _fill_backward),
-    # Pixels one at a time; and by 16 bytes, in more than one block.
-    check=(lambda: _fill_check((17, 18)), lambda: _fill_check((40, 32))),
-)
 _FILL_SHAPES = Formula(_fill_shapes_context, _fill_shapes_backward)
 FILL_POLYGONS = Op(
     reference.fill_polygons,

@@ -6,6 +6,7 @@ implementation is right when it agrees with these.
 """
 
 from cekernels.reference.channelwise_linear import channelwise_linear, channelwise_linear_backward
+from cekernels.reference.fill_masked import fill_masked
 from cekernels.reference.masked_loss import (
     masked_loss,
     masked_loss_and_gradient,
@@ -15,7 +16,6 @@ from cekernels.reference.masked_loss import (
 from cekernels.reference.random import philox4x32
 from cekernels.reference.rasterize import (
     fill_boxes,
-    fill_masked,
     fill_polygons,
     rasterize_boxes,
     rasterize_polygons,

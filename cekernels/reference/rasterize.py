@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cekernels.reference.fill_masked import fill_masked
+
 COORDINATE_LIMIT = 2**28
 SUBPIXELS = 256
 # Edges x rows handled at a time: bounds the memory to a few tens of MB.
@@ -159,11 +161,6 @@ def _boxes(boxes: Tensor, sample_offsets: Tensor, height: int, width: int) -> tu
     count = steps.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
     mask = (count[:, :height, :width] > 0).unsqueeze(1).contiguous()
     return mask, _area(mask)
-
-
-def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    """``value`` (one number a channel) where the mask is not 0, the image elsewhere."""
-    return torch.where(mask != 0, value.to(image.dtype).view(1, -1, 1, 1), image).contiguous()
 
 
 def fill_polygons(

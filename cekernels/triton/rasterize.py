@@ -20,31 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
-from cekernels.triton._runtime import (
-    alignment,
-    bits,
-    cdiv,
-    launch,
-    pixel_arguments,
-    pixel_offsets,
-    power_of_two,
-    to_float32,
-    wide,
-)
+from cekernels.triton._runtime import bits, cdiv, launch, power_of_two, wide
+from cekernels.triton.fill_masked import as_integers, sides_unsupported
 
 # Pixels of a program: all columns of narrow images, and as many rows as that leaves.
 TILE, WIDEST, WARPS = 1024, 256, 4
-# Pixels of a program that fills by a given mask.
-BLOCK = 512
-# Wider or higher than this the products could pass 2**63.
-LARGEST_SIDE = 2**22
-
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _SUBPIXELS = tl.constexpr(SUBPIXELS)
 _HALF = tl.constexpr(SUBPIXELS // 2)
-
-# Filling moves bits: elements are taken as integers of their size.
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 # --- kernels ----------------------------------------------------------------------------------
@@ -220,67 +203,7 @@ def boxes_kernel(
     )  # fmt: skip
 
 
-@triton.jit
-def fill_masked_kernel(
-    image,
-    mask,
-    value,
-    filled,
-    pixels,
-    blocks,
-    channels,
-    image_stride_b,
-    image_stride_c,
-    image_stride_h,
-    image_stride_w,
-    mask_stride_b,
-    mask_stride_c,
-    mask_stride_h,
-    mask_stride_w,
-    IMAGE_WIDTH: tl.constexpr,
-    MASK_WIDTH: tl.constexpr,
-    MASK_HAS_CHANNELS: tl.constexpr,
-    ALIGN: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Program (b, k): block k of the pixels of sample b, all channels."""
-    sample = tl.program_id(0) // blocks
-    first = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK // ALIGN) * ALIGN
-    if WIDE:
-        sample = sample.to(tl.int64)
-        first = first.to(tl.int64)
-        pixels = tl.cast(pixels, tl.int64)
-    first = tl.multiple_of(first, ALIGN)
-    pixel = first[:, None] + tl.arange(0, ALIGN)[None, :]
-    # ALIGN divides the number of pixels: a group exists as a whole or not at all
-    exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)
-    i_pixel = pixel_offsets(pixel, image_stride_h, image_stride_w, IMAGE_WIDTH)
-    m_pixel = pixel_offsets(pixel, mask_stride_h, mask_stride_w, MASK_WIDTH)
-    mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
-    image += tl.multiple_of(sample * image_stride_b, ALIGN)
-    filled += tl.multiple_of(sample * channels * pixels, ALIGN)
-    for channel in range(channels):
-        if WIDE:
-            channel = tl.cast(channel, tl.int64)
-        m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN) if MASK_HAS_CHANNELS else 0
-        weight = tl.load(mask + m_channel + m_pixel, mask=exists, other=0)
-        if mask.dtype.element_ty == tl.bfloat16:
-            weight = to_float32(weight)
-        inside = weight != 0
-        kept = tl.max((inside == 0).to(tl.int32), 1) > 0
-        kept = tl.broadcast_to(kept[:, None], pixel.shape) & exists
-        source = image + tl.multiple_of(channel * image_stride_c, ALIGN) + i_pixel
-        moved = tl.load(source, mask=kept, other=0)
-        moved = tl.where(inside, tl.load(value + channel), moved)
-        tl.store(filled + tl.multiple_of(channel * pixels, ALIGN) + pixel, moved, mask=exists)
-
-
 # --- ops --------------------------------------------------------------------------------------
-
-
-def _as_integers(tensor: Tensor) -> Tensor:
-    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _rasterize(
@@ -302,9 +225,9 @@ def _rasterize(
     if image is not None and value is not None:
         filled = torch.empty_like(image, memory_format=torch.contiguous_format)
         arguments = {
-            "image": _as_integers(image),
-            "value": _as_integers(value.to(image.dtype).contiguous()),
-            "filled": _as_integers(filled),
+            "image": as_integers(image),
+            "value": as_integers(value.to(image.dtype).contiguous()),
+            "filled": as_integers(filled),
             "channels": image.shape[1],
         }
     strides = (0, 0, 0, 0) if image is None else image.stride()
@@ -346,12 +269,8 @@ def _boxes(boxes: Tensor) -> dict[str, Any]:
 
 def unsupported(op: str, *args: Any) -> str | None:
     if op.startswith("fill"):
-        sides = args[0].shape[2:]
-    else:
-        sides = args[3:5] if op == "rasterize_polygons" else args[2:4]
-    if max(sides) > LARGEST_SIDE:
-        return f"images of at most {LARGEST_SIDE} pixels a side, got {tuple(sides)}"
-    return None
+        return sides_unsupported(*args[0].shape[2:])
+    return sides_unsupported(*(args[3:5] if op == "rasterize_polygons" else args[2:4]))
 
 
 def rasterize_polygons(
@@ -372,30 +291,6 @@ def rasterize_boxes(
 ) -> tuple[Tensor, Tensor]:
     mask, area, _ = _rasterize(boxes_kernel, _boxes(boxes), sample_offsets, height, width)
     return mask, area
-
-
-def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    samples, channels, height, width = image.shape
-    filled = torch.empty_like(image, memory_format=torch.contiguous_format)
-    mask = bits(mask)
-    blocks = cdiv(height * width, BLOCK)
-    launch(
-        fill_masked_kernel,
-        (samples * blocks,),
-        image.device,
-        num_warps=WARPS,
-        **pixel_arguments(image=_as_integers(image), mask=mask),
-        value=_as_integers(value.to(image.dtype).contiguous()),
-        filled=_as_integers(filled),
-        pixels=height * width,
-        blocks=blocks,
-        channels=channels,
-        MASK_HAS_CHANNELS=mask.shape[1] != 1,
-        ALIGN=alignment(image, mask, filled, pixels=True),
-        WIDE=wide(image, mask, filled),
-        BLOCK=BLOCK,
-    )
-    return filled
 
 
 def fill_polygons(

@@ -327,17 +327,17 @@ def test_gradients_batched_over_vectors() -> None:
 
 
 def test_opcheck() -> None:
-    op = torch.ops.cekernels.channelwise_linear.default
-    backward = torch.ops.cekernels.channelwise_linear_backward.default
+    op = torch.ops.cekernels.channelwise_linear
+    backward = torch.ops.cekernels.channelwise_linear_backward
     input, weight, bias = (t.detach().float().requires_grad_() for t in away_from_kinks(True))
-    opcheck(op, (input, weight, bias, True, "auto"))
-    opcheck(op, (input.mT.contiguous().mT, weight.detach(), None, False, "reference"))
-    opcheck(op, (input.detach()[:0], weight.detach(), bias.detach(), True, "auto"))
-    output = op(input, weight, bias, True, "auto").detach()
+    opcheck(op.default, (input, weight, bias, True))
+    opcheck(op.reference, (input.mT.contiguous().mT, weight.detach(), None, False))
+    opcheck(op.default, (input.detach()[:0], weight.detach(), bias.detach(), True))
+    output = op(input, weight, bias, True).detach()
     upstream = draw(2, 3, 2, dtype=torch.float32).requires_grad_()
-    opcheck(backward, (upstream, input, weight, output, [True, True, True], "auto"))
-    opcheck(backward, (upstream, input, weight.detach(), None, [False, True, False], "auto"))
-    opcheck(backward, (upstream[:0], input[:0], weight, None, [True, False, True], "reference"))
+    opcheck(backward.default, (upstream, input, weight, output, True, True, True))
+    opcheck(backward.default, (upstream, input, weight.detach(), None, False, True, False))
+    opcheck(backward.reference, (upstream[:0], input[:0], weight, None, True, False, True))
 
 
 def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.abc import MetaPathFinder
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,66 +21,75 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cekernels import (
     ChannelwiseLinear,
     ImplementationError,
-    _dispatch,
+    _auto,
+    _backends,
     _selfcheck,
     channelwise_linear,
     fill_boxes,
     masked_l2_loss,
     reference,
 )
+from cekernels._register import OPS, Op
+from cekernels.ops.channelwise_linear import LINEAR
+from cekernels.ops.masked_loss import LOSS
 
+ROOT = Path(__file__).parents[2]
 INPUT, WEIGHT = torch.ones(2, 3, 4), torch.ones(3, 5, 4)
-
-
-class Implementation(ModuleType):
-    """A stand-in that serves by the reference and writes down what it was asked."""
-
-    def __init__(self, name: str, *, unavailable: str | None = None, **unsupported: str) -> None:
-        super().__init__(f"cekernels.{name}")
-        self.questions: list[tuple[Any, ...]] = []
-        self.calls: list[str] = []
-        self.unavailable = lambda: unavailable
-        self._unsupported = unsupported
-        for op in reference.__all__:
-            setattr(self, op, self.serve(op))
-
-    def unsupported(self, op: str, *args: Any) -> str | None:
-        self.questions.append((op, *args))
-        return self._unsupported.get(op)
-
-    def serve(self, op: str) -> Any:
-        def run(*args: Any) -> Any:
-            self.calls.append(op)
-            return getattr(reference, op)(*args)
-
-        return run
+HAS_CPP = _backends.unavailable("cpp") is None
+needs_cpp = pytest.mark.skipif(not HAS_CPP, reason="C++ kernels are not built")
 
 
 class Machine:
-    """What is installed in a test: nothing but the reference, until something is added."""
+    """What is installed in a test: nothing but the reference, until something is added.
+
+    An implementation that is added serves by the reference, and writes down what it is asked.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
+        self.calls: list[tuple[str, str]] = []
+        self.questions: list[tuple[Any, ...]] = []
+        self.reasons: dict[str, str | None] = dict.fromkeys(("cpp", "triton", "cuda"), "is missing")
+        self.missing: set[tuple[str, str]] = set()
+        self.unsupported: dict[tuple[str, str], str] = {}
         self.environment("auto")
-        for name in ("cpp", "triton", "cuda"):
-            self.monkeypatch.setitem(sys.modules, f"cekernels.{name}", None)
-        _dispatch.load.cache_clear()
+        monkeypatch.setattr(_backends, "unavailable", lambda name: self.reasons.get(name))
+        for module in (_backends, _auto):
+            monkeypatch.setattr(module, "kernel", self._kernel)
+        monkeypatch.setattr(_backends, "unsupported", self._unsupported)
+        monkeypatch.setattr(_selfcheck, "failure", lambda *_: None)  # see test_selfcheck.py
+        self.device("cpu")
 
     def environment(self, impl: str) -> None:
         """As a process that started with this in its environment variable."""
-        self.monkeypatch.setattr(_dispatch, "DEFAULT", impl)
+        self.monkeypatch.setattr(_backends, "DEFAULT", impl)
 
-    def add(self, name: str, **options: str) -> Implementation:
-        module = Implementation(name, **options)
-        self.monkeypatch.setitem(sys.modules, f"cekernels.{name}", module)
-        _dispatch.load.cache_clear()
-        return module
+    def device(self, kind: str) -> None:
+        """As if the tensors of the calls were on such a device."""
+        for module in (_backends, _auto):
+            self.monkeypatch.setattr(module, "device_of", lambda _: torch.device(kind))
+
+    def add(self, name: str) -> None:
+        self.reasons[name] = None
+
+    def _kernel(self, op: Op, name: str) -> Any:
+        def run(*args: Any) -> Any:
+            self.calls.append((name, op.name))
+            return op.reference(*args)
+
+        return None if (name, op.name) in self.missing else run
+
+    def _unsupported(self, op: Op, name: str, args: tuple[Any, ...]) -> str | None:
+        self.questions.append((op.name, *args))
+        return self.unsupported.get((name, op.name))
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    yield Machine(monkeypatch)
-    _dispatch.load.cache_clear()
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+ARGS = (INPUT, WEIGHT, None, False)
 
 
 def run(**options: Any) -> Tensor:
@@ -93,112 +100,160 @@ def run(**options: Any) -> Tensor:
 
 
 def test_auto_is_the_reference_where_nothing_else_is(machine: Machine) -> None:
+    for device in ("cpu", "cuda", "mps"):
+        machine.device(device)
+        assert _auto.selected(LINEAR, ARGS) == "reference"
     assert torch.equal(run(), torch.full((2, 3, 5), 4.0))
     assert torch.equal(run(impl="reference"), run())
 
 
+NO_LIBRARY = """
+import sys, torch
+def load_library(path): raise OSError("no such library")
+torch.ops.load_library = load_library
+sys.modules["triton"] = None
+import cekernels
+x, w = torch.ones(2, 3, 4), torch.ones(3, 5, 4).requires_grad_()
+"""
+
+
+def test_without_a_library_the_reference_serves() -> None:
+    program = """
+y = cekernels.channelwise_linear(x, w)
+y.sum().backward()
+print(y.unique().item(), w.grad.unique().item())
+"""
+    assert python("-c", NO_LIBRARY + program).split() == ["4.0", "2.0"]
+
+
 @pytest.mark.parametrize("name", ["cpp", "triton", "cuda"])
-def test_a_forced_implementation_that_is_missing_raises_with_the_reason(
-    machine: Machine, name: str
-) -> None:
-    with pytest.raises(
-        ImplementationError,
-        match=rf"^channelwise_linear: impl='{name}' cannot serve this call: cannot be imported: ",
-    ):
-        run(impl=name)
+def test_a_forced_implementation_that_is_missing_raises_with_the_reason(name: str) -> None:
+    program = f"""
+compiled = torch.compile(cekernels.channelwise_linear, backend="eager", fullgraph=True)
+for call in (cekernels.channelwise_linear, compiled):
+    for weight in (w, w.detach()):
+        try:
+            call(x, weight, impl={name!r})
+        except cekernels.ImplementationError as error:
+            print(error)
+"""
+    lines = python("-c", NO_LIBRARY + program).splitlines()
+    assert len(set(lines)) == 1, lines
+    assert len(lines) == 4
+    expected = f"channelwise_linear: impl='{name}' cannot serve this call: "
+    assert lines[0].startswith(expected)
+    reasons = ("cannot be imported: ", "not built: ", "built with torch")
+    assert lines[0].removeprefix(expected).startswith(reasons)
 
 
 def test_a_library_that_does_not_load_is_a_reason_not_a_crash(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    class Broken(MetaPathFinder):
-        def find_spec(self, fullname: str, *_: Any) -> None:
-            if fullname == "cekernels.cpp":
-                raise OSError("undefined symbol: aoti_torch_empty")
-
-    monkeypatch.delitem(sys.modules, "cekernels.cpp")
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    assert torch.equal(run(), run(impl="reference"))
-    with pytest.raises(ImplementationError, match="cannot be imported: undefined symbol: aoti"):
-        run(impl="cpp")
+    monkeypatch.undo()
+    (tmp_path / "_C.so").write_bytes(b"no library")
+    monkeypatch.setattr(_backends, "_FOLDER", tmp_path)
+    monkeypatch.setattr(
+        _backends, "build_record", lambda: {"_C": {"built": True, "torch": "2.13.0"}}
+    )
+    reason = _backends.load_library.__wrapped__("_C")
+    assert reason is not None
+    assert reason.startswith("built with torch 2.13.0 but cannot load: ")
+    assert reason.endswith("; install again")
 
 
 def test_auto_takes_the_first_that_serves(machine: Machine) -> None:
-    cpp = machine.add("cpp")
-    run()
-    assert cpp.calls == ["channelwise_linear"]
-    run(impl="reference")
-    assert cpp.calls == ["channelwise_linear"]
+    machine.add("triton")
+    assert torch.equal(_auto.run(LINEAR, *ARGS), torch.full((2, 3, 5), 4.0))
+    assert machine.calls == [("reference", "channelwise_linear")]  # not on the CPU
+    machine.device("cuda")
+    _auto.run(LINEAR, *ARGS)
+    assert machine.calls[1:] == [("triton", "channelwise_linear")]
 
 
 def test_auto_passes_over_what_is_unavailable(machine: Machine) -> None:
-    cpp = machine.add("cpp", unavailable="built for another processor")
-    run()
-    assert cpp.calls == cpp.questions == []
-    with pytest.raises(ImplementationError, match=r"impl='cpp' .*: built for another processor$"):
-        run(impl="cpp")
+    machine.device("cuda")
+    machine.reasons["triton"] = "built for another processor"
+    assert _auto.selected(LINEAR, ARGS) == "reference"
+    assert machine.questions == [("channelwise_linear", *ARGS)]  # of the reference alone
+    with pytest.raises(ImplementationError, match=r": built for another processor$"):
+        _backends.run_triton(LINEAR, *ARGS)
 
 
 def test_auto_passes_over_what_does_not_support_the_call(machine: Machine) -> None:
-    cpp = machine.add("cpp", channelwise_linear="N_out = 5 is odd")
-    run()
-    assert cpp.calls == []
-    op, input, weight, bias, relu = cpp.questions[0]  # asked with the arguments of the op
+    machine.device("cuda")
+    machine.add("triton")
+    machine.unsupported["triton", "channelwise_linear"] = "N_out = 5 is odd"
+    assert _auto.selected(LINEAR, ARGS) == "reference"
+    op, input, weight, bias, relu = machine.questions[0]  # asked with the arguments of the op
     assert (op, bias, relu) == ("channelwise_linear", None, False)
-    assert torch.equal(input, INPUT)
-    assert torch.equal(weight, WEIGHT)
-    with pytest.raises(ImplementationError, match=r"impl='cpp' cannot serve .*: N_out = 5 is odd"):
-        run(impl="cpp")
-    masked_l2_loss(INPUT[None], INPUT[None], INPUT[None])  # another op of it serves
-    assert cpp.calls == ["masked_loss"]
+    assert input is INPUT
+    assert weight is WEIGHT
+    with pytest.raises(ImplementationError, match=r"impl='triton' cannot .*: N_out = 5 is odd"):
+        _backends.run_triton(LINEAR, *ARGS)
+    image = INPUT[None]
+    assert _auto.selected(LOSS, (image, image, image, None, 2, "mask")) == "triton"
 
 
 def test_auto_passes_over_what_lacks_the_op(machine: Machine) -> None:
-    cpp = machine.add("cpp")
-    del cpp.channelwise_linear
-    run()
-    assert cpp.calls == []
-    with pytest.raises(ImplementationError, match=r"impl='cpp' .*: has no channelwise_linear"):
-        run(impl="cpp")
+    machine.device("cuda")
+    machine.add("triton")
+    machine.missing.add(("triton", "channelwise_linear"))
+    assert _auto.selected(LINEAR, ARGS) == "reference"
+    with pytest.raises(ImplementationError, match=r"impl='triton' .*: has no channelwise_linear"):
+        _backends.run_triton(LINEAR, *ARGS)
 
 
 def test_order_on_each_device(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.add("cpp"), machine.add("cuda", channelwise_linear="no"), machine.add("triton")
-    args = (INPUT, WEIGHT, None, False)
-    monkeypatch.setattr(_selfcheck, "failure", lambda *_: None)  # see test_selfcheck.py
+    for name in ("cpp", "cuda", "triton"):
+        machine.add(name)
+    machine.unsupported["cuda", "channelwise_linear"] = "no"
     chosen = {}
     for device in ("cpu", "cuda", "mps"):
-        monkeypatch.setattr(_dispatch, "device_of", lambda _, device=device: torch.device(device))
-        ops = ("channelwise_linear", "masked_loss")
-        chosen[device] = [_dispatch.select(op, "auto", args) for op in ops]
+        machine.device(device)
+        chosen[device] = [_auto.selected(op, ARGS) for op in (LINEAR, LOSS)]
     assert chosen == {
         "cpu": ["cpp", "cpp"],
         "cuda": ["triton", "triton"],
         "mps": ["reference", "reference"],
     }
-    order = {"cuda": ("cuda", "triton", "reference")}
-    monkeypatch.setattr(_dispatch, "AUTO_ORDER", order)
-    monkeypatch.setattr(_dispatch, "device_of", lambda _: torch.device("cuda"))
-    assert _dispatch.select("channelwise_linear", "auto", args) == "triton"
-    assert _dispatch.select("masked_loss", "auto", args) == "cuda"
+    monkeypatch.setitem(_auto.ORDER, "cuda", ("cuda", "triton", "reference"))
+    machine.device("cuda")
+    assert [_auto.selected(op, ARGS) for op in (LINEAR, LOSS)] == ["triton", "cuda"]
 
 
-def test_a_forced_implementation_serves_every_derivative(machine: Machine) -> None:
-    cpp = machine.add("cpp")
+def test_libraries_implement_what_the_ops_say() -> None:
+    """``Op.compiled`` against torch's own table; the CUDA library is read as source."""
+    sources = "".join(p.read_text() for p in (ROOT / "csrc/ops").glob("*.cpp"))
+    for op in OPS.values():
+        named = re.findall(rf'CEK_IMPLEMENT(_DIFFERENTIABLE)?\(m, "{op.name}"', sources)
+        assert named == (["_DIFFERENTIABLE" if op.has_formula else ""] if op.compiled else [])
+        if HAS_CPP:
+            for overload in (op.without_formula("cpp"), op.without_formula("auto")):
+                has = torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CPU")
+                assert has == ("cpp" in op.compiled), overload
+
+
+@needs_cpp
+def test_a_forced_implementation_serves_every_derivative() -> None:
     input, weight = INPUT.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
     output = channelwise_linear(input, weight, activation="relu", impl="cpp")
-    (grad,) = torch.autograd.grad(output.square().sum(), input, create_graph=True)
-    assert cpp.calls == ["channelwise_linear", "channelwise_linear_backward"]
-    grad.square().sum().backward()
-    assert set(cpp.calls[2:]) == {"channelwise_linear", "channelwise_linear_backward"}
+    with Seen() as seen:
+        (grad,) = torch.autograd.grad(output.square().sum(), input, create_graph=True)
+        grad.square().sum().backward()
+    assert set(seen.overloads) == {
+        "channelwise_linear.cpp_no_grad",
+        "channelwise_linear_backward.cpp_no_grad",
+    }
 
 
-def test_a_backward_pass_asks_for_the_gradients_that_are_needed(machine: Machine) -> None:
-    cpp = machine.add("cpp")
+def test_a_backward_pass_asks_for_the_gradients_that_are_needed() -> None:
     bias = torch.zeros(3, 5, requires_grad=True)
+    asked = []
     for tensors in ((INPUT, WEIGHT, bias), (INPUT.clone().requires_grad_(), WEIGHT, None)):
-        channelwise_linear(*tensors).sum().backward()
-    asked = [args[-1] for op, *args in cpp.questions if op == "channelwise_linear_backward"]
+        output = channelwise_linear(*tensors)
+        with Seen() as seen:
+            output.sum().backward()
+        asked += [tuple(args[-3:]) for args in seen.arguments]
     assert asked == [(False, False, True), (True, False, False)]
 
 
@@ -206,23 +261,25 @@ def test_a_backward_pass_asks_for_the_gradients_that_are_needed(machine: Machine
 
 
 def test_the_environment_forces_what_is_left_to_auto(machine: Machine) -> None:
-    cpp = machine.add("cpp")
+    def serving(impl: str = "auto") -> str:
+        with Seen() as seen:
+            run(impl=impl)
+        return seen.overloads[0]
+
     machine.environment("reference")
-    run()
-    assert cpp.calls == []
-    run(impl="cpp")  # the argument wins
-    assert cpp.calls == ["channelwise_linear"]
+    assert serving() == "channelwise_linear.reference_no_grad"
+    if HAS_CPP:
+        assert serving("cpp") == "channelwise_linear.cpp_no_grad"  # the argument wins
     machine.environment("cuda")
     with pytest.raises(ImplementationError, match="impl='cuda' cannot serve this call"):
         run()
     machine.environment("auto")
-    run()
-    assert cpp.calls == ["channelwise_linear"] * 2
+    assert serving() == "channelwise_linear.no_grad"
 
 
 @pytest.mark.parametrize("value", ["", "auto", "reference"])
 def test_the_environment_is_read_at_import(value: str) -> None:
-    program = "from cekernels import _dispatch; print(_dispatch.requested('auto'))"
+    program = "from cekernels import _backends; print(_backends.DEFAULT)"
     assert python("-c", program, CEKERNELS_IMPL=value).strip() == (value or "auto")
 
 
@@ -239,11 +296,16 @@ def test_the_environment_is_checked(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("op", reference.__all__)
-def test_each_op_takes_the_arguments_of_its_reference_and_the_implementation(op: str) -> None:
-    importlib.import_module("cekernels.random")  # defines its op; the package does without
-    schema = getattr(torch.ops.cekernels, op).default._schema
+def test_each_op_takes_the_arguments_of_its_reference(op: str) -> None:
     expected = list(inspect.signature(getattr(reference, op)).parameters)
-    assert [argument.name for argument in schema.arguments] == [*expected, "impl"]
+    packet = getattr(torch.ops.cekernels, op)
+    impls = ("", "reference", "cpp", "triton", "cuda")
+    forced = {impl or "default" for impl in impls}
+    twins = {f"{impl}_no_grad".lstrip("_") for impl in impls} if OPS[op].has_formula else set()
+    assert set(packet.overloads()) == forced | twins
+    for overload in packet.overloads():
+        schema = getattr(packet, overload)._schema
+        assert [argument.name for argument in schema.arguments] == expected
 
 
 class Seen(TorchDispatchMode):
@@ -251,26 +313,72 @@ class Seen(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[str] = []
+        self.overloads: list[str] = []
+        self.arguments: list[tuple[Any, ...]] = []
+
+    @property
+    def ops(self) -> list[str]:
+        return [overload.partition(".")[0] for overload in self.overloads]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func.namespace == "cekernels":
-            self.ops.append(func._schema.name.partition("::")[2])
+            self.overloads.append(func.name().partition("::")[2])
+            self.arguments.append(args)
         return func(*args, **(kwargs or {}))
+
+
+@needs_cpp
+def test_frames_from_the_public_function_to_the_kernel() -> None:
+    """At most 4 nested Python frames without gradients and 6 with, argument checks aside."""
+    weight, image = WEIGHT.clone().requires_grad_(), torch.ones(1, 1, 2, 2)
+    prediction = image.clone().requires_grad_()
+    calls: list[tuple[Any, int]] = [  # the frames of each
+        (lambda: channelwise_linear(INPUT, WEIGHT), 2),
+        (lambda: channelwise_linear(INPUT, weight), 5),
+        (lambda: channelwise_linear(INPUT, weight, impl="cpp"), 5),
+        (lambda: masked_l2_loss(image, image, image), 2),
+        (lambda: masked_l2_loss(prediction, image, image), 5),
+        (lambda: masked_l2_loss(image, image, image, impl="cpp"), 2),
+    ]
+    for call, frames in calls:
+        call()
+        assert _frames_of_the_kernel(call) == frames
+
+
+def _frames_of_the_kernel(call: Any) -> int:
+    """The nested Python frames below ``call`` where torch's C++ is entered for the last time."""
+    deepest = 0
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        nonlocal deepest
+        if event == "c_call" and frame.f_code is torch._ops.OpOverload.__call__.__code__:
+            depth = 0
+            while frame.f_code is not call.__code__:
+                depth, frame = depth + 1, frame.f_back
+            deepest = max(deepest, depth)
+
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return deepest
 
 
 @pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
 )
 def test_whoever_looks_at_the_dispatcher_sees_the_ops() -> None:
-    """A plain call goes past it; it must not where somebody is looking."""
     plain, layer = channelwise_linear(INPUT, WEIGHT), ChannelwiseLinear(3, 4, 5)
     with Seen() as seen:
         torch.testing.assert_close(channelwise_linear(INPUT, WEIGHT), plain)
         layer(INPUT).sum().backward()
-    assert seen.ops == [*["channelwise_linear"] * 2, "channelwise_linear_backward"]
+    assert seen.overloads == [
+        *["channelwise_linear.no_grad"] * 2,
+        "channelwise_linear_backward.no_grad",
+    ]
 
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(INPUT)
@@ -340,15 +448,14 @@ def test_tracing_before_dispatch_and_function_modes_see_the_ops() -> None:
     assert "cekernels.channelwise_linear.default" in names
 
 
-def test_negative_bits_are_resolved_before_a_kernel(machine: Machine) -> None:
+def test_negative_bits_are_resolved_before_a_kernel() -> None:
     """A kernel that reads memory does not see them."""
-    cpp = machine.add("cpp")
     negative = torch._neg_view(INPUT)
     for weight in (WEIGHT, WEIGHT.clone().requires_grad_()):
-        torch.testing.assert_close(
-            channelwise_linear(negative, weight), -channelwise_linear(INPUT, weight)
-        )
-    assert not any(args[0].is_neg() for _, *args in cpp.questions)
+        for impl in ("auto", "reference", *(["cpp"] if HAS_CPP else [])):
+            found = channelwise_linear(negative, weight, impl=impl)
+            torch.testing.assert_close(found, -channelwise_linear(INPUT, weight))
+            assert not found.is_neg()
 
 
 def test_a_tensor_of_another_class_keeps_its_class() -> None:
@@ -380,7 +487,7 @@ def test_a_training_step_by_the_default_compiler() -> None:
 
 
 def python(*arguments: str, **environment: str) -> str:
-    clean = {k: v for k, v in os.environ.items() if k != _dispatch.ENVIRONMENT_VARIABLE}
+    clean = {k: v for k, v in os.environ.items() if k != _backends.ENVIRONMENT_VARIABLE}
     result = subprocess.run(
         [sys.executable, *arguments], env=clean | environment, capture_output=True, text=True
     )

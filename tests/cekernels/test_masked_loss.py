@@ -346,18 +346,18 @@ def test_torch_func_transforms(loss: Loss) -> None:
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_opcheck(power: int) -> None:
-    op = torch.ops.cekernels.masked_loss.default
-    backward = torch.ops.cekernels.masked_loss_backward.default
+    op = torch.ops.cekernels.masked_loss
+    backward = torch.ops.cekernels.masked_loss_backward
     prediction, target = (t.requires_grad_() for t in pictures(2, 3, 4, 5, dtype=torch.float32))
     kinds = masks(2, 3, 4, 5)
     area = kinds["bool"].sum((1, 2, 3))
-    opcheck(op, (prediction, target, kinds["bool"], area, power, "mask", "auto"))
+    opcheck(op.default, (prediction, target, kinds["bool"], area, power, "mask"))
     half = prediction.detach().half()
-    opcheck(op, (half, half, kinds["weights, each channel"], None, power, "none", "reference"))
+    opcheck(op.reference, (half, half, kinds["weights, each channel"], None, power, "none"))
     scale = torch.tensor(0.5)
     for upstream, mask in ((torch.ones(()), kinds["bool"]), (torch.ones(2), kinds["weights"])):
         upstream.requires_grad_()
-        opcheck(backward, (upstream, scale, prediction, target, mask, power, "auto"))
+        opcheck(backward.default, (upstream, scale, prediction, target, mask, power))
 
 
 def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import pytest
@@ -10,14 +9,16 @@ import torch
 from torch import Tensor
 
 import cekernels
-from cekernels import masked_loss
+from cekernels import _backends
+from cekernels._register import OPS
+from cekernels.ops import masked_loss
 
 SHAPE = (2, 3, 4, 5)
 
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masked_loss, "_ONE_PASS_DEVICES", ("cpu",))
+    monkeypatch.setattr(masked_loss, "ONE_PASS_DEVICES", ("cpu",))
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +29,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def in_one_pass(loss: Tensor) -> bool:
-    return type(loss.grad_fn).__name__ == "_OnePassBackward"
+    return type(loss.grad_fn).__name__ == "masked_loss_and_gradientBackward"
 
 
 losses = pytest.mark.parametrize("loss", [cekernels.masked_l2_loss, cekernels.masked_l1_loss])
@@ -67,7 +68,7 @@ def test_the_gradient_is_handed_over_once(
     grad = torch.full_like(value, 3.0)
     given = [torch.autograd.grad(value, (p, t), grad, retain_graph=True) for _ in range(3)]
     kept = [g.clone() for g in given[0]]
-    monkeypatch.setattr(masked_loss, "_ONE_PASS_DEVICES", ())
+    monkeypatch.setattr(masked_loss, "ONE_PASS_DEVICES", ())
     truth = torch.autograd.grad(loss(p, t, mask, **arguments(mask, options)), (p, t), grad)
     for ours in (*given, kept):
         torch.testing.assert_close(tuple(ours), truth)
@@ -99,10 +100,22 @@ def test_only_where_it_pays() -> None:
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_what_runs_on_a_gpu_has_it(name: str) -> None:
-    """Nobody would notice its absence: the public function would take two passes instead."""
+@pytest.mark.parametrize("op", ["masked_loss_and_gradient", "scale_gradient_"])
+def test_what_runs_on_a_gpu_has_it(name: str, op: str) -> None:
+    """Nobody would notice its absence: the reference would serve instead."""
     if name == "triton":
         pytest.importorskip("triton")
-    module = importlib.import_module(f"cekernels.{name}")
-    assert callable(module.masked_loss_and_gradient)
-    assert callable(module.scale_gradient_)
+    assert _backends.kernel(OPS[op], name) is not None
+
+
+def test_opcheck() -> None:
+    p, t, mask = inputs(torch.float32)
+    area = mask.sum((1, 2, 3))
+    # not the comparison of compiled with eager gradients: it looks at the gradient that the
+    # backward pass scales in place
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    op = torch.ops.cekernels.masked_loss_and_gradient.default
+    torch.library.opcheck(op, (p, t, mask, area, 2, "mask"), test_utils=tests)
+    gradient = torch.rand(SHAPE) * mask
+    scale = torch.ops.cekernels.scale_gradient_.default
+    torch.library.opcheck(scale, (gradient, torch.tensor(0.5), mask))

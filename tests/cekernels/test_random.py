@@ -95,7 +95,7 @@ def test_registered_as_torch_expects():
     c = torch.arange(6).view(2, 3)
     torch.library.opcheck(
         torch.ops.cekernels.philox4x32.default,
-        (c, c[:, :1], torch.tensor(1), c[0], 5, 2**32 - 1, "auto"),
+        (c, c[:, :1], torch.tensor(1), c[0], 5, 2**32 - 1),
     )
     compiled = torch.compile(philox4x32, fullgraph=True, dynamic=True)
     words = compiled((c, c, c, c), (3, 4))

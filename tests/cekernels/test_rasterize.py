@@ -450,13 +450,13 @@ def test_opcheck() -> None:
     ops, image = torch.ops.cekernels, picture(2, 3, 4, 5).requires_grad_()
     value = torch.tensor([1.0, 2.0, 3.0])
     empty = pack([[], [[]]])
-    opcheck(ops.rasterize_polygons.default, (*SHAPES, 4, 5, "nonzero", "auto"))
-    opcheck(ops.rasterize_polygons.default, (*empty, 3, 2, "evenodd", "reference"))
-    opcheck(ops.rasterize_boxes.default, (*BOXES, 4, 5, "auto"))
-    opcheck(ops.fill_masked.default, (image, MASK, value, "auto"))
-    opcheck(ops.fill_masked.default, (image.detach().int(), MASKS["uint8"], value.int(), "auto"))
-    opcheck(ops.fill_polygons.default, (image, value, *SHAPES, "nonzero", "auto"))
-    opcheck(ops.fill_boxes.default, (image.mT.contiguous().mT, value, *BOXES, "auto"))
+    opcheck(ops.rasterize_polygons.default, (*SHAPES, 4, 5, "nonzero"))
+    opcheck(ops.rasterize_polygons.reference, (*empty, 3, 2, "evenodd"))
+    opcheck(ops.rasterize_boxes.default, (*BOXES, 4, 5))
+    opcheck(ops.fill_masked.default, (image, MASK, value))
+    opcheck(ops.fill_masked.default, (image.detach().int(), MASKS["uint8"], value.int()))
+    opcheck(ops.fill_polygons.default, (image, value, *SHAPES, "nonzero"))
+    opcheck(ops.fill_boxes.default, (image.mT.contiguous().mT, value, *BOXES))
 
 
 def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:

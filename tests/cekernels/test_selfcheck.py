@@ -2,86 +2,86 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import cekernels
-from cekernels import _dispatch, _selfcheck, info, reference
-from tests.helpers.implementation_cases import Target, targets
+from cekernels import _auto, _backends, _selfcheck, info, reference
+from cekernels._register import OPS, Op
+from cekernels.ops.channelwise_linear import LINEAR
+from tests.helpers.implementation_cases import Target, needs, targets
 
 CPU = torch.device("cpu")
 INPUT, WEIGHT = torch.ones(2, 3, 4), torch.ones(3, 5, 4)
 
 
-class Wrapper(ModuleType):
-    """The reference under another name, with one op spoilt."""
+OPS_WITH_RESULTS = [op for op in OPS if op != "scale_gradient_"]
 
-    def __init__(self, op: str = "", spoil: Any = None) -> None:
-        super().__init__("cekernels.triton")
+
+class Triton:
+    """The reference in the place of Triton, with one op spoilt."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, spoilt: str = "", spoil: Any = None
+    ) -> None:
         self.calls: list[str] = []
-        self.reason: str | None = None
-        for name in _selfcheck.OPS:
-            setattr(self, name, self.serve(name, spoil if name == op else None))
+        self._spoilt, self._spoil = spoilt, spoil
+        serving = {op.name: self._serve(op) for op in OPS.values()}
+        known = _backends.kernel
 
-    def unavailable(self) -> str | None:
-        return None
+        def kernel(op: Op, name: str) -> Any:
+            return serving[op.name] if name == "triton" else known(op, name)
 
-    def unsupported(self, op: str, *args: Any) -> str | None:
-        return self.reason
+        monkeypatch.setattr(_backends, "kernel", kernel)
+        monkeypatch.setattr(_auto, "kernel", kernel)
+        for module in (_backends, _auto):
+            monkeypatch.setattr(module, "why_not", lambda *_: None)
 
-    def serve(self, op: str, spoil: Any) -> Any:
+    def _serve(self, op: Op) -> Any:
         def run(*args: Any) -> Any:
-            self.calls.append(op)
-            if op == "scale_gradient_":
-                return reference.scale_gradient_(*args)
-            results = _selfcheck._results(reference, op, list(args))
-            if spoil is not None:
-                results = spoil(*results)
+            self.calls.append(op.name)
+            result = op.reference(*args)
+            if op.name != self._spoilt:
+                return result
+            results = self._spoil(*((result,) if isinstance(result, Tensor) else result))
             return results if len(results) > 1 else results[0]
 
         return run
 
 
 @pytest.fixture(autouse=True)
-def checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU is treated as a GPU is, and nothing is remembered from before."""
-    monkeypatch.delenv(_dispatch.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setattr(_selfcheck, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(_selfcheck, "_outcomes", {})
-    monkeypatch.setitem(_dispatch.AUTO_ORDER, "cpu", ("triton", "reference"))
-    yield
-    _dispatch.load.cache_clear()
+    monkeypatch.setitem(_auto.ORDER, "cpu", ("triton", "reference"))
 
 
-def install(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
-    monkeypatch.setitem(sys.modules, "cekernels.triton", module)
-    _dispatch.load.cache_clear()
+def run_auto() -> Tensor:
+    """The CUDA kernel of ``impl="auto"``, on CPU tensors."""
+    output: Tensor = _auto.run(LINEAR, INPUT, WEIGHT, None, False)
+    return output
 
 
-def test_every_op_of_the_reference_has_a_check() -> None:
-    assert set(reference.__all__) <= set(_selfcheck.OPS)
+def test_every_op_has_a_check() -> None:
+    assert set(reference.__all__) == set(OPS)
+    assert all(op.check for op in OPS.values())
 
 
-@pytest.mark.parametrize("op", _selfcheck.OPS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("target", targets())
 def test_real_implementations_pass(target: Target, op: str) -> None:
-    module, _ = _dispatch.load(target.impl)
-    assert module is not None
-    if not hasattr(module, op):
-        pytest.skip(f"{target.impl} has no {op}")
+    needs(target, op)
     device = torch.device(target.device)
-    arguments = [_selfcheck._to(a, torch.float32, device) for a in _selfcheck._CASES[op]()]
-    assert module.unsupported(op, *arguments) is None  # else the check would look at nothing
+    arguments = tuple(_selfcheck._to(a, torch.float32, device) for a in OPS[op].check[0]())
+    # else the check would look at nothing
+    assert _backends.why_not(OPS[op], target.impl, arguments) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _selfcheck.failure(op, target.impl, module, device) is None
+        assert _selfcheck.failure(OPS[op], target.impl, device) is None
 
 
 def one_element(value: Tensor) -> Tensor:
@@ -91,17 +91,19 @@ def one_element(value: Tensor) -> Tensor:
     return value
 
 
-@pytest.mark.parametrize("op", [op for op in _selfcheck.OPS if op != "scale_gradient_"])
-def test_one_wrong_element_fails_it(op: str) -> None:
-    count = len(_selfcheck._results(reference, op, list(_selfcheck._CASES[op]())))
+@pytest.mark.parametrize("op", OPS_WITH_RESULTS)
+def test_one_wrong_element_fails_it(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = len(_selfcheck._results(OPS[op].reference, list(OPS[op].check[0]())))
     for which in range(count):
 
         def spoil(*results: Tensor, which: int = which) -> tuple[Tensor, ...]:
             return tuple(one_element(r) if i == which else r for i, r in enumerate(results))
 
         _selfcheck._outcomes.clear()
-        with pytest.warns(RuntimeWarning, match=rf'impl="auto" does without triton for {op} on'):
-            reason = _selfcheck.failure(op, "triton", Wrapper(op, spoil), CPU)
+        with monkeypatch.context() as patch:
+            Triton(patch, op, spoil)
+            with pytest.warns(RuntimeWarning, match=rf'impl="auto" does without triton for {op}'):
+                reason = _selfcheck.failure(OPS[op], "triton", CPU)
         assert reason == "it gives wrong results in float32"
 
 
@@ -109,51 +111,47 @@ def test_auto_goes_on_to_the_next_and_warns_once(monkeypatch: pytest.MonkeyPatch
     def spoil(result: Tensor) -> tuple[Tensor]:
         raise RuntimeError("no C compiler was found")
 
-    module = Wrapper("channelwise_linear", spoil)
-    install(monkeypatch, module)
+    triton = Triton(monkeypatch, "channelwise_linear", spoil)
     with pytest.warns(RuntimeWarning, match="RuntimeError: no C compiler was found"):
-        result = cekernels.channelwise_linear(INPUT, WEIGHT)
+        result = run_auto()
     assert torch.equal(result, torch.full((2, 3, 5), 4.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(cekernels.channelwise_linear(INPUT, WEIGHT), result)
-    assert module.calls == ["channelwise_linear"]
+        assert torch.equal(run_auto(), result)
+    assert triton.calls == ["channelwise_linear"]
 
 
 def test_auto_takes_what_passes_and_checks_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = Wrapper()
-    install(monkeypatch, module)
+    triton = Triton(monkeypatch)
     for _ in range(3):
-        cekernels.channelwise_linear(INPUT, WEIGHT)
-    assert module.calls == ["channelwise_linear"] * (2 + 3)  # two dtypes, three calls
+        run_auto()
+    assert triton.calls == ["channelwise_linear"] * (2 + 3)  # two dtypes, three calls
 
 
 def test_nothing_is_checked_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, device = Wrapper(), torch.device("cuda", 0)
+    triton, device = Triton(monkeypatch), torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    reason = _selfcheck.failure("fill_masked", "triton", module, device)
+    reason = _selfcheck.failure(OPS["fill_masked"], "triton", device)
     assert reason is not None
     assert "graph is captured" in reason
-    assert module.calls == []
+    assert triton.calls == []
     assert _selfcheck._outcomes == {}  # asked again afterwards
 
 
 def test_a_forced_implementation_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = Wrapper("channelwise_linear", lambda result: (one_element(result),))
-    install(monkeypatch, module)
-    cekernels.channelwise_linear(INPUT, WEIGHT, impl="triton")
-    assert module.calls == ["channelwise_linear"]
+    triton = Triton(monkeypatch, "channelwise_linear", lambda result: (one_element(result),))
+    _backends.run_triton(LINEAR, INPUT, WEIGHT, None, False)
+    assert triton.calls == ["channelwise_linear"]
 
 
 def test_the_report_lists_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, Wrapper("fill_masked", lambda result: (one_element(result),)))
-    monkeypatch.setitem(_dispatch.AUTO_ORDER, "cuda", ("triton", "reference"))
+    Triton(monkeypatch, "fill_masked", lambda result: (one_element(result),))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "device", lambda *_: CPU)
     lines = info._checks_on_devices("triton")
-    count = len(_selfcheck.OPS)
+    count = len(OPS)
     assert lines == [
-        f"cpu: {count - 1} of {count} ops pass their check",
+        f"cpu: {count - 1} of {count} ops pass their self-test",
         "  fill_masked: it gives wrong results in float32",
     ]
 
@@ -166,14 +164,13 @@ def test_a_lack_of_memory_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> 
             raise torch.OutOfMemoryError("out of memory")
         return (result,)
 
-    module = Wrapper("channelwise_linear", spoil)
-    install(monkeypatch, module)
+    triton = Triton(monkeypatch, "channelwise_linear", spoil)
     with pytest.raises(torch.OutOfMemoryError):
-        cekernels.channelwise_linear(INPUT, WEIGHT)
+        run_auto()
     full.clear()
-    module.calls.clear()
-    cekernels.channelwise_linear(INPUT, WEIGHT)
-    assert len(module.calls) == 2 + 1
+    triton.calls.clear()
+    run_auto()
+    assert len(triton.calls) == 2 + 1
 
 
 def test_the_check_may_wait_where_the_program_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,14 +184,15 @@ def test_the_check_may_wait_where_the_program_may_not(monkeypatch: pytest.Monkey
 
 def test_loads_of_one_element_and_of_16_bytes_are_checked() -> None:
     pytest.importorskip("triton")
-    from cekernels import triton
-    from tests.helpers.triton_compile import launches
+    from tests.helpers.triton_compile import implementation, launches
 
-    for op, more in _selfcheck._MORE_CASES.items():
+    by_pixels = [op for op in OPS.values() if len(op.check) > 1]
+    assert len(by_pixels) == 5
+    for op in by_pixels:
         found = []
-        for case in (_selfcheck._CASES[op], *more):
+        for case in op.check:
             arguments = [_selfcheck._to(a, torch.float32, "meta") for a in case()]
-            calls = launches(getattr(triton, op), *arguments)
+            calls = launches(getattr(implementation, op.name), *arguments)
             found += [c for c in calls if "ALIGN" in c.arguments]
         odd, aligned = found
         assert aligned.arguments["ALIGN"] == 4
@@ -205,8 +203,8 @@ def test_loads_of_one_element_and_of_16_bytes_are_checked() -> None:
 def test_the_linear_check_splits_the_batch() -> None:
     """So that the kernel that adds up the parts is looked at too."""
     pytest.importorskip("triton")
-    from cekernels import triton
-    from tests.helpers.triton_compile import launches
+    from tests.helpers.triton_compile import implementation, launches
 
-    arguments = [_selfcheck._to(a, torch.float32, "meta") for a in _selfcheck._linear_backward()]
-    assert len(launches(triton.channelwise_linear_backward, *arguments)) == 3
+    case = OPS["channelwise_linear_backward"].check[0]
+    arguments = [_selfcheck._to(a, torch.float32, "meta") for a in case()]
+    assert len(launches(implementation.channelwise_linear_backward, *arguments)) == 3

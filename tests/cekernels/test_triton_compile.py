@@ -16,11 +16,16 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from cekernels import triton as implementation
 from cekernels.triton import rasterize
 from cekernels.triton.channelwise_linear import LARGEST_BACKWARD, LARGEST_FORWARD
 from tests.helpers.implementation_cases import INTERPRETED
-from tests.helpers.triton_compile import SHARED_MEMORY, Compiled, compile_for, launches
+from tests.helpers.triton_compile import (
+    SHARED_MEMORY,
+    Compiled,
+    compile_for,
+    implementation,
+    launches,
+)
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 
@@ -125,7 +130,9 @@ def test_the_largest_tiles_fit_small_gpus(capability: int, products: str) -> Non
     x, w, b = empty(dtype, 1024, 256, n), empty(dtype, 256, n, n), empty(dtype, 256, n)
     (forward,) = launches(implementation.channelwise_linear, x, w, b, True)
     x, w = empty(dtype, 1024, 256, LARGEST_BACKWARD), empty(dtype, 256, *(LARGEST_BACKWARD,) * 2)
-    backward, *_ = launches(implementation.channelwise_linear_backward, x, x, w, x, (True,) * 3)
+    backward, *_ = launches(
+        implementation.channelwise_linear_backward, x, x, w, x, True, True, True
+    )
     for call in (forward, backward):
         check(compile_for(call, capability), capability)
 

@@ -56,8 +56,10 @@ def test_forcing_it_without_a_gpu_says_why() -> None:
 
 def test_refusals_name_the_reason() -> None:
     pytest.importorskip("triton")
-    from cekernels import triton
+    from cekernels.triton import _runtime, channelwise_linear
 
     x = torch.ones(1, 1, 2)
     if not INTERPRETED:
-        assert "serves CUDA tensors" in str(triton.unsupported("channelwise_linear", x, x, None))
+        assert "serves CUDA tensors" in str(_runtime.unsupported_device(x.device))
+    wide = x.double()
+    assert "float64" in str(channelwise_linear.unsupported("channelwise_linear", wide, wide, None))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from cekernels import _backends
+from cekernels._register import OPS
 from cekernels.triton import _runtime
+
+# The ops by Triton, under the names of the reference.
+implementation = SimpleNamespace(**{op.name: _backends.kernel(op, "triton") for op in OPS.values()})
 
 # Shared memory that one block may have, in bytes, by compute capability.
 SHARED_MEMORY = {

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from cekernels import _native, info
+from cekernels import _backends, info
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("CEKERNELS_BUILD_CPP", "CEKERNELS_BUILD_CUDA", "CXX", "NVCC", "CUDA_HOME", "CUDA_PATH",
@@ -209,15 +209,17 @@ def test_info_tells_not_built_from_cannot_load(
     (tmp_path / "_build.json").write_text(
         json.dumps({"_C": built, "_C_cuda": built, "_C_new": {"built": False, "reason": "no luck"}})
     )
-    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
-    for cached in (_native.record, _native.load):
+    monkeypatch.setattr(_backends, "_FOLDER", tmp_path)
+    for cached in (_backends.build_record, _backends.load_library):
         cached.cache_clear()
     try:
-        broken, gone, absent = (_native.load(name) for name in ("_C", "_C_cuda", "_C_new"))
+        broken, gone, absent = (
+            _backends.load_library(name) for name in ("_C", "_C_cuda", "_C_new")
+        )
         report = info.report()
     finally:
         monkeypatch.undo()
-        for cached in (_native.record, _native.load):
+        for cached in (_backends.build_record, _backends.load_library):
             cached.cache_clear()
     assert broken is not None
     assert broken.startswith("built with torch 2.13.0 but cannot load: ")

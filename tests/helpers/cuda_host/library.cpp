@@ -4,7 +4,7 @@
 #include <vector>
 
 #ifdef CPU_KERNELS
-#include "../../csrc/cpu/kernels.h"
+#include "../../../csrc/cpu/kernels.h"
 
 static bool ends_only = false;  // of many tasks only the first and the last run
 extern "C" void set_ends_only(bool value) { ends_only = value; }
@@ -31,9 +31,9 @@ extern "C" const char* run_shapes(const void* p) {
   return nullptr;
 }
 #else
-#include "../../csrc/cuda/device.h"
-#include "../../csrc/cuda/kernels.h"
-#include "../../csrc/cuda/mma.h"
+#include "../../../csrc/cuda/device.h"
+#include "../../../csrc/cuda/kernels.h"
+#include "../../../csrc/cuda/mma.h"
 
 #define CEK_RUN(name, Params)                                                                 \
   extern "C" const char* name(const void* bytes) {                                            \

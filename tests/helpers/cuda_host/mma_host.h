@@ -2,7 +2,7 @@
 // from the others what the documented layout of the fragments gives it.
 #pragma once
 
-#include "../../csrc/numerics.h"
+#include "../../../csrc/numerics.h"
 #include "cuda_host.h"
 
 namespace cekernels {

@@ -1,0 +1,131 @@
+"""Images filled with a constant where a mask is set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cekernels import _checks, reference
+from cekernels._backends import IMPLS, Impl
+from cekernels._register import Formula, Op
+from cekernels._selfcheck import numbers
+
+
+def fill_masked(
+    image: Tensor,
+    mask: Tensor,
+    value: float | Sequence[float] | Tensor,
+    *,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Put a constant where the mask is set.
+
+    Args:
+        image: ``(B, C, H, W)``, any dtype but complex.
+        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point; set where not 0.
+        value: one number, or one for each channel as a sequence or a tensor ``(C,)`` (on a GPU
+            keep it there as a tensor: a sequence is copied at each call). An image of integers
+            takes whole numbers, and no floating-point tensor.
+        impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
+
+    Returns:
+        ``(B, C, H, W)``, contiguous. The gradient is the image's, 0 where the mask is set.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask or
+            value that requires a gradient.
+        ImplementationError: the forced implementation cannot serve the call.
+    """
+    op = "fill_masked"
+    _checks.tensor(op, "mask", mask)
+    check_image(op, image)
+    _checks.choice(op, "impl", impl, IMPLS)
+    _checks.mask(op, mask, "image", image)
+    filled: Tensor = FILL.kernel(impl, image)(image, mask, fill_value(op, image, value))
+    return filled
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def check_image(op: str, image: Tensor) -> None:
+    _checks.tensor(op, "image", image)
+    _checks.dims(op, "image", image, (4,), "(B, C, H, W)")
+    if image.is_complex():
+        raise TypeError(f"{op}: image must be real, got a {_checks.describe(image)}")
+
+
+def fill_value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) -> Tensor:
+    """``value`` as a tensor ``(C,)`` of the image's dtype."""
+    channels = image.shape[1]
+    if not isinstance(value, Tensor):
+        try:
+            value = _numbers(image, value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _does_not_fit(op, image, value) from error
+    elif value.is_floating_point() and not image.is_floating_point():
+        raise _does_not_fit(op, image, value)
+    if value.dim() == 0:
+        value = value.expand(channels)
+    _checks.shape(op, "value", value, (channels,), "one number a channel")
+    _checks.same_device(op, "value", value, "image", image)
+    _checks.no_gradient(op, "value", value)
+    return value.to(image.dtype)
+
+
+def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:
+    numbers = (value,) if isinstance(value, int | float) else value
+    if not image.is_floating_point():
+        for number in numbers:
+            if not (_checks.is_integer(number) or float(number).is_integer()):
+                raise TypeError("a fraction would be cut off")
+    if isinstance(value, int | float):
+        return image.new_full((image.shape[1],), value)
+    return torch.tensor(value, dtype=image.dtype, device=image.device)
+
+
+def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
+    return TypeError(
+        f"{op}: value must be a number, or one for each channel, that fits an image of "
+        f"{image.dtype}, got {_checks.describe(value)}"
+    )
+
+
+# --- the op and its derivative ----------------------------------------------------------------
+
+
+def _fake(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    return image.new_empty(image.shape)
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, mask, value = inputs
+    ctx.save_for_backward(mask, torch.zeros_like(value))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return outside(ctx, grad), None, None
+
+
+def outside(ctx: Any, grad: Tensor) -> Tensor:
+    """The gradient outside the mask, 0 where an image was filled."""
+    mask, zero = ctx.saved_tensors
+    outside: Tensor = FILL.kernel(ctx.impl, grad)(grad, mask, zero)
+    return outside
+
+
+def _check(size: tuple[int, int]) -> tuple[Any, ...]:
+    mask = torch.ones(2, 1, *size).tril(2) > 0
+    return numbers(2, 3, *size), mask, torch.tensor([2.0, -3.0, 4.0])
+
+
+FILL = Op(
+    reference.fill_masked,
+    fake=_fake,
+    formula=Formula(_context, _backward),
+    # Pixels one at a time; and by 16 bytes, in more than one block.
+    check=(lambda: _check((17, 18)), lambda: _check((40, 32))),
+)

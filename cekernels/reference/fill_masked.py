@@ -1,0 +1,11 @@
+"""Images filled with a constant where a mask is set, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    """``value`` (one number a channel) where the mask is not 0, the image elsewhere."""
+    return torch.where(mask != 0, value.to(image.dtype).view(1, -1, 1, 1), image).contiguous()
