@@ -26,9 +26,10 @@ from context_encoder.runs import (
     read_config,
     run_root,
 )
+from context_encoder.training.loop import NonFiniteError, Outcome
 from context_encoder.training.resolve import resolve
 from context_encoder.training.signals import stop_on_signal
-from context_encoder.training.trainer import NonFiniteError, Outcome, Trainer
+from context_encoder.training.trainer import Trainer
 from context_encoder.utils.device import Processes, choose_device, process_group
 
 log = logging.getLogger("context_encoder")
@@ -177,18 +178,18 @@ def _conclude(trainer: Trainer, outcome: Outcome, out: Path) -> None:
         return
     pretext = trainer.pretext
     log.info("done: %d steps in %.0f s, in %s", outcome.step, outcome.seconds, out)
-    for line in pretext.summary(outcome.metrics):
+    for line in pretext.summary(trainer.latest):
         log.info("  %s", line)
-    if outcome.best and outcome.best["step"] != outcome.step:
+    if trainer.best and trainer.best["step"] != outcome.step:
         figure = pretext.best_metric
-        log.info("  best at step %d: %s %.4g", outcome.best["step"], figure, outcome.best[figure])
-    if outcome.unreadable:
+        log.info("  best at step %d: %s %.4g", trainer.best["step"], figure, trainer.best[figure])
+    if trainer.unreadable:
         log.info(
             "  files that could not be read: %d, see %s",
-            outcome.unreadable,
+            len(trainer.unreadable),
             out / "unreadable.jsonl",
         )
-    if outcome.sheet is not None:
-        log.info("  look at %s", outcome.sheet)
+    if trainer.sheet is not None:
+        log.info("  look at %s", trainer.sheet)
     for line in pretext.advice(out):
         log.info("%s", line)
