@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from context_encoder.config import TrainConfig
+from context_encoder.training.loop import NonFiniteError
 from context_encoder.training.options import parse_training
 from context_encoder.training.run import run_training
-from context_encoder.training.loop import NonFiniteError
 from context_encoder.utils.cli import DONE, FAILED, run_command, stopped_by
 
 

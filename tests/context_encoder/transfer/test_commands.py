@@ -90,7 +90,7 @@ def test_a_run_that_a_signal_stopped_goes_on_bit_identically(
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "train_step", interrupted)
-        assert command(name, devkit, tmp_path / "parts", *options) == 130  # stopped, and saved
+        assert command(name, devkit, tmp_path / "parts", *options) == 128 + signal.SIGTERM
     part = tmp_path / "parts"
     assert json.loads((part / "checkpoints/last/state.json").read_text())["step"] == 2
     assert not (part / "results.json").exists()
