@@ -169,13 +169,10 @@ class TrainConfig(OpenConfig):
                     idle[used] = reason(PRETEXTS.names(lambda other: not other.encoder_only))
         return {**super().idle_options(values), **idle}
 
-    def changed_on_resume(self, before: TrainConfig) -> list[str]:
-        """The fields and options that a resumed run must not change, but that differ."""
-        changed = [
-            name
-            for name in type(self).model_fields
-            if name not in _FREE_ON_RESUME and getattr(self, name) != getattr(before, name)
-        ]
+    def options_changed_on_resume(self, before: TrainConfig) -> list[str]:
+        """The options of mask, model and pretext that a resumed run must not change, but that
+        differ."""
+        changed: list[str] = []
         chosen = self.chosen(dict(before))
         for group in dict.fromkeys(self.group_of(*pair) for pair in chosen):
             changed += self.options(group).changed_on_resume(before.options(group))
@@ -185,14 +182,6 @@ class TrainConfig(OpenConfig):
         """The hole's colour, RGB on [-1, 1]."""
         red, green, blue = FILL_COLORS[self.fill]
         return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
-
-
-# What may differ from the run that is resumed: nothing that changes the network, or the stream
-# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
-_FREE_ON_RESUME = frozenset(
-    "data val_data steps epochs workers device amp compile channels_last out log_every val_every "
-    "sample_rows lr lr_schedule warmup_steps weight_decay beta1".split()
-)
 
 
 def idle_options(values: Mapping[str, Any]) -> dict[str, str]:

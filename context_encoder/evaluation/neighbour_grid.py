@@ -32,6 +32,7 @@ from context_encoder.masks import (
 )
 from context_encoder.runs import Which, load_model, run_root
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import check_writable, write_file
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import to_unit
 from context_encoder.utils.registry import NameIn
@@ -85,12 +86,13 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     Raises:
         RunError, ValueError, OSError: something cannot be used; the message says what to do.
     """
-    device = choose_device(config.device, Processes())
-    run = load_model(config.checkpoint, which=config.which, device=device)
     # Never into a checkpoint: the next save replaces that folder.
     out = config.out or (run_root(config.checkpoint) or Path()) / f"neighbours_{config.mask}.png"
     if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png")
+        raise ValueError(f"`out` {out} must end in .png")
+    check_writable(out)
+    device = choose_device(config.device, Processes())
+    run = load_model(config.checkpoint, which=config.which, device=device)
     queries = held_out_crops(run.config, config.data, samples=config.queries)
     candidates = training_crops(run.config, config.candidates, samples=config.candidate_crops)
     for name, reason in (*queries.unreadable, *candidates.unreadable):
@@ -152,5 +154,5 @@ def draw_sheet(config: NeighboursConfig) -> Path:
             for i, (name, number) in enumerate(zip(queries.names, queries.numbers, strict=True))
         ],
     }
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_file(out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     return out

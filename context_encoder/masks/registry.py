@@ -63,7 +63,7 @@ def register_mask(
 
     def register(make: Maker) -> Maker:
         if isinstance(make, type) and not hasattr(make, "kind"):
-            setattr(make, "kind", name)
+            make.kind = name  # type: ignore[attr-defined]
         spec = MaskSpec(make, summary, options, fixed_hole, presets or {})
         MASKS.add(name, spec, definition=make, aliases=aliases, default=default)
         return make

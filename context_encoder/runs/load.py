@@ -54,9 +54,9 @@ def check_fills_holes(loaded: LoadedModel) -> None:
     if not PRETEXTS[pretext].fills_holes:
         fillers = in_words(PRETEXTS.names(lambda spec: spec.fills_holes))
         raise RunError(
-            f"{loaded.path} was trained with --pretext {pretext}, not to fill holes: what it made "
-            f"of one would be no inpainting; name a run with --pretext {fillers} (its features "
-            "can be used: python -m context_encoder.features)"
+            f"{loaded.path} was trained with the pretext {pretext}, not to fill holes: what it "
+            f"made of one would be no inpainting; name a run of the pretext {fillers} (its "
+            "features can be used: python -m context_encoder.features)"
         )
 
 
