@@ -71,6 +71,37 @@ class Tiny(ContextEncoder):
         )
 """
 
+# Offered under two groups by one module, which imports what lies above the configuration.
+CLONES = """
+from typing import Literal
+
+from pydantic import Field
+
+from context_encoder.masks import OptionGroup
+from context_encoder.pretexts import Autoencoder, register_pretext
+from context_encoder.transfer.backbone import BackboneConfig
+from context_encoder.transfer.registry import register_transfer
+
+
+class CloneOptions(OptionGroup):
+    clone_count: Literal[1, 2] = Field(1, description="Copies.")
+
+
+@register_pretext("cloning", takes="it", gives="it", options=CloneOptions, uses=("loss",))
+class Cloning(Autoencoder):
+    pass
+
+
+class CountConfig(BackboneConfig):
+    limit: int = Field(3, description="Largest count.")
+
+
+@register_transfer("count", config=CountConfig, summary="counts", data="none", reports="a count")
+def count(config):
+    print("counted to", config.limit)
+    return 0
+"""
+
 
 def install(site: Path, package: str, source: str, **groups: str) -> None:
     """What ``pip install --target`` would leave: a module, and metadata with its entry points."""
@@ -134,6 +165,27 @@ def test_a_package_s_mask_and_model_train_resume_and_inpaint(tmp_path: Path) -> 
     without = run(tmp_path, *fill, "--out", tmp_path / "again.png")
     assert without.returncode == 2
     assert "there is no mask 'stripes'; there are " in without.stderr
+
+
+def test_a_package_s_pretext_and_transfer_are_offered(tmp_path: Path) -> None:
+    groups = {"context_encoder__pretexts": "c = clones", "context_encoder__transfers": "t = clones"}
+    install(tmp_path, "clones", CLONES, **groups)
+    counted = run(tmp_path, "context_encoder.transfer", "count", "--limit", 7)
+    assert (counted.returncode, counted.stdout) == (0, "counted to 7\n"), counted.stderr
+    code = (
+        "from context_encoder.train import parse; "
+        "config, _ = parse(['--pretext', 'cloning', '--clone-count', '2']); "
+        "print(config.clone_count, config.pretext); "
+        "parse(['--clone-count', '2'])"
+    )
+    parsed = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        capture_output=True,
+        text=True,
+    )
+    assert parsed.stdout == "2 cloning\n", parsed.stderr
+    assert "--clone-count would do nothing: it needs --pretext cloning, this run" in parsed.stderr
 
 
 @pytest.fixture
