@@ -1,4 +1,4 @@
-"""When Triton's implementation is taken, and what is said when it is not."""
+"""Conditions for the Triton implementation, and the reasons given where it is refused."""
 
 from __future__ import annotations
 
