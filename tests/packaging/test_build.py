@@ -1,4 +1,4 @@
-"""What the build decides and says on machines with and without compilers, CUDA and torch."""
+"""Decisions and messages of the build with and without compilers, CUDA and torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIABLES = ("CEKERNELS_BUILD_CPP", "CEKERNELS_BUILD_CUDA", "CXX", "NVCC", "CUDA
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """buildtools/native.py, with nothing asked for and a machine that has nothing."""
+    """buildtools/native.py without build variables, on a machine without compilers and torch."""
     monkeypatch.syspath_prepend(str(ROOT / "buildtools"))
     import native
 
@@ -36,7 +36,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def has(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Give the machine a C++ compiler, nvcc, a torch for the CPU or for CUDA."""
+    """Simulate a C++ compiler, nvcc, or a torch for the CPU or for CUDA on the machine."""
 
     def give(*things: str) -> None:
         folder = Path("/nowhere/torch")
@@ -63,7 +63,7 @@ def test_a_machine_without_compilers_installs_and_says_so(
     said = capsys.readouterr().out
     assert "_C is not built: there is no C++ compiler; install g++" in said
     assert "_C_cuda is not built: there is no nvcc" in said
-    assert native.requirements() == [], "no torch is fetched for a build of nothing"
+    assert native.requirements() == [], "no torch is fetched where nothing is built"
 
 
 def test_an_old_library_does_not_outlive_its_record(native: ModuleType, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_compilation_that_fails_shows_the_command_and_the_way_out(
 
 
 def test_setup_leaves_an_import_where_nothing_is_built(tmp_path: Path) -> None:
-    """setup.py itself, in a copy and with no compiler on the PATH."""
+    """setup.py itself, run in a copy without a compiler on the PATH."""
     ours = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
     for folder in ("buildtools", "csrc", "cekernels"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ours)
