@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import arg
 
-from context_encoder.config import ModelName, TrainConfig
-from context_encoder.data import (
-    list_images,
-)
-from context_encoder.encoder import FeatureError, layer_names, load_backbone
-from context_encoder.encoder.store import extract_folder
-from context_encoder.models import Backbone
-from context_encoder.runs import find_checkpoint, read_config
+from context_encoder.config import ModelName
+from context_encoder.data import list_images
+from context_encoder.encoder.backbone import choose_backbone, fill_color_of, last_of_encoder
+from context_encoder.encoder.store import check_store, extract_folder
+from context_encoder.utils.cli import DONE, FAILED, parse_arguments, run_command
 from context_encoder.utils.device import Processes, choose_device
 
 
@@ -29,7 +26,7 @@ class Arguments:
     A file (.npz or .safetensors) with one array a layer, (pictures, channels, height, width), and
     FILE.json with the names of the pictures, row by row. Stopped with Ctrl-C, the same
     command goes on where it was. Pictures that cannot be read are left out, counted and named.
-    Exit status: 0 done, 1 no picture could be read, 2 misused, 130 stopped.
+    Exit status 1: no picture could be read.
     """
 
     data: Annotated[Path, arg(metavar="FOLDER", help="Folder of pictures, any nesting.")]
@@ -43,7 +40,10 @@ class Arguments:
     random: Annotated[bool, arg(help="Instead: random weights of --seed.")] = False
     model: Annotated[
         ModelName | None,
-        arg(help="Network for --weights and --random; a run knows its own. Default: alexnet."),
+        arg(
+            help="Network for --weights and --random; a run knows its own. Default: the one that "
+            "the file names, or alexnet."
+        ),
     ] = None
     image_size: Annotated[
         int | None,
@@ -70,44 +70,36 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status, see :class:`Arguments`."""
-    args = tyro.cli(Arguments, prog="python -m context_encoder.features", args=arguments)
-    try:
-        return _extract_folder(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    """The command. Returns the exit status."""
+    return run_command(
+        "features",
+        partial(parse_arguments, Arguments),
+        _extract,
+        arguments,
+        when_interrupted="the same command goes on where this one stopped",
+    )
 
 
-def _extract_folder(args: Arguments) -> int:
-    if args.out.suffix not in (".npz", ".safetensors"):
-        raise FeatureError(f"--out {args.out} must end in .npz or .safetensors")
-    if args.out.exists() and not args.overwrite:
-        raise FeatureError(f"{args.out} is already there; replace it with --overwrite")
-    for option, number, least in (
-        ("--pool", args.pool, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--workers", args.workers, 0),
-        ("--seed", args.seed, 0),
-    ):
-        if number is not None and number < least:
-            raise FeatureError(f"{option} must be at least {least}, got {number}")
-    model = _network(args)
-    names = layer_names(model)
-    layers = args.layers.split(",") if args.layers else [_last_of_encoder(model)]
-    unknown = [name for name in layers if name not in names]
-    if unknown:
-        raise FeatureError(
-            f"--layers: the network has no layer {', '.join(unknown)}; it has {', '.join(names)}"
-        )
+def _extract(args: Arguments) -> int:
+    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    check_store(
+        args.out,
+        pool=args.pool,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    model = choose_backbone(
+        args.checkpoint,
+        weights=args.weights,
+        random=args.random,
+        model=args.model,
+        image_size=args.image_size,
+        seed=args.seed,
+    )
+    layers = args.layers.split(",") if args.layers else [last_of_encoder(model)]
     paths = list_images(args.data)
-    device = choose_device(args.device, Processes())
-    config = TrainConfig()
-    if args.checkpoint is not None:
-        config = read_config(find_checkpoint(args.checkpoint))
     found = extract_folder(
         model,
         args.data,
@@ -115,46 +107,26 @@ def _extract_folder(args: Arguments) -> int:
         args.out,
         layers,
         source=str(args.checkpoint or args.weights or f"random weights, seed {args.seed}"),
-        pool=args.pool,
         dtype=args.dtype,
         mask=args.mask,
-        seed=args.seed,
-        fill=config.fill_color(),
+        fill=fill_color_of(args.checkpoint),
+        device=choose_device(args.device, Processes()),
+        pool=args.pool,
         batch_size=args.batch_size,
         workers=args.workers,
-        device=device,
+        seed=args.seed,
+        overwrite=args.overwrite,
     )
     if found.unreadable:
         print(f"skipped {len(found.unreadable)} that cannot be read:", file=sys.stderr)
         for name, reason in found.unreadable[:10]:
             print(f"  {name}: {reason}", file=sys.stderr)
     if not found.files:
-        print(f"error: none of the {len(paths)} pictures can be read", file=sys.stderr)
-        return 1
+        print(f"stopped: none of the {len(paths)} pictures can be read", file=sys.stderr)
+        return FAILED
     size = args.out.stat().st_size / 2**20
     print(f"saved {args.out}: {len(found.files)} pictures, {', '.join(layers)}, {size:.1f} MiB")
-    return 0
-
-
-def _network(args: Arguments) -> Backbone:
-    given = [args.checkpoint is not None, args.weights is not None, args.random]
-    if sum(given) != 1:
-        raise FeatureError("say where the network comes from: --checkpoint, --weights or --random")
-    if args.checkpoint is not None and (args.model, args.image_size) != (None, None):
-        raise FeatureError(
-            "--model and --image-size would do nothing: the run decides them; leave them out"
-        )
-    return load_backbone(
-        args.checkpoint,
-        weights=args.weights,
-        model=args.model or "alexnet",
-        image_size=args.image_size,
-        seed=args.seed,
-    )
-
-
-def _last_of_encoder(model: Backbone) -> str:
-    return [name for name, _ in model.encoder.named_children()][-1]
+    return DONE
 
 
 if __name__ == "__main__":

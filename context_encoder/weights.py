@@ -5,25 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tyro.conf import arg
 
 from context_encoder.config import ModelName
-from context_encoder.encoder.weights import (
-    Input,
-    Names,
-    Norm,
-    WeightsError,
-    export_encoder,
-    load_encoder,
-    weights_metadata,
-)
-from context_encoder.runs import RunError, Which, load_model
+from context_encoder.encoder.convert import export_run, import_file
+from context_encoder.encoder.weights import Input, Names, Norm
+from context_encoder.runs import Which
+from context_encoder.utils.cli import parse_arguments, run_command
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,13 @@ class Import:
         Annotated[Path, arg(metavar="FILE", help=".safetensors, or a state dict as .pth or .pt.")]
     ]
     out: Annotated[Path, arg(metavar="FILE", help="File to write: .safetensors.")]
-    model: Annotated[ModelName, arg(help="Network whose encoder they are for.")] = "alexnet"
+    model: Annotated[
+        ModelName | None,
+        arg(
+            help="Network whose encoder they are for. Default: the one that the file names, or "
+            "alexnet."
+        ),
+    ] = None
     image_size: Annotated[
         int | None, arg(metavar="PIXELS", help="Side of its input. Default: the file's, or its own")
     ] = None
@@ -75,48 +74,39 @@ class Import:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 2 misused."""
-    args: Export | Import = tyro.cli(
+    """The command. Returns the exit status."""
+    kinds = (
         Annotated[Export, tyro.conf.subcommand("export")]
-        | Annotated[Import, tyro.conf.subcommand("import")],
-        prog="python -m context_encoder.weights",
-        args=arguments,
+        | Annotated[Import, tyro.conf.subcommand("import")]
     )
-    try:
-        if args.out.suffix != ".safetensors":
-            raise WeightsError(f"--out {args.out} must end in .safetensors")
-        if args.out.exists() and not args.overwrite:
-            raise WeightsError(f"{args.out} is already there; replace it with --overwrite")
-        if isinstance(args, Export):
-            loaded = load_model(args.checkpoint, which=args.which)
-            tensors = export_encoder(loaded.model.encoder, args.names)
-            metadata = weights_metadata(loaded.config.model, loaded.model, args.names)
-            metadata |= {"pretext": loaded.config.pretext, "step": str(loaded.step)}
-        else:
-            backbone, report = load_encoder(
-                args.weights,
-                model=args.model,
-                image_size=args.image_size,
-                norm=args.norm,
-                pictures=args.input,
-                partial=args.partial,
-                seed=args.seed,
-            )
-            print(report)
-            tensors = export_encoder(backbone.encoder)
-            metadata = weights_metadata(args.model, backbone, "native")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        new = args.out.with_name(f".{args.out.name}.new")
-        try:
-            save_file(tensors, new, metadata)
-        except SafetensorError as error:  # not an OSError
-            raise OSError(f"cannot write --out {args.out}: {error}") from error
-        new.replace(args.out)
-    except (WeightsError, RunError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"saved {args.out}: {len(tensors)} tensors, {args.out.stat().st_size / 2**20:.1f} MiB")
-    return 0
+    return run_command(
+        "weights",
+        partial(parse_arguments, kinds),
+        _convert,
+        arguments,
+        renamed={"pictures": "input"},
+    )
+
+
+def _convert(args: Export | Import) -> None:
+    if isinstance(args, Export):
+        saved = export_run(
+            args.checkpoint, args.out, names=args.names, which=args.which, overwrite=args.overwrite
+        )
+    else:
+        report, saved = import_file(
+            args.weights,
+            args.out,
+            model=args.model,
+            image_size=args.image_size,
+            norm=args.norm,
+            pictures=args.input,
+            partial=args.partial,
+            seed=args.seed,
+            overwrite=args.overwrite,
+        )
+        print(report)
+    print(f"saved {saved.path}: {saved.tensors} tensors, {saved.bytes / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

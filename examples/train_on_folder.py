@@ -34,9 +34,9 @@ def main() -> None:
         val_every=arguments.steps,
         log_every=max(1, arguments.steps // 4),
     )
-    status = run_training(config)
-    if status != 0:
-        raise SystemExit(status)
+    ended = run_training(config)
+    if ended.interrupted:  # by Ctrl-C, and saved: run_training(config, resume=...) goes on
+        return
 
     # The run folder holds the checkpoints. Fill a hole of a quarter of the width in one photograph.
     inpainter = Inpainter.from_run(arguments.out)

@@ -302,6 +302,11 @@ def read_square(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
-def to_input(pixels: Tensor) -> Tensor:
-    """uint8 RGB on the scale of the networks' input: float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
+def to_input(pixels: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """uint8 RGB on the scale of the networks' input: float32 on [-1, 1], a new tensor.
+
+    Args:
+        pixels: uint8, of any shape and on any device.
+        memory_format: of the result.
+    """
+    return pixels.to(torch.float32, copy=True, memory_format=memory_format).div_(127.5).sub_(1)

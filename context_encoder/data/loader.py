@@ -115,6 +115,7 @@ def make_loader(
 
 
 def start_worker(_: int) -> None:
+    """The ``worker_init_fn`` of every data loader: how a worker takes signals."""
     # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself,
     # without a traceback from each. Torch has already set a worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

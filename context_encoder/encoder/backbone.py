@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 
+from context_encoder.config import TrainConfig
 from context_encoder.encoder.weights import load_encoder
 from context_encoder.models import Backbone, build_model
-from context_encoder.runs import load_model
+from context_encoder.runs import find_checkpoint, load_model, read_config
 
 
 def load_backbone(
     checkpoint: Path | None = None,
     *,
     weights: Path | None = None,
-    model: str = "alexnet",
+    model: str | None = None,
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
@@ -28,7 +29,8 @@ def load_backbone(
         weights: otherwise, a file of encoder weights, see
             :mod:`context_encoder.encoder.weights`; its network has the layers of the encoder only.
         model: without a checkpoint, the name of the network, see
-            :data:`context_encoder.models.MODELS`.
+            :data:`context_encoder.models.MODELS`; None for what the file of weights says, or
+            "alexnet".
         image_size: side of its square input in pixels; None for the network's own.
         seed: of the random weights, if neither ``checkpoint`` nor ``weights`` is given.
 
@@ -55,7 +57,45 @@ def load_backbone(
         return load_encoder(Path(weights), model=model, image_size=image_size)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(model, image_size=image_size).eval()
+        return build_model(model or "alexnet", image_size=image_size).eval()
+
+
+def choose_backbone(
+    checkpoint: Path | None = None,
+    *,
+    weights: Path | None = None,
+    random: bool = False,
+    model: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """:func:`load_backbone` where the source of the weights must be said, ``random`` included.
+
+    Raises:
+        ValueError: not one of the three sources, or options that the run decides.
+        RunError: as :func:`load_backbone`.
+    """
+    if sum((checkpoint is not None, weights is not None, random)) != 1:
+        raise ValueError(
+            "say where the network comes from: `checkpoint`, `weights` or `random`, one of them"
+        )
+    if checkpoint is not None and (model, image_size) != (None, None):
+        raise ValueError(
+            "`model` and `image_size` would do nothing: the run decides them; leave them out"
+        )
+    return load_backbone(checkpoint, weights=weights, model=model, image_size=image_size, seed=seed)
+
+
+def fill_color_of(checkpoint: Path | None) -> tuple[float, float, float]:
+    """The colour of holes that a run was trained with, or the default, RGB on [-1, 1]."""
+    if checkpoint is None:
+        return TrainConfig().fill_color()
+    return read_config(find_checkpoint(checkpoint)).fill_color()
+
+
+def last_of_encoder(model: Backbone) -> str:
+    """The name of the encoder's last layer."""
+    return [name for name, _ in model.encoder.named_children()][-1]
 
 
 def layer_names(model: Backbone) -> list[str]:

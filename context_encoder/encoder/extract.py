@@ -7,7 +7,6 @@ is taken. Bare, or with a hole in it, whose surroundings the features then descr
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from context_encoder.config import FILL_COLORS
 from context_encoder.data import (
     UnreadableImage,
     read_square,
+    start_worker,
     to_input,
 )
 from context_encoder.data.images import relative_name
@@ -212,11 +212,6 @@ class _Squares(Dataset[tuple[str, Tensor | str]]):
             return name, error.reason
 
 
-def _ignore_interrupt(_: int) -> None:
-    # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @dataclass(frozen=True)
 class EncodedBatch:
     """A batch: values of the pictures that could be read, one row each."""
@@ -246,7 +241,7 @@ def encode_files(
         sampler=range(first, len(paths)),
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
     number = first

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from context_encoder.encoder.backbone import weights_digest
+from context_encoder.encoder.backbone import layer_names, weights_digest
 from context_encoder.encoder.extract import EncodedBatch, FeatureError, Masking, encode_files
 from context_encoder.masks import build_mask_sampler
 from context_encoder.models import Backbone
+from context_encoder.utils.files import check_new_file, make_folder, save_tensors, write_file
 
 
 class FeatureStore:
@@ -43,15 +43,13 @@ class FeatureStore:
             if json.loads(kept.read_text()) != settings:
                 raise FeatureError(
                     f"{self.folder} is from a command that was stopped, of another network, "
-                    "pictures or options; remove it, or name another --out"
+                    "pictures or options; remove it, or name another `out`"
                 )
             self._resume()
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            new = kept.with_suffix(".new")
-            new.write_text(json.dumps(settings))
-            new.replace(kept)
+            make_folder(self.folder)
+            write_file(kept, json.dumps(settings))
 
     @property
     def done(self) -> int:
@@ -74,7 +72,7 @@ class FeatureStore:
                 break
             entries.append((entry["file"], entry["reason"]))
         self._note(entries)
-        self._log.write_text("".join(f"{line}\n" for line in lines[: self.done]))
+        write_file(self._log, "".join(f"{line}\n" for line in lines[: self.done]))
 
     def _array(self, layer: str, value: Tensor) -> NDArray[Any]:
         if layer not in self._arrays:
@@ -109,12 +107,6 @@ class FeatureStore:
         for layer in self.settings["layers"]:
             path = self.folder / f"{layer}.npy"
             arrays[layer] = np.lib.format.open_memmap(path, mode="r+")[: len(self.files)]
-        new = self.out.with_name(f".new.{self.out.name}")
-        if self.out.suffix == ".npz":
-            np.savez(new, **arrays)  # type: ignore[arg-type]
-        else:
-            tensors = {layer: torch.from_numpy(array) for layer, array in arrays.items()}
-            save_file(tensors, new)
         about = {
             "source": source,
             **self.settings,
@@ -123,9 +115,39 @@ class FeatureStore:
             "unreadable": [{"file": f, "reason": reason} for f, reason in self.unreadable],
         }
         side = self.out.with_name(f"{self.out.name}.json")
-        side.write_text(json.dumps(about, indent=1) + "\n")
-        new.replace(self.out)
+        write_file(side, json.dumps(about, indent=1) + "\n")
+        if self.out.suffix == ".npz":
+            write_file(self.out, lambda new: _save_npz(new, arrays))
+        else:
+            tensors = {layer: torch.from_numpy(array) for layer, array in arrays.items()}
+            save_tensors(self.out, tensors)
         shutil.rmtree(self.folder)
+
+
+def check_store(
+    out: Path,
+    *,
+    pool: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Check what needs no network; see :func:`extract_folder`, which does it too."""
+    check_new_file(out, (".npz", ".safetensors"), overwrite=overwrite)
+    for name, number, least in (
+        ("pool", pool, 1),
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 0),
+        ("seed", seed, 0),
+    ):
+        if number is not None and number < least:
+            raise FeatureError(f"`{name}` must be at least {least}, got {number}")
+
+
+def _save_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add a suffix
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def extract_folder(
@@ -144,6 +166,7 @@ def extract_folder(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    overwrite: bool = False,
 ) -> FeatureStore:
     """Write features of picture files to ``out`` and ``out.json``; go on where a call was stopped.
 
@@ -161,13 +184,26 @@ def extract_folder(
         batch_size: pictures at a time.
         workers: processes that read them; 0: this one.
         device: where to run.
+        overwrite: replace ``out`` if it is there.
 
     Returns:
         The files that were read and those that could not be. If none could, nothing is written.
 
     Raises:
-        FeatureError: ``out`` was begun with other settings, or values too large for ``dtype``.
+        FeatureError: ``out`` was begun with other settings, a layer that the network does not
+            have, a number below its least, or values too large for ``dtype``.
+        FileExistsError, ValueError, WriteError: ``out`` is there, has another suffix, or cannot
+            be written.
     """
+    check_store(
+        out, pool=pool, batch_size=batch_size, workers=workers, seed=seed, overwrite=overwrite
+    )
+    names = layer_names(model)
+    unknown = [name for name in layers if name not in names]
+    if unknown:
+        raise FeatureError(
+            f"`layers`: the network has no layer {', '.join(unknown)}; it has {', '.join(names)}"
+        )
     hole = None
     if mask is not None:
         assert fill is not None
@@ -184,7 +220,7 @@ def extract_folder(
         "count": len(paths),
         "pictures": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     store = FeatureStore(out, settings)
     kind = torch.float32 if dtype == "float32" else torch.float16
     bar = tqdm(total=len(paths), initial=store.done, unit="picture", dynamic_ncols=True)

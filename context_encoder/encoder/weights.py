@@ -27,6 +27,7 @@ and give the same maps. A file of others does not say which pictures it is for: 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ __all__ = [
     "export_encoder",
     "import_encoder",
     "load_encoder",
+    "named_model",
     "read_weights",
     "take_own_pictures",
     "weights_metadata",
@@ -138,9 +140,9 @@ def _plain_convolutions(encoder: nn.Sequential, names: str) -> dict[str, tuple[T
     shapes = {name: tuple(own.get(f"{name}.conv.weight", torch.empty(0)).shape) for name in _SHAPES}
     if others or shapes != _SHAPES:
         raise WeightsError(
-            f"--names {names} has a place for AlexNet's conv1 to conv5 alone, this encoder has "
+            f"`names` {names} has a place for AlexNet's conv1 to conv5 alone, this encoder has "
             f"{'also ' + ', '.join(sorted(others)) if others else 'other layers'}; "
-            "use --names native"
+            "use `names` native"
         )
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in _SHAPES:
@@ -219,8 +221,8 @@ def take_own_pictures(encoder: nn.Sequential) -> None:
     assert isinstance(conv, nn.Conv2d)
     if conv.padding != (0, 0) or conv.bias is None:
         raise WeightsError(
-            "--input caffe is for a first convolution with bias and without padding, as AlexNet's "
-            f"without batch normalisation; this one is {conv}"
+            "`pictures` caffe is for a first convolution with bias and without padding, as "
+            f"AlexNet's without batch normalisation; this one is {conv}"
         )
     weight = conv.weight.double().flip(1)
     mean = weight.new_tensor(FILL_COLORS["imagenet-mean"])
@@ -240,7 +242,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights {path} {what}; name a file, or a run with --checkpoint")
+        raise WeightsError(f"weights {path} {what}; name a file, or a run with `checkpoint`")
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         try:
@@ -277,10 +279,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {str(name): v for name, v in content.items() if isinstance(v, Tensor)}, {}
 
 
+def named_model(path: Path, model: str | None = None) -> str:
+    """The network that a file of weights is for: ``model``, what the file says, or "alexnet"."""
+    if model is None and path.suffix.lower() == ".safetensors":
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+            model = (file.metadata() or {}).get("model")
+    return model or "alexnet"
+
+
 def load_encoder(
     path: Path,
     *,
-    model: str = "alexnet",
+    model: str | None = None,
     image_size: int | None = None,
     norm: Norm | None = None,
     pictures: Input | None = None,
@@ -291,7 +301,7 @@ def load_encoder(
 
     Args:
         path: see :func:`read_weights`.
-        model: the network whose encoder it is.
+        model: the network whose encoder it is; None for what the file says, or "alexnet".
         image_size: S; None for what the file says, or the network's own.
         norm: of alexnet models; None for what the file says, or local response normalisation.
         pictures: which the weights are for: "own", this package's, or "caffe", whose first
@@ -306,9 +316,10 @@ def load_encoder(
         ValueError: an unknown model, or a size that it cannot take.
     """
     tensors, metadata = read_weights(path)
+    model = named_model(path, model)
     if metadata.get("model", model) != model:
         raise WeightsError(
-            f"weights {path} are of --model {metadata['model']}, --model {model} was asked for"
+            f"weights {path} are of `model` {metadata['model']}, `model` {model} was asked for"
         )
     if image_size is None and metadata.get("image_size", "").isdecimal():
         image_size = int(metadata["image_size"])
@@ -316,24 +327,24 @@ def load_encoder(
     if model.startswith("alexnet"):
         options["norm"] = norm or metadata.get("norm", "lrn")
     elif norm is not None:
-        raise WeightsError(f"--norm {norm} is for alexnet models, not for --model {model}")
+        raise WeightsError(f"`norm` {norm} is for alexnet models, not for `model` {model}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         whole = build_model(model, image_size=image_size, **options)
     report = import_encoder(whole.encoder, tensors)
     if not report.loaded or not (report.complete or partial):
-        hint = "" if not report.loaded else "; --partial leaves the rest random"
+        hint = "" if not report.loaded else "; `partial` leaves the rest random"
         raise WeightsError(
-            f"weights {path} do not fill the encoder of --model {model}{hint}\n{report}"
+            f"weights {path} do not fill the encoder of `model` {model}{hint}\n{report}"
         )
     if pictures == "caffe":
         if metadata.get("input") == _INPUT:
             raise WeightsError(
-                f"weights {path} are for {_INPUT}, the file says; leave out --input caffe"
+                f"weights {path} are for {_INPUT}, the file says; leave out `pictures` caffe"
             )
         if "conv1.conv.weight" not in report.loaded:
             raise WeightsError(
-                f"--input caffe rewrites conv1, which {path} does not fill\n{report}"
+                f"`pictures` caffe rewrites conv1, which {path} does not fill\n{report}"
             )
         take_own_pictures(whole.encoder)
     elif pictures is None and metadata.get("input") != _INPUT:

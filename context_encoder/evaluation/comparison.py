@@ -44,11 +44,11 @@ from context_encoder.evaluation.tables import (
     markdown,
     write_csv,
     write_json,
-    write_text,
 )
 from context_encoder.masks import build_mask_sampler
 from context_encoder.pretexts.base import VALIDATION_SEED
 from context_encoder.runs import Photos, Which
+from context_encoder.utils.files import check_writable, make_folder, write_file
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import hole_metrics, to_unit
 
@@ -60,6 +60,8 @@ _FORMAT = 1
 # Of the first network's figures, worst to best.
 _RANKS = (("best", 1.0), ("upper quartile", 0.75), ("median", 0.5), ("lower quartile", 0.25),
           ("worst", 0.0))  # fmt: skip
+# A sheet is read on a screen.
+_SHEET_COLUMNS = 6
 _PACKAGES = (
     "torch numpy pillow scikit-image opencv-python-headless opencv-python torchmetrics".split()
 )
@@ -172,10 +174,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
         RunError: a checkpoint that is not there, damaged, or of a network that fills no holes.
         ImportError: something asked for needs a package that is not installed.
-        ValueError, OSError: options that do not go together, folders without photographs.
+        ValueError, OSError: options that do not go together, folders without photographs, or one
+            that cannot be written.
         InpaintError: a network's prediction is not finite.
     """
     _check(config)
+    out = config.out or config.checkpoint[0] / "evaluation"
+    check_writable(out, folder=True)
     baselines, with_distance, facts = _installed(config)
     runs = [
         load_run(path, name, config.which, config.device, config.batch_size)
@@ -213,8 +218,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     for fact in facts:
         log.info("%s", fact)
 
-    out = config.out or config.checkpoint[0] / "evaluation"
-    (out / "parts").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "parts")
     methods = [
         *(method for run in runs for method in run.methods(config.blend)),
         *baseline_methods(baselines, runs, candidates),
@@ -246,7 +250,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             values = _read_part(part, key)
             if values is None:
                 values = _measure(method, kind, crops, distance, config.batch_size, bar)
-                write_text(part, json.dumps({"key": key, "values": values}) + "\n")
+                write_file(part, json.dumps({"key": key, "values": values}) + "\n")
             else:
                 reused += 1
                 bar.update(len(kind.index))
@@ -266,7 +270,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     ]
     about = _about(config, runs, crops, candidates, facts)
     title = f"Inpainting quality: {', '.join(run.name for run in runs)}"
-    write_text(out / "results.md", markdown(title, facts, groups, config.area_bins))
+    write_file(out / "results.md", markdown(title, facts, groups, config.area_bins))
     write_csv(out / "results.csv", groups, config.area_bins)
     write_json(out / "results.json", about, groups, config.area_bins)
     for kind, group in zip(masks, groups, strict=True):
@@ -278,18 +282,18 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 def _check(config: EvaluateConfig) -> None:
     """ValueError for options that do not go together."""
     if not config.checkpoint:
-        raise ValueError("--checkpoint needs at least one run folder")
+        raise ValueError("`checkpoint` needs at least one run folder")
     edges = config.area_bins
     if len(edges) < 2 or list(edges) != sorted(set(edges)) or edges[0] < 0 or edges[-1] > 1:
-        raise ValueError(f"--area-bins must be two or more ascending parts of 1, got {edges}")
+        raise ValueError(f"`area_bins` must be two or more ascending parts of 1, got {edges}")
     if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
-        raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {config.crop_scale}")
-    for option, value, kind in (
-        ("--mask-folder", config.mask_folder, "folder"),
-        ("--voc-root", config.voc_root, "voc"),
+        raise ValueError(f"`crop_scale` must be 0 < from <= to <= 1, got {config.crop_scale}")
+    for name, value, kind in (
+        ("mask_folder", config.mask_folder, "folder"),
+        ("voc_root", config.voc_root, "voc"),
     ):
         if (value is not None) != (kind in (config.masks or ())):
-            raise ValueError(f"{option} and --masks {kind} need each other")
+            raise ValueError(f"`{name}` and `masks` {kind} need each other")
 
 
 def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[str]]:
@@ -301,13 +305,13 @@ def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[s
         if missing is None:
             chosen.append(name)
         elif config.baselines is not None:
-            raise ImportError(f"--baselines {name}: {missing}")
+            raise ImportError(f"`baselines` {name}: {missing}")
         else:
             facts.append(f"{name} is left out: {missing}")
     with_distance = config.perceptual != "off"
     if with_distance and not perceptual.available():
         if config.perceptual == "on":
-            raise ImportError(f"--perceptual on: {perceptual.MISSING}")
+            raise ImportError(f"`perceptual` on: {perceptual.MISSING}")
         facts.append(f"no feature distance: {perceptual.MISSING}")
         with_distance = False
     return chosen, with_distance, facts
@@ -342,8 +346,8 @@ def _kinds(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[list[MaskName],
         return wanted, facts
     if "central" not in wanted:
         raise ValueError(
-            f"--masks {' '.join(wanted)}: {', '.join(confined)} can fill central holes only; use "
-            "--masks central"
+            f"`masks` {' '.join(wanted)}: {', '.join(confined)} can fill central holes only; use "
+            "`masks` central"
         )
     return ["central"], facts
 
@@ -368,7 +372,7 @@ def _draw(
     masks, areas = sampler(torch.zeros_like(index), index)
     usable = ((areas > 0) & (areas < size * size)).nonzero()[:, 0]
     if not len(usable):
-        raise ValueError(f"--masks {kind}: all masks are empty or cover the whole picture")
+        raise ValueError(f"`masks` {kind}: all masks are empty or cover the whole picture")
     return _Masks(kind, masks, usable, hole)
 
 
@@ -407,7 +411,7 @@ def _facts(
     if config.data is None and config.which == "best":
         facts.append(
             f"the checkpoint of {runs[0].name} was chosen as the best one on these photographs; "
-            "--which last, or --data with others, is free of that"
+            "`which` last, or `data` with others, is free of that"
         )
     return facts
 
@@ -544,6 +548,7 @@ def _draw_sheet(
         f"of {len(psnr)}; below each: its PSNR in the hole",
         rows=[label.replace(" ", "\n") for label in places],
         captions=captions,
+        max_columns=_SHEET_COLUMNS,
     )
 
 

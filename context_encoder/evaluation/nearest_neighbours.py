@@ -85,5 +85,5 @@ def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
 def _too_few(path: Path, left: int, k: int) -> ValueError:
     return ValueError(
         f"{left} of the photographs to search are others than {path}, {k} are needed; name a "
-        "folder with more photographs by --candidates"
+        "folder with more photographs by `candidates`"
     )

@@ -28,6 +28,7 @@ from context_encoder.evaluation.nearest_neighbours import (
 from context_encoder.masks import build_mask_sampler
 from context_encoder.runs import Which, load_model, run_root
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import check_writable, write_file
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import to_unit
 
@@ -79,13 +80,14 @@ def draw_sheet(config: NeighboursConfig) -> Path:
         RunError, ValueError, OSError: something cannot be used; the message says what to do.
     """
     if config.mask in ("folder", "voc"):
-        raise ValueError(f"--mask {config.mask}: choose central, block, region or blob")
-    device = choose_device(config.device, Processes())
-    run = load_model(config.checkpoint, which=config.which, device=device)
+        raise ValueError(f"`mask` {config.mask}: choose central, block, region or blob")
     # Never into a checkpoint: the next save replaces that folder.
     out = config.out or (run_root(config.checkpoint) or Path()) / f"neighbours_{config.mask}.png"
     if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png")
+        raise ValueError(f"`out` {out} must end in .png")
+    check_writable(out)
+    device = choose_device(config.device, Processes())
+    run = load_model(config.checkpoint, which=config.which, device=device)
     queries = held_out_crops(run.config, config.data, samples=config.queries)
     candidates = training_crops(run.config, config.candidates, samples=config.candidate_crops)
     for name, reason in (*queries.unreadable, *candidates.unreadable):
@@ -147,5 +149,5 @@ def draw_sheet(config: NeighboursConfig) -> Path:
             for i, (name, number) in enumerate(zip(queries.names, queries.numbers, strict=True))
         ],
     }
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_file(out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     return out

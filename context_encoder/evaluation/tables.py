@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from context_encoder.utils.files import write_file
+
 __all__ = [
     "METRICS",
     "Group",
@@ -20,7 +23,6 @@ __all__ = [
     "summary",
     "write_csv",
     "write_json",
-    "write_text",
 ]
 
 #: Names in JSON: (heading, unit's factor, digits).
@@ -182,24 +184,25 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def write_csv(path: Path, groups: Sequence[Group], edges: Sequence[float]) -> None:
     """Means by kind of mask and method, over all areas and for each bin of covered area."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        names = [_CSV_NAMES[name] for name in METRICS]
-        head = "mask area_from area_to crops method label".split()
-        writer.writerow([*head, *names, "psnr_standard_error_db"])
-        for group in groups:
-            everything = {(0.0, 1.0): list(range(len(group.names)))}
-            for (low, high), members in [*everything.items(), *group.bins(edges).items()]:
-                for method in group.methods:
-                    means = summary(group, method, members)
-                    figures = [
-                        f"{METRICS[name][1] * means[name]:.6g}" if name in means else ""
-                        for name in METRICS
-                    ]
-                    error = means.get("psnr_standard_error")
-                    figures.append("" if error is None else f"{error:.6g}")
-                    about = [group.mask, low, high, len(members), method.name, method.label]
-                    writer.writerow([*about, *figures])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    names = [_CSV_NAMES[name] for name in METRICS]
+    head = "mask area_from area_to crops method label".split()
+    writer.writerow([*head, *names, "psnr_standard_error_db"])
+    for group in groups:
+        everything = {(0.0, 1.0): list(range(len(group.names)))}
+        for (low, high), members in [*everything.items(), *group.bins(edges).items()]:
+            for method in group.methods:
+                means = summary(group, method, members)
+                figures = [
+                    f"{METRICS[name][1] * means[name]:.6g}" if name in means else ""
+                    for name in METRICS
+                ]
+                error = means.get("psnr_standard_error")
+                figures.append("" if error is None else f"{error:.6g}")
+                about = [group.mask, low, high, len(members), method.name, method.label]
+                writer.writerow([*about, *figures])
+    write_file(path, file.getvalue())
 
 
 def write_json(
@@ -230,11 +233,4 @@ def write_json(
         }
         for group in groups
     }
-    write_text(path, json.dumps({**about, "masks": masks}, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    write_file(path, json.dumps({**about, "masks": masks}, indent=1, allow_nan=False) + "\n")

@@ -28,6 +28,7 @@ from context_encoder.data.mask_images import (
     load_pixels,
     opened_image,
 )
+from context_encoder.utils.files import write_file
 
 __all__ = [
     "Picture",
@@ -148,7 +149,7 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InpaintError: another suffix, or the format cannot hold the picture.
-        OSError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     path = Path(path)
     check_output(path)
@@ -156,14 +157,10 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     options |= {key: image.info[key] for key in ("icc_profile", "dpi") if key in image.info}
     if options["format"] == "WEBP" and image.mode == "I;16":
         raise InpaintError(f"{path}: WebP holds 8 bits, the picture has 16; save as .png or .tif")
-    new = path.with_name(f".{path.name}.new")
     try:
-        image.save(new, **options)
-        new.replace(path)
+        write_file(path, lambda new: image.save(new, **options))
     except ValueError as error:
         raise InpaintError(f"{path}: {error}") from error
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _picture_from_image(image: Image.Image) -> Picture:

@@ -1,6 +1,6 @@
 """What a network learns from, by name: everything that differs between them in training."""
 
-from context_encoder.pretexts.base import VALIDATION_SEED, Learner, Part, Pretext, Samples
+from context_encoder.pretexts.base import VALIDATION_SEED, Part, Pretext, Samples
 from context_encoder.pretexts.inpainting import Inpainting
 from context_encoder.pretexts.reconstruction import Autoencoder, DenoisingAutoencoder
 from context_encoder.pretexts.registry import PRETEXTS
@@ -12,7 +12,6 @@ __all__ = [
     "Autoencoder",
     "DenoisingAutoencoder",
     "Inpainting",
-    "Learner",
     "Part",
     "Pretext",
     "RelativePatch",

@@ -1,12 +1,11 @@
-"""What a pretext is to the trainer: networks to train, a loss, and how to judge them."""
+"""What a pretext is to the trainer: networks to train, a training step, and how to judge them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from context_encoder.config import TrainConfig
 from context_encoder.config.build import build_context_encoder
 from context_encoder.models import Backbone
+from context_encoder.optimization import Learner
 
 #: Held-out pictures get the same holes, noise and patches in every run, whatever its seed.
 VALIDATION_SEED = 20160427
@@ -37,26 +37,6 @@ class Part:
 
     module: nn.Module
     lr: float
-
-
-class Learner(Protocol):
-    """What the trainer offers to a pretext during a step."""
-
-    @property
-    def world_size(self) -> int:
-        """The processes that train together."""
-
-    def network(self, name: str) -> nn.Module:
-        """A part as it is to be called in training: compiled and shared among processes."""
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision to run networks and losses in."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a loss's gradients to those of the parts."""
-
-    def update(self, name: str) -> None:
-        """Change a part's weights by its gradients, which are 0 afterwards."""
 
 
 class Pretext(ABC):
@@ -103,10 +83,18 @@ class Pretext(ABC):
         return {"model": Part(self.model, self.config.lr)}
 
     @abstractmethod
-    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
-        """The losses of a batch, ``()`` each; the trainer minimizes ``loss`` by "model".
+    def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+        """One training step, from the batch to the updates of all :meth:`parts`.
 
-        Parts other than "model" are updated in here. Nothing may wait for the device.
+        Learning rates are set; the loss scale is adjusted afterwards. Nothing may wait for the
+        device.
+
+        Args:
+            samples: the batch.
+            learner: calls the networks and changes their weights.
+
+        Returns:
+            The losses for the log, ``()`` each, detached: "loss", which the model minimizes, first.
         """
 
     @abstractmethod

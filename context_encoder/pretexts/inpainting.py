@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from cekernels import fill_masked
 from context_encoder.config import TrainConfig
 from context_encoder.config.build import masks_from_config
 from context_encoder.models import ContextEncoder, build_discriminator
+from context_encoder.optimization import Learner
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
-    Learner,
     Part,
     Pretext,
     Samples,
@@ -26,6 +25,7 @@ from context_encoder.pretexts.losses import (
     generator_loss,
     overlap_weights,
     reconstruction_loss,
+    share_of_weights,
 )
 from context_encoder.utils.metrics import (
     context_mean,
@@ -67,43 +67,50 @@ class Inpainting(Pretext):
             parts["discriminator"] = Part(self.discriminator, rate)
         return parts
 
-    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
-        config, image = self.config, samples.image
+    def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+        config, image, region = self.config, samples.image, self._region
+        # Masks
         mask, _ = self.masks(samples.epoch, samples.index)
-        weights = overlap_weights(mask, config.overlap, config.overlap_weight)[self._region]
-        target = image[self._region]
+        weights = overlap_weights(mask, config.overlap, config.overlap_weight)[region]
+        target = image[region]
 
+        # Forward
         with learner.autocast():
             prediction = learner.network("model")(fill_masked(image, mask, self.fill))
+
+        # Discriminator, on real and predicted images apart: batch norm must not see them mixed.
+        judged: dict[str, Tensor] = {}
+        if self.discriminator is not None:
+            self.discriminator.requires_grad_(True)
+            with learner.autocast():
+                loss_real = discriminator_loss(learner.network("discriminator")(target), real=True)
+            learner.backward(loss_real)
+            with learner.autocast():
+                logits = learner.network("discriminator")(prediction.detach())
+                loss_fake = discriminator_loss(logits, real=False)
+            learner.backward(loss_fake)
+            learner.update_weights("discriminator")
+            self.discriminator.requires_grad_(False)
+            judged["loss_d"] = loss_real + loss_fake
+
+        # Losses; the gradient of loss_adv passes through the new discriminator, not to its weights,
+        # so there is nothing to share among processes and it is not called by learner.network.
+        with learner.autocast():
             loss_rec = reconstruction_loss(
                 prediction, target, weights, kind=config.loss, normalize=config.normalize
             )
-        if config.normalize == "mask" and learner.world_size > 1:
-            loss_rec = loss_rec * _share(weights, learner.world_size)
-        losses = {"loss_rec": loss_rec.detach()}
-        loss = config.lambda_rec * loss_rec
-        if self.discriminator is not None:
-            losses["loss_d"] = self._discriminator_step(target, prediction.detach(), learner)
-            with learner.autocast():
-                loss_adv = generator_loss(self.discriminator(prediction))
-            losses["loss_adv"] = loss_adv.detach()
-            loss = loss + config.lambda_adv * loss_adv
-        return {"loss": loss, **losses}
+            if config.normalize == "mask" and learner.world_size > 1:
+                loss_rec = loss_rec * share_of_weights(weights, learner.world_size)
+            loss = config.lambda_rec * loss_rec
+            if self.discriminator is not None:
+                judged["loss_adv"] = generator_loss(self.discriminator(prediction))
+                loss = loss + config.lambda_adv * judged["loss_adv"]
 
-    def _discriminator_step(self, real: Tensor, fake: Tensor, learner: Learner) -> Tensor:
-        assert self.discriminator is not None
-        self.discriminator.requires_grad_(True)
-        total = torch.zeros((), device=real.device)
-        # Real and predicted pictures apart: batch norm must not see them mixed.
-        for images, is_real in ((real, True), (fake, False)):
-            with learner.autocast():
-                loss = discriminator_loss(learner.network("discriminator")(images), is_real)
-            learner.backward(loss)
-            total += loss.detach()
-        learner.update("discriminator")
-        # The generator's loss needs gradients through the discriminator, not of its weights.
-        self.discriminator.requires_grad_(False)
-        return total
+        # Update
+        learner.backward(loss)
+        learner.update_weights("model")
+        losses = {"loss": loss, "loss_rec": loss_rec, **judged}
+        return {name: value.detach() for name, value in losses.items()}
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         image = samples.image
@@ -159,11 +166,3 @@ def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Te
     whole = image.clone()
     whole[region] = prediction.to(image.dtype)
     return torch.where(mask, whole, image)
-
-
-def _share(weights: Tensor, world_size: int) -> Tensor:
-    """What makes the mean over processes of weighted means the weighted mean over all of them."""
-    own = weights.sum(dtype=torch.float64)
-    total = own.clone()
-    dist.all_reduce(total)
-    return (own * world_size / total.clamp(min=1)).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +37,22 @@ def reconstruction_loss(
     """Masked L2 (the paper's equation 1) or L1 of the weighted elements, ``()`` float32."""
     loss = masked_l2_loss if kind == "l2" else masked_l1_loss
     return loss(prediction, target, weights, normalize=normalize)  # type: ignore[arg-type]
+
+
+def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
+    """The factor of this process's loss where masks differ between processes, ``()`` float32.
+
+    Each process divides its loss by the sum of its own weights. With this factor the mean over the
+    processes, which their gradients get, is the weighted mean over all their images.
+
+    Args:
+        weights: of this process, of any shape.
+        world_size: number of processes, all of which must call this.
+    """
+    own = weights.sum(dtype=torch.float64)
+    total = own.clone()
+    dist.all_reduce(total)
+    return (own * world_size / total.clamp(min=1)).float()
 
 
 def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:

@@ -18,10 +18,10 @@ from cekernels import fill_masked
 from context_encoder.config import TrainConfig
 from context_encoder.masks.base import sample_words
 from context_encoder.models import ContextEncoder
+from context_encoder.optimization import Learner
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
-    Learner,
     Pretext,
     Samples,
     feature_advice,
@@ -51,11 +51,14 @@ class Autoencoder(Pretext):
         """What the network is shown, ``(B, 3, S, S)``."""
         return samples.image
 
-    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+    def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         shown = self.corrupt(samples, self.config.seed)
         with learner.autocast():
             prediction = learner.network("model")(shown)
-        return {"loss": whole_loss(prediction, samples.image, kind=self.config.loss)}
+        loss = whole_loss(prediction, samples.image, kind=self.config.loss)
+        learner.backward(loss)
+        learner.update_weights("model")
+        return {"loss": loss.detach()}
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         shown = self.corrupt(samples, VALIDATION_SEED)

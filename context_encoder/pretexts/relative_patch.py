@@ -26,10 +26,10 @@ from context_encoder.config import TrainConfig
 from context_encoder.config.build import build_context_encoder
 from context_encoder.masks.base import sample_words
 from context_encoder.models.patch import DIRECTIONS, PatchNetwork, patch_map
+from context_encoder.optimization import Learner
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
-    Learner,
     Pretext,
     Samples,
     feature_advice,
@@ -208,13 +208,15 @@ class RelativePatch(Pretext):
         patches = cut(samples.image, places, self.grid.patch)
         return label, places, treat_colors(patches, self.config.patch_color, *keys)
 
-    def losses(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
+    def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         label, _, patches = self._pairs(samples, self.config.seed)
         with learner.autocast():
             scores = learner.network("model")(patches)
             loss = F.cross_entropy(scores, label)
+        learner.backward(loss)
+        learner.update_weights("model")
         accuracy = (scores.detach().argmax(1) == label).float().mean()
-        return {"loss": loss, "accuracy": accuracy}
+        return {"loss": loss.detach(), "accuracy": accuracy}
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         """Every picture with each of the eight answers, so that chance is 12.5 % exactly."""

@@ -20,6 +20,7 @@ from context_encoder.runs.load import (
     model_from_config,
 )
 from context_encoder.runs.photos import Photos
+from context_encoder.runs.resume import check_unchanged
 
 __all__ = [
     "Checkpoint",
@@ -29,6 +30,7 @@ __all__ = [
     "RunFolder",
     "Which",
     "check_fills_holes",
+    "check_unchanged",
     "find_checkpoint",
     "load_model",
     "load_optimizer",

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
-from safetensors.torch import save_file
 from torch import Tensor
 
 from context_encoder.runs.checkpoint import (
@@ -39,7 +37,13 @@ from context_encoder.runs.checkpoint import (
     RunError,
     Which,
 )
-from context_encoder.utils.files import sync, write_text
+from context_encoder.utils.files import (
+    check_writable,
+    make_folder,
+    save_tensors,
+    write_file,
+    write_folder,
+)
 
 
 class RunFolder:
@@ -51,16 +55,16 @@ class RunFolder:
 
     Raises:
         RunError: a new run would write over something.
+        WriteError: nothing can be written in the folder.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
-        if path.exists() and not path.is_dir():
-            raise RunError(f"--out {path} is a file; name a folder")
         if resume_step is None and (path / "checkpoints").exists():
             raise RunError(
-                f"{path} already holds a run; continue it with --resume {path}, or name another "
-                "folder with --out"
+                f"{path} already holds a run; continue it with `resume` {path}, or name another "
+                "folder with `out`"
             )
+        check_writable(path, folder=True)
         self.path = path
         self.resume_step = resume_step
         self._metrics = path / "metrics.jsonl"
@@ -70,15 +74,15 @@ class RunFolder:
 
         A run that goes on loses the lines of ``metrics.jsonl`` behind its step: it makes them anew.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+        make_folder(self.path)
+        write_file(self.path / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
         if self.resume_step is None:  # what a run without a checkpoint may have left
             for name in ("metrics.jsonl", "unreadable.jsonl", "log.txt"):
                 (self.path / name).unlink(missing_ok=True)
         if self.resume_step is not None and self._metrics.exists():
             lines = self._metrics.read_text().splitlines()
             kept = [line for line in lines if _step(line) <= self.resume_step]
-            write_text(self._metrics, "".join(line + "\n" for line in kept))
+            write_file(self._metrics, "".join(line + "\n" for line in kept))
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -95,25 +99,17 @@ class RunFolder:
 
     def save(self, which: Which, checkpoint: Checkpoint, config: BaseModel) -> Path:
         """Write a checkpoint whole, then put it in the place of the previous one."""
+
+        def fill(new: Path) -> None:
+            save_tensors(new / MODEL_FILE, _contiguous(checkpoint.model))
+            if checkpoint.discriminator is not None:
+                save_tensors(new / DISCRIMINATOR_FILE, _contiguous(checkpoint.discriminator))
+            save_tensors(new / TRAINING_FILE, _contiguous(checkpoint.training))
+            write_file(new / STATE_FILE, json.dumps(checkpoint.state, indent=2) + "\n")
+            write_file(new / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+
         folder = self.path / "checkpoints" / which
-        new, old = folder.with_name(f".{which}.new"), folder.with_name(f".{which}.old")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        save_file(_contiguous(checkpoint.model), new / MODEL_FILE)
-        if checkpoint.discriminator is not None:
-            save_file(_contiguous(checkpoint.discriminator), new / DISCRIMINATOR_FILE)
-        save_file(_contiguous(checkpoint.training), new / TRAINING_FILE)
-        (new / STATE_FILE).write_text(json.dumps(checkpoint.state, indent=2) + "\n")
-        (new / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n")
-        # On the disk before it takes the other's place, or a power cut could leave neither.
-        for path in (*new.iterdir(), new):
-            sync(path)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        write_folder(folder, fill)
         return folder
 
 

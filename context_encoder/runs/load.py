@@ -53,9 +53,9 @@ def check_fills_holes(loaded: LoadedModel) -> None:
     pretext = loaded.config.pretext
     if pretext != "inpainting":
         raise RunError(
-            f"{loaded.path} was trained with --pretext {pretext}, not to fill holes: what it made "
-            "of one would be no inpainting; name a run with --pretext inpainting (its features "
-            "can be used: python -m context_encoder.features)"
+            f"{loaded.path} was trained with the pretext {pretext}, not to fill holes: what it "
+            "made of one would be no inpainting; name a run of the pretext inpainting (its "
+            "features can be used: python -m context_encoder.features)"
         )
 
 

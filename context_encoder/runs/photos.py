@@ -29,7 +29,7 @@ class Photos:
             # Pictures held out in a folder inside --data must not be trained on.
             files = [file for file in files if held_out not in file.resolve().parents]
             if not files:
-                raise ValueError(f"no photograph in --data {root} lies outside --val-data")
+                raise ValueError(f"no photograph in `data` {root} lies outside `val_data`")
             return cls(files, root, list_images(config.val_data), config.val_data)
         train, val = split_photos(files, root, config.val_fraction)
         return cls(train, root, val, root)

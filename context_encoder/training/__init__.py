@@ -1,15 +1,17 @@
-"""Training on a folder of photographs, whatever the pretext."""
+"""Training: the loop that pretraining and transfer share, and pretraining of every pretext."""
 
+from context_encoder.training.loop import NonFiniteError, Outcome, TrainingLoop
 from context_encoder.training.resolve import resolve
 from context_encoder.training.run import run_training
 from context_encoder.training.signals import Stoppable, stop_on_signal
-from context_encoder.training.trainer import NonFiniteError, Outcome, Trainer
+from context_encoder.training.trainer import Trainer
 
 __all__ = [
     "NonFiniteError",
     "Outcome",
     "Stoppable",
     "Trainer",
+    "TrainingLoop",
     "resolve",
     "run_training",
     "stop_on_signal",

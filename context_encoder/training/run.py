@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,36 +20,62 @@ from context_encoder.runs import (
     Checkpoint,
     Photos,
     RunFolder,
+    check_unchanged,
     find_checkpoint,
     read_checkpoint,
+    read_config,
     run_root,
 )
+from context_encoder.training.loop import NonFiniteError, Outcome
 from context_encoder.training.resolve import resolve
 from context_encoder.training.signals import stop_on_signal
-from context_encoder.training.trainer import NonFiniteError, Outcome, Trainer
+from context_encoder.training.trainer import Trainer
 from context_encoder.utils.device import Processes, choose_device, process_group
 
 log = logging.getLogger("context_encoder")
 
 
-def run_training(config: TrainConfig, resume: Path | None = None) -> int:
+# What may differ from the run that is resumed: nothing that changes the network, or the stream
+# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
+_FREE_ON_RESUME = (
+    "data val_data mask_folder voc_root steps epochs workers device amp compile channels_last out "
+    "log_every val_every sample_rows lr lr_discriminator_ratio lr_schedule warmup_steps "
+    "weight_decay beta1 lambda_rec lambda_adv"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How :func:`run_training` ended."""
+
+    #: Stopped by a signal before the last step, and saved.
+    interrupted: bool
+    #: The signal's name, "SIGINT" or "SIGTERM"; empty if another process received it.
+    signal: str
+    #: None in all processes but the first.
+    outcome: Outcome | None
+    out: Path
+
+
+def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     """Train in the processes that torchrun started, or in this one, and write the run folder.
 
     Args:
         config: need not be resolved.
         resume: run or checkpoint folder to go on from; None for a new run.
 
-    Returns:
-        Exit status: 0 done, or stopped by a signal and saved; 1 the loss is not finite.
-
     Raises:
-        RunError, ValueError, FileNotFoundError, NotADirectoryError: something cannot be used;
-            the message says what to do.
+        RunError, ValueError, FileNotFoundError, NotADirectoryError: something cannot be used, or
+            ``config`` would change the run that is resumed; the message says what to do.
+        WriteError: the run folder cannot be written.
+        NonFiniteError: the loss, a weight or an output is not finite.
     """
+    if resume is not None:
+        _check_resumable(config, resume)
     processes = Processes.from_environment()
     if config.batch_size % processes.world_size:
         raise ValueError(
-            f"--batch-size {config.batch_size} cannot be shared by {processes.world_size} "
+            f"`batch_size` {config.batch_size} cannot be shared by {processes.world_size} "
             "processes; make it a multiple"
         )
     photos = Photos.from_config(config)
@@ -62,7 +89,7 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> int:
         if step >= config.steps:
             raise ValueError(
                 f"{resume} is done: it has made {step} of {config.steps} steps; "
-                f"add some with --steps {2 * step}"
+                f"add some with `steps` {2 * step}"
             )
     out = config.out or (resume and run_root(resume)) or _default_out(config)
     config = config.model_copy(update={"out": out})
@@ -76,12 +103,9 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> int:
     with process_group(processes, device):
         trainer = Trainer(config, photos, device, processes, checkpoint)
         if not processes.first:
-            try:
-                with stop_on_signal(trainer):
-                    trainer.fit(None)
-            except NonFiniteError:  # the first process says it
-                return 1
-            return 0
+            with stop_on_signal(trainer):
+                ended = trainer.fit(None)
+            return Ended(ended.interrupted, trainer.stop_reason, None, out)
         run.start(config)
         with _log_to(out / "log.txt"):
             try:
@@ -91,8 +115,15 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> int:
                 _conclude(trainer, outcome, out)
             except NonFiniteError as error:
                 log.error("stopped: %s", error)
-                return 1
-    return 0
+                raise
+    return Ended(outcome.interrupted, trainer.stop_reason, outcome, out)
+
+
+def _check_resumable(config: TrainConfig, resume: Path) -> None:
+    before = read_config(find_checkpoint(resume, "last"))
+    # A discriminator cannot come or go.
+    also = ("lambda_adv",) if (config.lambda_adv > 0) != (before.lambda_adv > 0) else ()
+    check_unchanged(resume, before, config, _FREE_ON_RESUME, also)
 
 
 def _default_out(config: TrainConfig) -> Path:
@@ -147,18 +178,18 @@ def _conclude(trainer: Trainer, outcome: Outcome, out: Path) -> None:
         return
     pretext = trainer.pretext
     log.info("done: %d steps in %.0f s, in %s", outcome.step, outcome.seconds, out)
-    for line in pretext.summary(outcome.metrics):
+    for line in pretext.summary(trainer.latest):
         log.info("  %s", line)
-    if outcome.best and outcome.best["step"] != outcome.step:
+    if trainer.best and trainer.best["step"] != outcome.step:
         figure = pretext.best_metric
-        log.info("  best at step %d: %s %.4g", outcome.best["step"], figure, outcome.best[figure])
-    if outcome.unreadable:
+        log.info("  best at step %d: %s %.4g", trainer.best["step"], figure, trainer.best[figure])
+    if trainer.unreadable:
         log.info(
             "  files that could not be read: %d, see %s",
-            outcome.unreadable,
+            len(trainer.unreadable),
             out / "unreadable.jsonl",
         )
-    if outcome.sheet is not None:
-        log.info("  look at %s", outcome.sheet)
+    if trainer.sheet is not None:
+        log.info("  look at %s", trainer.sheet)
     for line in pretext.advice(out):
         log.info("%s", line)

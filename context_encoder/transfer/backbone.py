@@ -30,7 +30,7 @@ class BackboneConfig(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> BackboneConfig:
         if self.checkpoint is not None and self.weights is not None:
-            raise ValueError("--checkpoint and --weights both name weights; give one of them")
+            raise ValueError("`checkpoint` and `weights` both name weights; give one of them")
         return self
 
     def load(self, seed: int) -> Backbone:

@@ -149,7 +149,7 @@ def run(config: ClassifyConfig) -> int:
     """Train, judge, and write the results; see :func:`run_task`."""
     low, high = config.scale
     if not 0 < low <= high:
-        raise ValueError(f"--scale must be 0 < from <= to, got {low} {high}")
+        raise ValueError(f"`scale` must be 0 < from <= to, got {low} {high}")
     train, test = read_annotated(config)
     return run_task(
         config,

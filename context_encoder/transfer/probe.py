@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +35,7 @@ from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.labelled_folder import find_folders, stratified
 from context_encoder.transfer.logistic import Standardizer, accuracy, fit_logistic
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import check_writable, make_folder, save_tensors, write_file
 
 log = logging.getLogger("context_encoder")
 
@@ -77,15 +78,16 @@ class ProbeConfig(BackboneConfig):
         None, description="Folder in which features are kept for the next call."
     )
     out: Path = Field(Path("probe"), description="Folder for probe.json and probe.md.")
+    overwrite: bool = Field(False, description="Replace those of an earlier probe in it.")
 
     @model_validator(mode="after")
     def _folders(self) -> ProbeConfig:
         pair = self.train is not None and self.test is not None
         if (self.data is None) != pair or (self.train is None) != (self.test is None):
-            raise ValueError("give --data FOLDER, or both --train FOLDER and --test FOLDER")
+            raise ValueError("give `data` FOLDER, or both `train` FOLDER and `test` FOLDER")
         for name, values in (("l2", self.l2), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"--{name} takes one or more different numbers, got {values}")
+                raise ValueError(f"`{name}` takes one or more different numbers, got {values}")
         return self
 
 
@@ -106,7 +108,7 @@ def extract(
     """
     cached = None
     if config.cache is not None:
-        config.cache.mkdir(parents=True, exist_ok=True)
+        make_folder(config.cache)
         cached = config.cache / f"{_key(files, network, sides)}.safetensors"
         if cached.exists():
             try:
@@ -120,10 +122,8 @@ def extract(
     )
     if cached is not None:
         notes = {"files": features.files, "kept": features.kept, "unreadable": features.unreadable}
-        _notes(cached).write_text(json.dumps(notes))
-        new = cached.with_suffix(".new")
-        save_file(features.values, new)
-        new.replace(cached)
+        write_file(_notes(cached), json.dumps(notes))
+        save_tensors(cached, features.values)
     return features
 
 
@@ -335,14 +335,23 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def run(config: ProbeConfig) -> int:
-    """Probe, print the table, and write it and ``probe.json``. Returns the exit status."""
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"--out {config.out} is a file; name a folder")
+    """Probe, log the table, and write it and ``probe.json``. Returns the exit status, 0.
+
+    Raises:
+        FileExistsError: there is an earlier probe, which ``config.overwrite`` would replace.
+        As :func:`probe`; WriteError.
+    """
+    check_writable(config.out, folder=True)
+    if (config.out / "probe.json").exists() and not config.overwrite:
+        raise FileExistsError(
+            f"{config.out} holds an earlier probe; name another folder with `out`, or replace it "
+            "with `overwrite`"
+        )
     result = probe(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "probe.json").write_text(json.dumps(result, indent=2) + "\n")
+    make_folder(config.out)
+    write_file(config.out / "probe.json", json.dumps(result, indent=2) + "\n")
     table = markdown(result)
-    (config.out / "probe.md").write_text(table)
-    print(table, end="")
+    write_file(config.out / "probe.md", table)
+    log.info("%s", table)
     log.info("written to %s", config.out)
     return 0

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from context_encoder.data import UnreadableImage, read_image
 from context_encoder.data.images import stored_size
 from context_encoder.transfer.voc import Item
+from context_encoder.utils.files import make_folder, write_file
 
 log = logging.getLogger("context_encoder")
 FloatArray = NDArray[np.float64]
@@ -120,7 +121,7 @@ def find_proposals(
         return {item.name: given[item.name][:limit] for item in items}
     search = _selective_search()
     if search is None:
-        log.info("proposals: a dense grid (no --proposals, no OpenCV with ximgproc)")
+        log.info("proposals: a dense grid (no `proposals`, no OpenCV with ximgproc)")
         result = {}
         for item in items:
             try:
@@ -157,11 +158,12 @@ def _search(search: Any, items: Sequence[Item], kept: dict[str, FloatArray]) -> 
 
 
 def _keep(cache: Path, boxes: dict[str, FloatArray]) -> None:
-    """Write the file whole or not at all."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    new = cache.with_name(f".new.{cache.name}")
-    np.savez_compressed(new, **boxes)  # type: ignore[arg-type]
-    new.replace(cache)
+    def save(path: Path) -> None:
+        with path.open("wb") as file:  # given a name, NumPy would add a suffix
+            np.savez_compressed(file, **boxes)  # type: ignore[arg-type]
+
+    make_folder(cache.parent)
+    write_file(cache, save)
 
 
 def _selective_search() -> Any:

@@ -34,7 +34,7 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, samples: list[Any], device: torch.device) -> dict[str, Tensor]:
-        """The losses of a batch, 0-dimensional; the first is the one to minimise."""
+        """The losses of a batch, 0-dimensional; "loss" is minimized."""
 
     @abstractmethod
     def evaluate(self, device: torch.device) -> dict[str, Any]:

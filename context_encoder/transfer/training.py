@@ -1,4 +1,4 @@
-"""The training loop that the three transfers to PASCAL VOC share.
+"""The training that the three transfers to PASCAL VOC share.
 
 What a step sees depends on (seed, step) alone, so a resumed run goes on exactly.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import time
+import signal
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from context_encoder.data import SampleStream, UnreadableImage, read_image, start_worker
+from context_encoder.optimization import Learner, step_decay
 from context_encoder.runs import (
     Checkpoint,
     RunError,
@@ -33,12 +32,14 @@ from context_encoder.runs import (
     read_checkpoint,
     run_root,
 )
+from context_encoder.training.loop import TrainingLoop, check_weights
 from context_encoder.training.signals import stop_on_signal
-from context_encoder.training.trainer import NonFiniteError
 from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.results import markdown
 from context_encoder.transfer.task import Task
+from context_encoder.utils.cli import stopped_by
 from context_encoder.utils.device import Processes, choose_device
+from context_encoder.utils.files import write_file
 
 log = logging.getLogger("context_encoder")
 
@@ -75,7 +76,7 @@ def _collate(samples: list[tuple[Any, list[tuple[str, str]]]]) -> tuple[list[Any
     return [sample for sample, _ in samples], [f for _, failures in samples for f in failures]
 
 
-class Training:
+class Training(TrainingLoop):
     """One run of a task, on one device."""
 
     def __init__(
@@ -83,14 +84,21 @@ class Training:
     ) -> None:
         self.config = config
         self.task = task
-        self.device = device
         self.digest = digest
-        self.step = 0
-        self.stop_requested = False
-        self.stop_reason = ""
-        self.unreadable: dict[str, str] = {}
         task.model.to(device)
-        self._optimizer = self._sgd()
+        super().__init__(
+            Learner(
+                {"model": task.model},
+                {"model": self._sgd()},
+                device,
+                amp=config.amp,
+                clip=config.clip,
+            ),
+            steps=config.steps,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            save_every=config.save_every,
+        )
 
     def _sgd(self) -> torch.optim.SGD:
         config = self.config
@@ -98,42 +106,23 @@ class Training:
         biases = [p for n, p in named if n.endswith("bias")]
         others = [p for n, p in named if not n.endswith("bias")]
         decay = config.weight_decay if config.bias_decay else 0.0
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": biases, "lr": config.lr * config.bias_lr, "weight_decay": decay},
+        ]
         return torch.optim.SGD(
-            [
-                {"params": others, "factor": 1.0},
-                {"params": biases, "factor": config.bias_lr, "weight_decay": decay},
-            ],
+            groups,
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; ValueError if the pictures are others."""
-        if checkpoint.state["digest"] != self.digest:
-            raise ValueError("the training pictures have changed; a run continues with the same")
-        load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
-        load_optimizer("model", self._optimizer, checkpoint.training)
-        self.step = int(checkpoint.state["step"])
-        self.unreadable = dict(checkpoint.state["unreadable"])
-
-    def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(
-            model=self.task.model.state_dict(),
-            discriminator=None,
-            training=optimizer_tensors("model", self._optimizer),
-            state={"step": self.step, "digest": self.digest, "unreadable": self.unreadable},
-        )
-
-    def fit(self, run: RunFolder) -> bool:
-        """Train to the last step or until ``stop_requested``; whether the last step was reached.
-
-        Raises:
-            NonFiniteError: the loss is no finite number.
-        """
-        config = self.config
+    def prepare(self) -> None:
         self.task.model.train()
         self.task.encoder.eval()
+
+    def batches(self) -> Iterator[tuple[list[Any], list[tuple[str, str]]]]:
+        config = self.config
         loader: DataLoader[Any] = DataLoader(
             _Samples(self.task, config.seed),
             batch_size=config.batch_size,
@@ -150,67 +139,39 @@ class Training:
             worker_init_fn=start_worker,
             generator=torch.Generator(),
         )
-        batches = iter(loader)
-        sums: dict[str, Tensor] = {}
-        summed, mark, saved = 0, time.monotonic(), self.step
-        with tqdm(total=config.steps, initial=self.step, unit="step", dynamic_ncols=True) as bar:
-            while self.step < config.steps and not self.stop_requested:
-                samples, failures = next(batches)
-                self._note(failures, run)
-                losses = self._train_step(samples)
-                for name, value in losses.items():
-                    sums[name] = sums[name] + value if name in sums else value
-                self.step += 1
-                summed += 1
-                bar.update()
-                last = self.step == config.steps or self.stop_requested
-                saving = last or self.step % config.save_every == 0
-                # Before every checkpoint: what made a loss that is not finite is not saved.
-                if saving or self.step % config.log_every == 0:
-                    means = {name: float(value) / summed for name, value in sums.items()}
-                    if not all(map(math.isfinite, means.values())):
-                        raise NonFiniteError(
-                            f"the loss is not finite at step {self.step}: {means}; lower --lr. "
-                            "Earlier checkpoints are kept."
-                        )
-                    speed = summed * config.batch_size / (time.monotonic() - mark)
-                    bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-                    lr = self._optimizer.param_groups[0]["lr"]
-                    run.log("train", self.step, {**means, "lr": lr, "images_per_s": speed})
-                    sums, summed, mark = {}, 0, time.monotonic()
-                if saving:
-                    run.save("last", self._checkpoint(), config)
-                    saved = self.step
-        if self.stop_requested and saved < self.step:
-            run.save("last", self._checkpoint(), config)
-        return self.step == config.steps
+        return iter(loader)
 
-    def _train_step(self, samples: list[Any]) -> dict[str, Tensor]:
-        config = self.config
+    def train_step(self, batch: list[Any]) -> dict[str, Tensor]:
+        config, learner = self.config, self.learner
+        learner.set_learning_rates(step_decay(self.step, config.lr_step, config.lr_gamma))
         # Dropout is a function of (seed, step) too.
         torch.manual_seed((config.seed * 1_000_003 + self.step) % 2**63)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-            losses = self.task.losses(samples, self.device)
-        next(iter(losses.values())).backward()
-        if config.clip is not None:
-            clip_grad_norm_(
-                [p for group in self._optimizer.param_groups for p in group["params"]], config.clip
-            )
-        decayed = config.lr
-        if config.lr_step is not None:
-            decayed *= config.lr_gamma ** (self.step // config.lr_step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = decayed * group["factor"]
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        with learner.autocast():
+            losses = self.task.losses(batch, self.device)
+        learner.backward(losses["loss"])
+        learner.update_weights("model")
         return {name: value.detach() for name, value in losses.items()}
 
-    def _note(self, failures: list[tuple[str, str]], run: RunFolder) -> None:
-        for name, reason in failures:
-            if name not in self.unreadable:
-                self.unreadable[name] = reason
-                log.warning("skipped %s: %s", name, reason)
-                run.log_unreadable(Path(name), reason)
+    def validate(self) -> None:
+        """Nothing: nothing is held out of VOC's split; :meth:`Task.evaluate` ends the run."""
+
+    def save(self) -> None:
+        if self.run is None:
+            return
+        weights = self.task.model.state_dict()
+        check_weights(weights, self.step)
+        state = {"step": self.step, "digest": self.digest, "unreadable": sorted(self.unreadable)}
+        tensors = optimizer_tensors("model", self.learner.optimizers["model"])
+        self.run.save("last", Checkpoint(weights, None, tensors, state), self.config)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; ValueError if the pictures are others."""
+        if checkpoint.state["digest"] != self.digest:
+            raise ValueError("the training pictures have changed; a run continues with the same")
+        load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
+        load_optimizer("model", self.learner.optimizers["model"], checkpoint.training)
+        self.mark_resumed(int(checkpoint.state["step"]))
+        self.unreadable = set(checkpoint.state["unreadable"])
 
 
 def run_task(config: C, command: str, make: Any, digest: str) -> int:
@@ -229,7 +190,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     if config.resume is not None:
         root = run_root(config.resume)
         if root is None:
-            raise RunError(f"--resume {config.resume} is a checkpoint outside its run folder")
+            raise RunError(f"`resume` {config.resume} is a checkpoint outside its run folder")
         out = root
         checkpoint = read_checkpoint(find_checkpoint(config.resume, "last"))
     run = RunFolder(out, None if checkpoint is None else int(checkpoint.state["step"]))
@@ -249,12 +210,10 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         len(task.items), parameters / 1e6, training.step, config.steps, device,
     )  # fmt: skip
     with stop_on_signal(training), logging_redirect_tqdm():
-        if not training.fit(run):
-            log.info(
-                "%s: stopped at step %d, saved; go on with", training.stop_reason, training.step
-            )
+        if training.fit(run).interrupted:
+            log.info("stopped at step %d of %d, saved; go on with", training.step, config.steps)
             log.info("  python -m context_encoder.transfer %s --resume %s", command, out)
-            return 0
+            return stopped_by(signal.Signals[training.stop_reason or "SIGINT"])
     task.model.eval()
     with torch.no_grad():
         result = task.evaluate(device)
@@ -266,8 +225,8 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         **result,
     }
     run.log("test", training.step, result["metrics"])
-    (out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-    (out / "results.md").write_text(markdown(result))
+    write_file(out / "results.json", json.dumps(result, indent=2) + "\n")
+    write_file(out / "results.md", markdown(result))
     log.info("%s", markdown(result))
     log.info("written to %s", out)
     return 0

@@ -132,7 +132,7 @@ def _read_annotation(
             if name not in number:
                 raise ValueError(
                     f"{path} has an object of class {name!r}, which is none of "
-                    f"{', '.join(number)}; name the classes with --classes"
+                    f"{', '.join(number)}; name the classes with `classes`"
                 )
             box = entry.find("bndbox")
             if box is None:
@@ -187,6 +187,6 @@ def read_labels(item: Item, classes: int) -> NDArray[np.int64]:
     if highest > classes:
         raise ValueError(
             f"{item.segmentation} has class {highest}; there are {classes} (and 0, background); "
-            "name the classes with --classes"
+            "name the classes with `classes`"
         )
     return labels.astype(np.int64)

@@ -39,21 +39,21 @@ def choose_device(name: str, processes: Processes) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise ValueError(f"`device` must be auto, cpu, cuda or cuda:N, got {name!r}")
     if processes.world_size > 1 and ":" in name:
         raise ValueError(
-            f"--device {name} names one device for {processes.world_size} processes; "
-            "use --device cuda"
+            f"`device` {name} names one device for {processes.world_size} processes; "
+            "use `device` cuda"
         )
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"--device {name}: this torch finds no CUDA device; use --device cpu")
+            raise ValueError(f"`device` {name}: this torch finds no CUDA device; use `device` cpu")
         if ":" not in name:
             device = torch.device("cuda", processes.local_rank)
         if device.index >= torch.cuda.device_count():
-            raise ValueError(f"--device {device}: there are only {torch.cuda.device_count()}")
+            raise ValueError(f"`device` {device}: there are only {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     return device
 

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from context_encoder.utils.files import make_folder, write_file
+
 _MARGIN = 4
 _LINE = 14
 _MIN_SIDE = 128
@@ -19,6 +21,7 @@ def save_sheet(
     columns: Sequence[tuple[str, Tensor]],
     *,
     panels: int = 1,
+    max_columns: int | None = None,
     title: str = "",
     rows: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
@@ -30,6 +33,8 @@ def save_sheet(
         columns: title and pictures ``(B, 3, H, W)`` on [0, 1], the same B, H and W in each.
             Lines of a title are separated by newlines.
         panels: lay the rows out in this many blocks side by side.
+        max_columns: continue a row with more columns than this on the next line, the columns'
+            titles above each image; None for no limit.
         title: lines above everything.
         rows: labels to the left of the B rows, with newlines where they have several lines.
         captions: a line under each picture: B texts for every column.
@@ -38,36 +43,42 @@ def save_sheet(
     # Small pictures are enlarged by whole pixels, so that a viewer does not blur them.
     zoom = max(1, -(-_MIN_SIDE // max(height, width)))
     text = _Text()
-    cell_h = height * zoom + _MARGIN + (_LINE if captions else 0)
+    per_line = min(len(columns), max_columns or len(columns))
+    lines = -(-len(columns) // per_line)
+    titles_h = _LINE * max(name.count("\n") + 1 for name, _ in columns)
+    cell_h = height * zoom + _MARGIN + (_LINE if captions else 0) + (titles_h if lines > 1 else 0)
     cell_w = max(width * zoom, *(text.width(name) for name, _ in columns)) + _MARGIN
     if captions:
         cell_w = max(cell_w, *(text.width(c) + _MARGIN for column in captions for c in column))
     label_w = max((text.width(row) + _MARGIN for row in rows), default=0)
-    top = _LINE * (len(title.splitlines()) + max(name.count("\n") + 1 for name, _ in columns))
+    top = _LINE * len(title.splitlines()) + titles_h
+    row_h = cell_h * lines
     per_panel = -(-count // panels)
-    panel_w = label_w + cell_w * len(columns) + _MARGIN
+    panel_w = label_w + cell_w * per_line + _MARGIN
     sheet_w = max(panel_w * panels, text.width(title)) + _MARGIN
-    sheet = Image.new("RGB", (sheet_w, top + cell_h * per_panel + _MARGIN), "white")
+    sheet = Image.new("RGB", (sheet_w, top + row_h * per_panel + _MARGIN), "white")
     text.draw = ImageDraw.Draw(sheet)
     text(_MARGIN, 1, title)
     for panel in range(panels):
         first, left = panel * per_panel, _MARGIN + panel * panel_w
         for r, row in enumerate(rows[first : first + per_panel]):
-            text(left, top + _MARGIN + r * cell_h, row)
+            text(left, top + _MARGIN + r * row_h, row)
         for c, (name, pictures) in enumerate(columns):
-            x = left + label_w + c * cell_w
-            # The last line of every title stands right above its pictures.
-            text(x, top - _LINE * (name.count("\n") + 1) + 1, name)
+            line, place = divmod(c, per_line)
+            x = left + label_w + place * cell_w
             for r, array in enumerate(_to_bytes(pictures[first : first + per_panel])):
-                y = top + _MARGIN + r * cell_h
+                y = top + _MARGIN + r * row_h + line * cell_h
+                if lines > 1 or r == 0:
+                    # The last line of every title stands right above its picture.
+                    text(x, y - _MARGIN - _LINE * (name.count("\n") + 1) + 1, name)
                 picture = Image.fromarray(array).resize(
                     (width * zoom, height * zoom), Image.Resampling.NEAREST
                 )
                 sheet.paste(picture, (x, y))
                 if captions:
                     text(x, y + height * zoom, captions[c][first + r])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    make_folder(path.parent)
+    write_file(path, lambda new: sheet.save(new, format="PNG"))
 
 
 def shorten(name: str, most: int = 20) -> str:

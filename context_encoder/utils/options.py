@@ -1,15 +1,34 @@
-"""Names of options on the command line, and errors in their values in plain sentences."""
+"""Names of options on the command line, and errors in their values in plain sentences.
+
+Messages of the library name a parameter in backquotes, as users of Python know it:
+`` `batch_size` ``. A command shows it as its option: ``--batch-size``.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+
+_PARAMETER = re.compile(r"(?<!`)`([a-z][a-z0-9_]*)`(?!`)")
 
 
 def option(name: str) -> str:
     """A field's name as it is spelt on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def with_options(message: str, renamed: Mapping[str, str] | None = None) -> str:
+    """A message of the library for the command line: options in place of parameters.
+
+    Args:
+        message: with the names of parameters in backquotes.
+        renamed: parameters whose option has another name, and that name.
+    """
+    names = renamed or {}
+    return _PARAMETER.sub(lambda found: option(names.get(found[1], found[1])), message)
 
 
 def explain(error: ValidationError) -> list[str]:

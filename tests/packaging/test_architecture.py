@@ -143,3 +143,65 @@ def test_no_file_is_longer_than_700_lines() -> None:
     assert files
     long = {str(path): len(path.read_text().splitlines()) for path in files}
     assert {path: lines for path, lines in long.items() if lines > 700} == {}
+
+
+#: What replaces a file, or makes a name for a temporary one. Path.rename and Path.replace are
+#: found by their one argument: str.replace and datetime.replace take others.
+REPLACING = {"os.replace", "os.rename", "os.renames", "shutil.move", "os.link"}
+TENSOR_WRITERS = {"save_file", "safetensors.torch.save_file"}
+
+
+def calls(path: Path) -> set[str]:
+    """What a file calls or imports, by the names written there; "x.rename" for any object's."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or "", *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Call):
+            found.add(ast.unparse(node.func))
+            if isinstance(node.func, ast.Attribute):
+                attribute = node.func.attr
+                if attribute == "rename" or (attribute == "replace" and len(node.args) == 1):
+                    if not node.keywords:
+                        found.add(f"x.{attribute}")
+                elif attribute in ("write_text", "write_bytes"):
+                    found.add(f"x.{attribute}")
+    return found
+
+
+def test_one_module_replaces_files() -> None:
+    """Results are written by utils/files.py, and by nothing else that may leave a half."""
+    forbidden = REPLACING | TENSOR_WRITERS | {"tempfile", "os.fsync"}
+    forbidden |= {f"x.{name}" for name in ("rename", "replace", "write_text", "write_bytes")}
+    writer = PACKAGE / "utils/files.py"
+    assert {"os.replace", "os.rename", "os.fsync", "save_file", "x.write_bytes"} <= calls(writer)
+    found = {str(path): calls(path) & forbidden for path in MODULES.values() if path != writer}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_one_module_turns_errors_into_exit_statuses() -> None:
+    """Commands call run_command; nothing else ends a process, or prints but a command."""
+    helper = PACKAGE / "utils/cli.py"
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        guards = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        ]
+        assert bool(guards) == (name in COMMANDS), name
+        if path == helper:
+            continue
+        for guard in guards:
+            assert [ast.unparse(node) for node in guard.body] == ["sys.exit(main())"]
+            tree.body.remove(guard)
+        text = ast.unparse(tree)
+        found = {word for word in ("sys.exit(", "SystemExit(", "except SystemExit") if word in text}
+        found |= {word for word in ("os._exit(", "KeyboardInterrupt:", "tyro.cli(") if word in text}
+        if name not in COMMANDS:
+            found |= {word for word in (" print(", "sys.argv", "argparse") if word in text}
+        assert not found, name
+        if name in COMMANDS:
+            assert "run_command(" in text, name

@@ -105,7 +105,7 @@ def test_other_networks_have_native_names_only(model: str, size: int) -> None:
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, target.state_dict()[name]), name
     for names in ("torchvision", "caffe"):
-        with pytest.raises(WeightsError, match="--names native"):
+        with pytest.raises(WeightsError, match="use `names` native"):
             export_encoder(source, names)  # type: ignore[arg-type]
 
 
@@ -178,7 +178,7 @@ def test_caffes_pictures_where_no_weights_could_give_the_same_maps(tmp_path: Pat
         (build_model("small", image_size=32).encoder, r"padding=\(1, 1\)"),
         (alexnet("batch"), "bias=False"),
     ):
-        with pytest.raises(WeightsError, match=f"--input caffe is for .*{what}"):
+        with pytest.raises(WeightsError, match=f"`pictures` caffe is for .*{what}"):
             take_own_pictures(encoder)
     save_file({"conv2.bias": torch.ones(256)}, tmp_path / "part.safetensors")
     with pytest.raises(WeightsError, match="rewrites conv1"):
@@ -243,8 +243,12 @@ def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(
         torch.equal(v, second[k]) for k, v in first.items() if not k.endswith("batches_tracked")
     )
-    assert main(["import", str(out), "--out", str(tmp_path / "x.safetensors")]) == 2
+    x = str(tmp_path / "x.safetensors")
+    assert main(["import", str(out), "--model", "alexnet", "--out", x]) == 2
     assert "--model small" in capsys.readouterr().err
+    assert main(["import", str(out), "--out", x]) == 0  # the file says which network it is for
+    with safe_open(x, framework="pt") as file:
+        assert file.metadata()["model"] == "small"
     assert main(["import", str(out), "--model", "small", "--out", str(tmp_path / "x.pth")]) == 2
 
     backbone = load_backbone(weights=out, model="small")

@@ -184,7 +184,7 @@ def test_a_photograph_never_finds_itself_even_under_another_name(
     assert "copy-0.png" not in {copies.names[n] for n in numbers[0].tolist()}
     assert distances.min() > 1e-3
     assert same_photographs(own, copies) == 2  # both crops of the copy
-    with pytest.raises(ValueError, match=r"3 of the photographs .* 4 are needed.*--candidates"):
+    with pytest.raises(ValueError, match=r"3 of the photographs .* 4 are needed.*`candidates`"):
         search(own.floats(slice(None)), mask, own.paths, k=4)
 
 

@@ -95,9 +95,9 @@ def test_errors_of_the_command_are_one_line(run, photo, tmp_path, capsys):
 
 
 def test_wrong_arguments_end_with_status_2(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["photo.png", "--box", "1", "2", "3"])
-    assert stopped.value.code == 2
+    status, text, err = call(capsys, "photo.png", "--box", 1, 2, 3)
+    assert (status, text, err.count("\n")) == (2, "", 1)
+    assert "'--box'. Expected 4 values" in err
 
 
 @pytest.fixture

@@ -266,5 +266,5 @@ def test_a_network_trained_on_central_holes_fills_those(monkeypatch):
 def test_a_missing_run_or_device_is_a_clear_error(run, tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         Inpainter.from_run(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="--device"):
+    with pytest.raises(ValueError, match="`device` must be"):
         Inpainter.from_run(run, device="abacus")

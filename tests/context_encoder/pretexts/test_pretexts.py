@@ -90,7 +90,7 @@ def test_denoising_shows_corrupted_pixels_and_asks_for_the_clean_ones(
     photos: Path, noise: str
 ) -> None:
     trainer = make_trainer(photos, pretext="denoising", noise=noise, noise_amount=0.4)
-    batch = next(trainer._loader())
+    batch, _ = next(trainer.batches())
     seen: list[torch.Tensor] = []
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     prediction: list[torch.Tensor] = []
@@ -109,7 +109,7 @@ def test_denoising_shows_corrupted_pixels_and_asks_for_the_clean_ones(
 
 def test_the_autoencoder_s_loss_is_over_all_pixels(photos: Path) -> None:
     trainer = make_trainer(photos, pretext="autoencoder", loss="l1")
-    batch = next(trainer._loader())
+    batch, _ = next(trainer.batches())
     output: list[torch.Tensor] = []
     trainer.model.register_forward_hook(lambda _, __, out: output.append(out.detach().clone()))
     losses = trainer.train_step(batch)
@@ -252,14 +252,14 @@ def test_swapped_patches_are_told_apart() -> None:
 def test_reconstruction_learns(photos: Path, pretext: str) -> None:
     trainer = make_trainer(photos, pretext=pretext, steps=60, lr=1e-2)
     trainer.model.train()
-    losses = [trainer.train_step(batch)["loss"].item() for batch in trainer._loader()]
+    losses = [trainer.train_step(batch)["loss"].item() for batch, _ in trainer.batches()]
     assert np.mean(losses[-5:]) < 0.15 * np.mean(losses[:3])
 
 
 def test_relative_patch_learns(photos: Path) -> None:
     trainer = make_trainer(photos, pretext="relative-patch", steps=120, lr=3e-3, patch_color="none")
     trainer.model.train()
-    right = [trainer.train_step(batch)["accuracy"].item() for batch in trainer._loader()]
+    right = [trainer.train_step(batch)["accuracy"].item() for batch, _ in trainer.batches()]
     assert np.mean(right[-20:]) > 0.6  # chance is 0.125
 
 
@@ -286,7 +286,7 @@ def test_runs_resume_and_load(tmp_path: Path, photos: Path, pretext: str) -> Non
     assert loaded.model.image_size == 32
     features = loaded.model.features(torch.zeros(1, 3, 32, 32))
     assert list(features)[:3] == ["conv1", "conv2", "conv3"]
-    with pytest.raises(RunError, match=f"--pretext {pretext}, not to fill holes"):
+    with pytest.raises(RunError, match=f"the pretext {pretext}, not to fill holes"):
         Inpainter.from_run(whole)
 
 
@@ -298,8 +298,9 @@ def test_validation_asks_for_each_of_the_eight_places(photos: Path) -> None:
         last.weight.zero_()
         last.bias.copy_(torch.eye(8)[4] * 9)
     logged: dict[str, float] = {}
-    trainer._log = lambda split, values, writer: logged.update(values)  # type: ignore[method-assign]
-    trainer._validate(trainer._load_validation(), None)
+    trainer.record = lambda split, values: logged.update(values)  # type: ignore[method-assign]
+    trainer.prepare()
+    trainer.validate()
     assert logged["accuracy"] == 1 / 8
     expected = (7 * (9 + math.log(1 + 7 * math.exp(-9))) + math.log(1 + 7 * math.exp(-9))) / 8
     assert logged["loss"] == pytest.approx(expected, rel=1e-5)
@@ -315,7 +316,7 @@ def test_a_step_of_each_reads_nothing_back_from_the_device(photos: Path) -> None
 
     for pretext in RIVALS:
         trainer = make_trainer(photos, pretext=pretext)
-        batch = next(trainer._loader())
+        batch, _ = next(trainer.batches())
         with Watch():
             trainer.train_step(batch)
     assert calls

@@ -81,7 +81,7 @@ def test_a_run_that_a_signal_stopped_goes_on_bit_identically(
 ) -> None:
     options = ("--steps", "4", "--dropout", "0.5")
     assert command(name, devkit, tmp_path / "whole", *options) == 0
-    step = Training._train_step
+    step = Training.train_step
 
     def interrupted(self: Training, samples: list[Any]) -> Any:
         if self.step == 1:
@@ -89,8 +89,8 @@ def test_a_run_that_a_signal_stopped_goes_on_bit_identically(
         return step(self, samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_train_step", interrupted)
-        assert command(name, devkit, tmp_path / "parts", *options) == 0
+        patch.setattr(Training, "train_step", interrupted)
+        assert command(name, devkit, tmp_path / "parts", *options) == 128 + signal.SIGTERM
     part = tmp_path / "parts"
     assert json.loads((part / "checkpoints/last/state.json").read_text())["step"] == 2
     assert not (part / "results.json").exists()
@@ -163,8 +163,9 @@ def test_biases_learn_twice_as_fast() -> None:
         config = kind()
         task = SimpleNamespace(model=nn.Linear(2, 2))
         training = Training(config, task, torch.device("cpu"), "")
-        others, biases = training._optimizer.param_groups
-        assert (others["factor"], biases["factor"]) == (1, 2), name
+        training.learner.set_learning_rates(0.25)
+        others, biases = training.learner.optimizers["model"].param_groups
+        assert (others["lr"], biases["lr"]) == (config.lr / 4, config.lr / 2), name
         assert others["weight_decay"] == config.weight_decay
         assert biases["weight_decay"] == (config.weight_decay if decays else 0)
 

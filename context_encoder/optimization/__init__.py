@@ -1,0 +1,6 @@
+"""The optimization of networks: precision, gradients, updates and learning rates of a step."""
+
+from context_encoder.optimization.learner import Learner
+from context_encoder.optimization.schedules import step_decay, warmup_and_decay
+
+__all__ = ["Learner", "step_decay", "warmup_and_decay"]

@@ -1,0 +1,115 @@
+"""What the training steps share: precision, gradients, and updates of the weights.
+
+No method waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from context_encoder.utils.device import Processes
+
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner:
+    """The networks of a run in training, each with its optimizer.
+
+    A step calls, in this order: :meth:`set_learning_rates`; :meth:`network` under
+    :meth:`autocast`, :meth:`backward` and :meth:`update_weights` for each network;
+    :meth:`adjust_loss_scale`.
+
+    Args:
+        networks: by name, on ``device``. Processes that train together start from the first
+            one's weights.
+        optimizers: of the same names; their rates are the initial ones.
+        device: of this process.
+        amp: "off", "bf16" or "fp16" (with a scaled loss).
+        clip: largest norm of the gradient of a network; None for no limit.
+        compile: torch.compile the networks.
+        processes: those that train together.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        device: torch.device,
+        *,
+        amp: str = "off",
+        clip: float | None = None,
+        compile: bool = False,
+        processes: Processes | None = None,
+    ) -> None:
+        self.device = device
+        self.processes = processes or Processes()
+        self.optimizers = dict(optimizers)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self._dtype = _AMP_DTYPES.get(amp)
+        self._clip = clip
+        self._networks = {name: self._wrap(n, compile) for name, n in networks.items()}
+
+    def _wrap(self, network: nn.Module, compile: bool) -> nn.Module:
+        wrapped: nn.Module = torch.compile(network) if compile else network  # type: ignore[assignment]
+        if self.processes.world_size > 1:
+            index = None if self.device.index is None else [self.device.index]
+            wrapped = DistributedDataParallel(wrapped, device_ids=index)
+        return wrapped
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that train together."""
+        return self.processes.world_size
+
+    def set_learning_rates(self, factor: float) -> None:
+        """Set every rate to ``factor`` times its initial value."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def learning_rate(self) -> float:
+        """The rate of the first network's weights."""
+        rate: float = next(iter(self.optimizers.values())).param_groups[0]["lr"]
+        return rate
+
+    def network(self, name: str) -> nn.Module:
+        """A network as a training step calls it: compiled, and sharing its gradients.
+
+        With several processes, a backward pass through it averages the gradients of its weights
+        over the processes.
+        """
+        return self._networks[name]
+
+    def autocast(self) -> torch.autocast:
+        """The precision in which networks and losses are computed."""
+        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, scaled for fp16, to those of all weights it depends on."""
+        self.scaler.scale(loss).backward()
+
+    def update_weights(self, name: str) -> None:
+        """One optimizer step of a network, its gradient clipped; then clear its gradients.
+
+        With fp16, a network whose gradients are not finite is left as it is.
+        """
+        optimizer = self.optimizers[name]
+        if self._clip is not None:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip_grad_norm_(parameters, self._clip)
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    def adjust_loss_scale(self) -> None:
+        """Adapt fp16's scale to whether the step's gradients were finite; once per step."""
+        self.scaler.update()

@@ -1,0 +1,75 @@
+"""The options of a training run: where their defaults come from, and those that do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from context_encoder.config import (
+    PRESETS,
+    TrainConfig,
+    default_preset,
+    idle_options,
+    preset,
+    refusal,
+)
+from context_encoder.runs import find_checkpoint, read_config
+from context_encoder.utils.cli import (
+    arguments_of,
+    checked,
+    early_options,
+    given_fields,
+    parse_arguments,
+)
+
+_SUMMARY = """Train a context encoder to fill holes in photographs, or a rival pretext.
+
+    Without arguments: the preset "laptop", a small network on the photographs that ship, in about
+    two minutes on a CPU. --model and --pretext pick the recipe made for them and --preset a named
+    one; every other option changes one value of it.
+    """
+
+_EXTRA = (
+    ("resume", Path, "Run folder to continue; its configuration becomes the default."),
+    ("config", Path, "JSON file with the defaults, such as the config.json of a run."),
+)
+
+
+def parse_training(prog: str, arguments: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
+    """The configuration that the command line asks for, and the run to resume, if any.
+
+    Args:
+        prog: the command as it is typed.
+        arguments: its words; None for those of the process.
+
+    Raises:
+        ValueError: values that are out of range, that do not go together, or that would do
+            nothing.
+        RunError: what --resume or --config names cannot be used.
+        SystemExit: help was asked for and is printed.
+    """
+    # What sets the defaults must be known before tyro can show and change them.
+    early = early_options(("preset", "model", "pretext", "config", "resume"), arguments)
+    if len({"preset", "config", "resume"} & early.keys()) > 1:
+        raise ValueError("`preset`, `config` and `resume` each set all defaults; give one of them")
+    if "resume" in early:
+        defaults = read_config(find_checkpoint(Path(early["resume"]), "last"))
+        # The folder may have been moved or copied, or be named from elsewhere: see run_training.
+        defaults = defaults.model_copy(update={"out": None})
+    elif "config" in early:
+        defaults = read_config(Path(early["config"])).model_copy(update={"out": None})
+    else:
+        name = early.get("preset") or default_preset(early.get("model"), early.get("pretext"))
+        defaults = preset(name) if name in PRESETS else TrainConfig()
+
+    options = arguments_of(TrainConfig, defaults, summary=_SUMMARY, extra=_EXTRA)
+    parsed = parse_arguments(options, prog, arguments)
+    given = {name: getattr(parsed, name) for name in given_fields(TrainConfig, arguments)}
+    values = defaults.model_dump() | given
+    # A default that the options leave nothing to do is dropped; an option is refused then.
+    idle = idle_options(values)
+    for name in given:
+        if name in idle:
+            raise ValueError(refusal(name, idle[name]))
+    kept = {name: value for name, value in values.items() if name not in idle}
+    return checked(TrainConfig, kept), parsed.resume

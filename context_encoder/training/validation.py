@@ -1,0 +1,80 @@
+"""Validation of a pretext on held-out photographs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from context_encoder.config import TrainConfig
+from context_encoder.data import Crops, load_crops, to_input
+from context_encoder.pretexts import Pretext, Samples
+from context_encoder.pretexts.base import Column
+from context_encoder.runs import Photos
+from context_encoder.training.loop import NonFiniteError
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What :func:`validate` found."""
+
+    #: Means over the images.
+    metrics: dict[str, float]
+    #: Columns of the sample sheet, on the CPU.
+    sheet: list[Column]
+
+
+def load_held_out(config: TrainConfig, photos: Photos, size: int) -> Crops:
+    """The fixed crops to validate on, uint8 ``(N, 3, size, size)``, and the unreadable files."""
+    assert config.resize is not None
+    return load_crops(
+        photos.val,
+        photos.val_root,
+        size=size,
+        resize=config.resize,
+        crop_scale=config.crop_scale,
+        samples=config.val_samples,
+        description="reading held-out photographs",
+    )
+
+
+@torch.no_grad()
+def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) -> Validation:
+    """Evaluate the network in eval mode; it is left in training mode.
+
+    Args:
+        pretext: with its network, on ``device``.
+        images: uint8 ``(N, 3, S, S)`` on the CPU.
+        device: where to compute.
+        step: for the error's message.
+
+    Raises:
+        NonFiniteError: a mean is not finite.
+    """
+    config = pretext.config
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    pretext.model.eval()
+    per_image: dict[str, list[Tensor]] = {}
+    shown: dict[str, list[Tensor]] = {}
+    for index in torch.arange(len(images)).split(_BATCH):
+        keys = index.to(device)
+        image = to_input(images[index].to(device), memory_format)
+        metrics, columns = pretext.validate(Samples(image, torch.zeros_like(keys), keys))
+        for name, values in metrics.items():
+            per_image.setdefault(name, []).append(values)
+        if index[0] < config.sample_rows:
+            for title, column in columns:
+                shown.setdefault(title, []).append(column.cpu())
+    pretext.model.train()
+    means = {name: float(torch.cat(values).mean()) for name, values in per_image.items()}
+    if not all(map(math.isfinite, means.values())):
+        raise NonFiniteError(
+            f"the output for held-out pictures is not finite at step {step}; the checkpoints "
+            "of earlier steps are kept. Lower `lr`."
+        )
+    rows = config.sample_rows
+    return Validation(means, [(title, torch.cat(parts)[:rows]) for title, parts in shown.items()])

@@ -1,0 +1,379 @@
+"""What the atomic writer leaves behind, whatever fails in it and whoever else writes."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import pickle
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from context_encoder.utils import files
+from context_encoder.utils.files import (
+    WriteError,
+    check_writable,
+    make_folder,
+    save_tensors,
+    write_file,
+    write_folder,
+)
+
+OLD, NEW = b"old " * 1000, b"new " * 3000
+
+
+def with_path(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(NEW)
+
+
+#: Every way to say what a file is to hold.
+CONTENTS: dict[str, Any] = {"bytes": NEW, "text": NEW.decode(), "function": with_path}
+#: Every call to the system between the first and the last.
+OPERATIONS = "open write fsync stat chmod replace".split()
+
+
+@pytest.fixture(params=[True, False], ids=["replaced", "new"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "results" / "table.md"
+    path.parent.mkdir()
+    if request.param:
+        path.write_bytes(OLD)
+        path.chmod(0o640)
+    return path
+
+
+def test_contents_arrive(target: Path) -> None:
+    for content in CONTENTS.values():
+        write_file(target, content)
+        assert target.read_bytes() == NEW
+        assert os.listdir(target.parent) == [target.name]
+    write_file(str(target), "é\udcff")  # a file name that is no UTF-8
+    assert target.read_bytes() == "é\\udcff".encode()
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, operation: str, call: int, code: int
+) -> Callable[[], int]:
+    """Let the ``call``-th use of an operation fail; the result counts the uses."""
+    used = 0
+    owner: Any = Path if operation == "write" else os
+    name = "write_bytes" if operation == "write" else operation
+    real = getattr(owner, name)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        nonlocal used
+        used += 1
+        if used == call:
+            if operation == "write":  # a part arrives before the disk is full
+                args[0].open("wb").write(args[1][:100])
+            raise OSError(code, os.strerror(code), "temporary")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fail)
+    return lambda: used
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_error_at_any_operation_leaves_the_old_or_the_new_file(
+    target: Path, monkeypatch: pytest.MonkeyPatch, operation: str, code: int
+) -> None:
+    before = target.read_bytes() if target.exists() else None
+    call = 0
+    while True:
+        call += 1
+        with monkeypatch.context() as patch:
+            count = failing(patch, operation, call, code)
+            error: BaseException | None = None
+            try:
+                write_file(target, NEW)
+            except OSError as problem:
+                error = problem
+            used = count()
+        left = os.listdir(target.parent)
+        there = target.read_bytes() if target.exists() else None
+        assert left in ([], [target.name])
+        assert there in (before, NEW)
+        if used < call:  # no such use any more: nothing has failed
+            assert error is None
+            assert there == NEW
+            break
+        if error is not None:
+            assert isinstance(error, WriteError)
+            assert str(target) in str(error)
+            assert os.strerror(code).lower() in str(error).lower()
+            assert (error.errno, error.filename) == (code, str(target))
+        if before is None:
+            target.unlink(missing_ok=True)
+        else:
+            target.write_bytes(before)
+    # All operations are used, save that a new file keeps the permissions that it is made with.
+    assert (call > 1) == (operation != "chmod" or before is not None)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)])
+def test_what_a_function_raises_is_passed_on(target: Path, error: BaseException) -> None:
+    before = target.read_bytes() if target.exists() else None
+
+    def raises(path: Path) -> None:
+        path.write_bytes(NEW[:10])
+        raise error
+
+    with pytest.raises(type(error)) as found:
+        write_file(target, raises)
+    assert found.value is error
+    assert (target.read_bytes() if target.exists() else None) == before
+    assert len(os.listdir(target.parent)) == (before is not None)
+
+
+def test_a_full_disk_is_told_for_a_function_too(target: Path) -> None:
+    def full(path: Path) -> None:
+        path.write_bytes(NEW[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(WriteError) as found:
+        write_file(target, full)
+    assert str(found.value) == (
+        f"cannot write {target}: no space left on device; free some, or write elsewhere"
+    )
+    again = pickle.loads(pickle.dumps(found.value))
+    assert str(again) == str(found.value)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_the_systems_own_full_device(target: Path) -> None:
+    """The system's error, not ours: every byte goes to a device that is always full."""
+    before = target.read_bytes() if target.exists() else None
+    with pytest.raises(WriteError, match="no space left on device"):
+        write_file(target, lambda path: Path("/dev/full").write_bytes(NEW))
+    assert (target.read_bytes() if target.exists() else None) == before
+
+
+def test_tensors(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3)}
+    save_tensors(target, tensors, {"key": "value"})
+    assert torch.equal(load_file(target)["a"], tensors["a"])
+    assert os.listdir(target.parent) == [target.name]
+    old = target.read_bytes()
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"part")
+        raise SafetensorError(
+            'Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No '
+            'space left on device" }'
+        )
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(WriteError, match="no space left on device") as found:
+        save_tensors(target, tensors)
+    assert found.value.errno == errno.ENOSPC
+    assert target.read_bytes() == old
+    assert os.listdir(target.parent) == [target.name]
+
+
+def test_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    before = os.umask(0o027)
+    try:
+        for content in CONTENTS.values():
+            path.unlink(missing_ok=True)
+            write_file(path, content)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o640  # as open() makes it
+        path.chmod(0o604)
+        write_file(path, "again")
+        save_tensors(path, {"a": torch.zeros(1)})
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(before)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    link, dangling = tmp_path / "link", tmp_path / "dangling"
+    (there / "old").write_bytes(OLD)
+    link.symlink_to("elsewhere/old")
+    dangling.symlink_to(there / "made")
+    for path, name in ((link, "old"), (dangling, "made")):
+        write_file(path, NEW)
+        assert path.is_symlink()
+        assert (there / name).read_bytes() == NEW
+    assert sorted(os.listdir(there)) == ["made", "old"]
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(WriteError, match="loop"):
+        write_file(loop, NEW)
+
+
+def test_what_cannot_be_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(OLD)
+    (tmp_path / "closed").write_bytes(OLD)
+    (tmp_path / "closed").chmod(0o400)
+    cases = {
+        "nowhere/file": "no such file or directory; make its folder first",
+        "file/below": "not a directory",
+        ".": "it is a folder; name a file",
+        "pipe": "it is a device or a pipe; name a file",
+        "n" * 300: "name too long",
+    }
+    if os.geteuid():
+        cases["closed"] = "permission denied"
+    there = sorted(os.listdir(tmp_path))
+    for name, message in cases.items():
+        with pytest.raises(WriteError, match=message) as found:
+            write_file(tmp_path / name, NEW)
+        assert str(tmp_path / name) in str(found.value)
+    assert sorted(os.listdir(tmp_path)) == there
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_long_names(tmp_path: Path) -> None:
+    """The temporary name is no longer than what a file name may be."""
+    for name in ("n" * 255, "é" * 127, "漢" * 85):
+        write_file(tmp_path / name, NEW)
+        assert (tmp_path / name).read_bytes() == NEW
+
+
+@pytest.fixture
+def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that nothing can be made in, also for root."""
+    path = tmp_path / "closed"
+    path.mkdir()
+    (path / "file").write_bytes(OLD)
+    path.chmod(0o500)
+    if not os.geteuid():
+        real = os.open
+
+        def refuse(name: Any, flags: int, *rest: Any, **kwargs: Any) -> int:
+            if flags & os.O_CREAT and os.fspath(name).startswith(str(path)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+            return real(name, flags, *rest, **kwargs)
+
+        monkeypatch.setattr(os, "open", refuse)
+    yield path
+    path.chmod(0o700)
+
+
+def test_a_read_only_folder(closed: Path) -> None:
+    for name in ("file", "other"):
+        with pytest.raises(WriteError) as found:
+            write_file(closed / name, NEW)
+        assert str(found.value) == (
+            f"cannot write {closed / name}: permission denied; change its permissions, or write "
+            "elsewhere"
+        )
+        with pytest.raises(WriteError, match="permission denied"):
+            check_writable(closed / name)
+    with pytest.raises(WriteError, match="permission denied"):
+        check_writable(closed / "a/b", folder=True)
+    assert os.listdir(closed) == ["file"]
+    assert (closed / "file").read_bytes() == OLD
+
+
+def test_checking_makes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    for path, folder in (("file", False), ("new", False), ("a/b/c", False), ("a/b", True)):
+        check_writable(tmp_path / path, folder=folder)
+    for path, folder, message in (
+        (".", False, "it is a folder"),
+        ("file", True, "file is a file, not a folder"),
+        ("file/a", False, "file is a file, not a folder"),
+    ):
+        with pytest.raises(WriteError, match=message):
+            check_writable(tmp_path / path, folder=folder)
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == OLD
+    with pytest.raises(WriteError, match="cannot write"):
+        make_folder(tmp_path / "file/a")
+    make_folder(tmp_path / "a/b")
+    make_folder(tmp_path / "a/b")
+    assert (tmp_path / "a/b").is_dir()
+
+
+def _write_often(path: Path, letter: bytes) -> None:
+    for _ in range(60):
+        write_file(path, letter * 100_000)
+
+
+def test_processes_and_threads_that_write_the_same_file(tmp_path: Path) -> None:
+    """Every reader finds the whole of one writer's text at any time."""
+    path = tmp_path / "file"
+    write_file(path, b"a" * 100_000)
+    context = multiprocessing.get_context("fork")
+    workers: list[Any] = [context.Process(target=_write_often, args=(path, b"b"))]
+    workers += [threading.Thread(target=_write_often, args=(path, letter)) for letter in (b"c",)]
+    for worker in workers:
+        worker.start()
+    reads = 0
+    while any(worker.is_alive() for worker in workers):
+        text = path.read_bytes()
+        assert len(text) == 100_000
+        assert len(set(text)) == 1
+        reads += 1
+    for worker in workers:
+        worker.join()
+    assert reads > 10
+    assert workers[0].exitcode == 0
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_other_libraries_write_by_it(tmp_path: Path) -> None:
+    def savez(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, a=np.arange(3))
+
+    write_file(tmp_path / "a.npz", savez)
+    assert np.load(tmp_path / "a.npz")["a"].tolist() == [0, 1, 2]
+    image = Image.new("RGB", (3, 2), (1, 2, 3))
+    write_file(tmp_path / "a.png", lambda path: image.save(path, format="PNG"))
+    with Image.open(tmp_path / "a.png") as read:
+        assert read.getpixel((2, 1)) == (1, 2, 3)
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints/last"
+
+    def fill(text: str) -> Callable[[Path], None]:
+        return lambda new: write_file(new / "state", text)
+
+    write_folder(folder, fill("1"))
+    write_folder(folder, fill("2"))
+    assert (folder / "state").read_text() == "2"
+    assert os.listdir(folder.parent) == ["last"]
+
+    def full(new: Path) -> None:
+        write_file(new / "state", "3")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(WriteError, match=r"last: no space left on device"):
+        write_folder(folder, full)
+    assert (folder / "state").read_text() == "2"
+    write_folder(folder, fill("4"))
+    assert (folder / "state").read_text() == "4"
+    assert os.listdir(folder.parent) == ["last"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_folder_between_its_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    folder = tmp_path / "last"
+    write_folder(folder, lambda new: write_file(new / "state", "1"))
+    with monkeypatch.context() as patch:
+        failing(patch, "rename", call, errno.EIO)
+        with pytest.raises(WriteError):
+            write_folder(folder, lambda new: write_file(new / "state", "2"))
+    where = folder if call == 1 else tmp_path / ".last.old"
+    assert (where / "state").read_text() == "1"
