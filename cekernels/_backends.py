@@ -32,9 +32,9 @@ class ImplementationError(RuntimeError):
     """A forced implementation cannot serve the call; the message lists the reasons."""
 
 
-def unknown(impl: object) -> ValueError:
+def unknown(op: str, impl: object) -> ValueError:
     """The error for a name that is no implementation."""
-    source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else "impl"
+    source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else f"{op}: impl"
     return ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
 
 
