@@ -274,7 +274,8 @@ for step, (batch, _) in enumerate(trainer.batches()):
     trainer.train_step(batch)
     for name, part in trainer.pretext.parts().items():
         for key, value in part.module.named_parameters():
-            weights[f"{step}/{name}/{key}"] = value.detach().clone(memory_format=torch.contiguous_format)
+            value = value.detach().clone(memory_format=torch.contiguous_format)
+            weights[f"{step}/{name}/{key}"] = value
 save_file(weights, Path(sys.argv[2], f"{processes.rank}.safetensors"))
 dist.destroy_process_group()
 """
