@@ -1,4 +1,4 @@
-"""Builds the kernel libraries with the package; buildtools/native.py says which and how."""
+"""Build of the package with its kernel libraries (buildtools/native.py)."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ class BuildWithKernels(build):
 
 
 class BuildKernels(Command):
-    """Into the package: that of the source tree for an editable installation."""
+    """Build the kernels into the package folder: for an editable install, the source tree's."""
 
     description = "compile the kernel libraries"
     user_options: list = []  # noqa: RUF012
@@ -50,7 +50,7 @@ class KernelDistribution(Distribution):
 
 
 class Wheel(bdist_wheel):
-    """Any Python, this platform: the libraries use LibTorch's stable ABI and none of Python's."""
+    """Wheel for any Python on this platform: the libraries use LibTorch's stable ABI alone."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()

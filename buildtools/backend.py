@@ -1,7 +1,8 @@
-"""Build backend: setuptools, and torch's headers for the kernels where they are not to be had yet.
+"""Build backend: setuptools, plus a build requirement on torch where torch is not installed.
 
-An isolated build sees none of the installed packages, but it knows where they are. Only where torch
-is not installed does the build ask for one, the pinned one, for its headers.
+The kernels are compiled against torch's headers. An isolated build cannot import the installed
+packages, but it can find their folder; only if torch is not installed does the build request one,
+the version pinned in constraints.txt.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import native
 import setuptools
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (the hooks that pip looks for)
+from setuptools.build_meta import (  # noqa: F401  (the hooks that pip calls)
     build_editable,
     build_sdist,
     build_wheel,
@@ -20,7 +21,7 @@ from setuptools.build_meta import (  # noqa: F401  (the hooks that pip looks for
     prepare_metadata_for_build_wheel,
 )
 
-# As pyproject.toml asks for; without build isolation nobody else looks.
+# The minimum of pyproject.toml, which pip does not check without build isolation.
 if int(setuptools.__version__.partition(".")[0]) < 77:
     raise RuntimeError(
         f"the build needs setuptools 77 or newer, found {setuptools.__version__}: "
