@@ -1,63 +1,41 @@
-"""Build of the package with its kernel libraries (buildtools/native.py)."""
+"""The distribution ``context-encoder``: one package in a wheel, both in an editable installation.
+
+A wheel holds ``context_encoder`` and requires the distribution ``cekernels`` of the same version
+(buildtools/cekernels-dist). ``pip install -e .`` gives both packages of this folder and compiles
+the kernels; there is nothing left to require then.
+"""
 
 import sys
 from pathlib import Path
 
-from setuptools import Command, Distribution, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build import build
+from setuptools import find_namespace_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "buildtools"))
-import native
+import commands
 
+DEPENDENCIES = [
+    "torch>=2.11",
+    "contourpy>=1.2",
+    "numpy>=1.26",
+    "pillow>=10.3",
+    "pydantic>=2.7",
+    "safetensors>=0.4.3",
+    "scipy>=1.11",
+    "tensorboard>=2.16",
+    "torchmetrics>=1.4",
+    "tqdm>=4.66",
+    "tyro>=0.9",
+]
 
-class BuildWithKernels(build):
-    sub_commands = [*build.sub_commands, ("build_kernels", None)]  # noqa: RUF012
-
-
-class BuildKernels(Command):
-    """Build the kernels into the package folder: for an editable install, the source tree's."""
-
-    description = "compile the kernel libraries"
-    user_options: list = []  # noqa: RUF012
-    editable_mode = False
-
-    def initialize_options(self) -> None:
-        self.build_lib: str | None = None
-
-    def finalize_options(self) -> None:
-        self.set_undefined_options("build", ("build_lib", "build_lib"))
-
-    def run(self) -> None:
-        root = native.ROOT if self.editable_mode else Path(self.build_lib)
-        native.build(root / "cekernels")
-
-    def get_source_files(self) -> list[str]:
-        sources = [p for p in native.CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")]
-        return [str(p.relative_to(native.ROOT)) for p in sources]
-
-    def get_outputs(self) -> list[str]:
-        built = [f"{library.name}.so" for library in native.plan() if not library.skipped]
-        return [str(Path(self.build_lib) / "cekernels" / n) for n in (*built, native.RECORD)]
-
-    def get_output_mapping(self) -> dict[str, str]:
-        return {}
-
-
-class KernelDistribution(Distribution):
-    def has_ext_modules(self) -> bool:
-        return any(not library.skipped for library in native.plan())
-
-
-class Wheel(bdist_wheel):
-    """Wheel for any Python on this platform: the libraries use LibTorch's stable ABI alone."""
-
-    def get_tag(self) -> tuple[str, str, str]:
-        tag = super().get_tag()
-        return tag if self.root_is_pure else ("py3", "none", tag[2])
-
-
-setup(
-    cmdclass={"build": BuildWithKernels, "build_kernels": BuildKernels, "bdist_wheel": Wheel},
-    distclass=KernelDistribution,
-)
+if commands.editable and commands.KERNELS_ARE_HERE:
+    setup(
+        packages=find_namespace_packages(include=["cekernels*", "context_encoder*"]),
+        install_requires=DEPENDENCIES,
+        **commands.WITH_KERNELS,
+    )
+else:
+    setup(
+        packages=find_namespace_packages(include=["context_encoder*"]),
+        install_requires=[*DEPENDENCIES, f"cekernels=={commands.version()}"],
+        **commands.WITHOUT_KERNELS,
+    )

@@ -328,3 +328,7 @@ def _run(library: Library, command: list[str]) -> None:
             f"cekernels.{library.name} cannot be compiled; {variable}=0 installs without it.\n"
             f"{shlex.join(command)}\n{result.stdout}"
         )
+
+
+if __name__ == "__main__":  # compile anew in an editable installation
+    build(ROOT / "cekernels")

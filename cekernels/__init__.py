@@ -7,6 +7,7 @@ this machine.
 
 from cekernels import _backends, _precision  # noqa: F401  (an op of the CUDA library)
 from cekernels._backends import Impl, ImplementationError
+from cekernels._version import __version__
 from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear
 from cekernels.ops.fill_masked import fill_masked
 from cekernels.ops.masked_loss import masked_l1_loss, masked_l2_loss
@@ -25,6 +26,7 @@ __all__ = [
     "ChannelwiseLinear",
     "Impl",
     "ImplementationError",
+    "__version__",
     "channelwise_linear",
     "fill_boxes",
     "fill_masked",

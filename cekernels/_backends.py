@@ -32,9 +32,9 @@ class ImplementationError(RuntimeError):
     """A forced implementation cannot handle the call; the message gives the reason."""
 
 
-def unknown(impl: object) -> ValueError:
+def unknown(op: str, impl: object) -> ValueError:
     """The error for an unknown implementation name."""
-    source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else "impl"
+    source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else f"{op}: impl"
     return ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
 
 

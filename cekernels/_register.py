@@ -152,7 +152,7 @@ class Op:
         if impl == "auto":
             impl = _backends.DEFAULT
         if impl not in self._plain:
-            raise _backends.unknown(impl)
+            raise _backends.unknown(self.name, impl)
         if inputs and transforms_active():
             if impl not in ("auto", "reference"):
                 raise ImplementationError(

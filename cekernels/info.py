@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import platform
 import warnings
+from pathlib import Path
 
 import torch
 
 from cekernels import _auto, _backends, _selfcheck
 from cekernels._register import OPS
+from cekernels._version import __version__
 
 
 def report() -> str:
     """Versions, devices, one line per implementation, and the build of each library."""
     lines = [
         f"python {platform.python_version()}  torch {torch.__version__}  "
-        f"CPU threads {torch.get_num_threads()}"
+        f"CPU threads {torch.get_num_threads()}",
+        f"cekernels {__version__}  {Path(__file__).parent}",
     ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

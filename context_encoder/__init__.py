@@ -10,11 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from context_encoder.inpainting.inpainter import Inpainted, Inpainter
+    from context_encoder.config import TrainConfig
+    from context_encoder.inpainting import Inpainted, Inpainter
+    from context_encoder.training import run_training
+    from context_encoder.utils.version import __version__
 
-__all__ = ["Inpainted", "Inpainter"]
+__all__ = ["Inpainted", "Inpainter", "TrainConfig", "__version__", "run_training"]
 
-_WHERE = dict.fromkeys(__all__, "context_encoder.inpainting")
+_WHERE = {
+    "Inpainted": "context_encoder.inpainting",
+    "Inpainter": "context_encoder.inpainting",
+    "TrainConfig": "context_encoder.config",
+    "__version__": "context_encoder.utils.version",
+    "run_training": "context_encoder.training",
+}
 
 
 def __getattr__(name: str) -> Any:

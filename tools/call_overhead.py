@@ -2,8 +2,9 @@
 
     python tools/call_overhead.py OTHER_CHECKOUT [--rounds 150] [--out FILE.json]
 
-Shapes are so small that only overhead is left. Two worker processes, one per checkout (each with
-its kernel library built), take turns; the result is the 20th percentile in microseconds.
+Rows without a size have shapes so small that only overhead is left. Two worker processes, one per
+checkout (each with its kernel library built), take turns; the result is the 20th percentile in
+microseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ PERCENTILE = 20
 
 WORKER = """
 import sys, time, torch, cekernels
-torch.set_num_threads(1)
+torch.manual_seed(0)
 x, w, b = torch.randn(1, 2, 4), torch.randn(2, 4, 4), torch.randn(2, 4)
 gx, gw, gb = (t.clone().requires_grad_() for t in (x, w, b))
 p, t, m = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
@@ -41,17 +42,33 @@ cases = {
     "fill_masked, no gradient": lambda: fill(p, m, value),
     "rasterize_boxes": lambda: cekernels.rasterize_boxes(boxes, offsets, 2, 2),
 }
-names = list(cases)
+full = torch.get_num_threads()
+layers = {}
+for batch, dtype in ((16, torch.float32), (64, torch.bfloat16)):
+    X, W, B = (torch.randn(s).to(dtype) for s in ((batch, 256, 36), (256, 36, 36), (256, 36)))
+    def ours(X=X, W=W, B=B):
+        return linear(X, W, B)
+    def peer(X=X, W=W, B=B):
+        return torch.baddbmm(B.unsqueeze(1), X.transpose(0, 1), W.transpose(1, 2)).transpose(0, 1)
+    name = f"{batch}x256x6x6 {dtype}".replace("torch.", "")
+    layers[f"{name}, forward"], layers[f"{name}, forward, torch.baddbmm"] = ours, peer
+    if dtype is torch.float32:
+        leaves, G = [t.clone().requires_grad_() for t in (X, W, B)], torch.randn(batch, 256, 36)
+        layers[f"{name}, both"] = lambda f=ours, v=leaves, G=G: grad(f(*v), v, G)
+        layers[f"{name}, both, torch.baddbmm"] = lambda f=peer, v=leaves, G=G: grad(f(*v), v, G)
+names = [*cases, *layers]
 print("|".join(names), flush=True)
 for line in sys.stdin:
     times = []
-    for call in cases.values():
-        for _ in range(20):
+    for name in names:
+        call, repeats = (cases[name], 100) if name in cases else (layers[name], 10)
+        torch.set_num_threads(1 if name in cases else full)
+        for _ in range(repeats // 5):
             call()
         start = time.perf_counter()
-        for _ in range(100):
+        for _ in range(repeats):
             call()
-        times.append((time.perf_counter() - start) * 1e4)
+        times.append((time.perf_counter() - start) * 1e6 / repeats)
     print(" ".join(map(str, times)), flush=True)
 """
 
@@ -103,10 +120,10 @@ def main() -> None:
         for worker in workers.values():
             worker.round()
     results = {name: worker.result() for name, worker in workers.items()}
-    print(f"{'microseconds':<34}{'before':>9}{'after':>9}{'ratio':>8}")
+    print(f"{'microseconds':<46}{'before':>9}{'after':>9}{'ratio':>8}")
     for case, before in results["before"].items():
         after = results["after"][case]
-        print(f"{case:<34}{before:>9.1f}{after:>9.1f}{after / before:>8.2f}")
+        print(f"{case:<46}{before:>9.1f}{after:>9.1f}{after / before:>8.2f}")
     if options.out:
         content = {
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.python_version()}",

@@ -65,7 +65,6 @@ def channelwise_linear(
     _checks.same_dtype(op, "weight", weight, "input", input)
     _checks.same_device(op, "weight", weight, "input", input)
     _checks.choice(op, "activation", activation, (None, "relu"))
-    _checks.choice(op, "impl", impl, IMPLS)
     maps = input.shape[2:]
     flat = input if input.dim() == 3 else input.flatten(2)
     channels, n_out, n_in = weight.shape

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cekernels import _checks, reference
-from cekernels._backends import IMPLS, Impl
+from cekernels._backends import Impl
 from cekernels._register import Formula, Op
 from cekernels._selfcheck import numbers
 
@@ -42,7 +42,6 @@ def fill_masked(
     op = "fill_masked"
     _checks.tensor(op, "mask", mask)
     check_image(op, image)
-    _checks.choice(op, "impl", impl, IMPLS)
     _checks.mask(op, mask, "image", image)
     filled: Tensor = FILL.kernel(impl, image)(image, mask, fill_value(op, image, value))
     return filled

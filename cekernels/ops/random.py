@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cekernels import _checks, reference
-from cekernels._backends import IMPLS, Impl, ImplementationError
+from cekernels._backends import Impl, ImplementationError
 from cekernels._register import Op
 
 _WORD = 0xFFFFFFFF
@@ -44,7 +44,6 @@ def philox4x32(
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "philox4x32"
-    _checks.choice(op, "impl", impl, IMPLS)
     for word in counter:
         _checks.tensor(op, "counter", word)
         _checks.dtypes(op, "counter", word, (torch.int64,))

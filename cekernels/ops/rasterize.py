@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cekernels import _checks, reference
-from cekernels._backends import IMPLS, Impl
+from cekernels._backends import Impl
 from cekernels._register import Formula, Op
 from cekernels._selfcheck import numbers
 from cekernels._torch_internals import transforms_active
@@ -85,7 +85,7 @@ def rasterize_polygons(
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "rasterize_polygons"
-    _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
+    _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
     _check_size(op, height, width)
     kernel = POLYGONS.kernel(impl)
     mask, area = kernel(vertices, contour_offsets, sample_offsets, height, width, fill_rule)
@@ -112,7 +112,7 @@ def rasterize_boxes(
         TypeError, ValueError, ImplementationError: as for :func:`rasterize_polygons`.
     """
     op = "rasterize_boxes"
-    _check_boxes(op, boxes, sample_offsets, impl)
+    _check_boxes(op, boxes, sample_offsets)
     _check_size(op, height, width)
     mask, area = BOXES.kernel(impl)(boxes, sample_offsets, height, width)
     return mask, area
@@ -145,7 +145,7 @@ def fill_polygons(
     """
     op = "fill_polygons"
     check_image(op, image)
-    _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule, impl)
+    _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
     _check_batch(op, image, sample_offsets)
     if transforms_active():
         mask, area = rasterize_polygons(
@@ -187,7 +187,7 @@ def fill_boxes(
     """
     op = "fill_boxes"
     check_image(op, image)
-    _check_boxes(op, boxes, sample_offsets, impl)
+    _check_boxes(op, boxes, sample_offsets)
     _check_batch(op, image, sample_offsets)
     if transforms_active():
         mask, area = rasterize_boxes(boxes, sample_offsets, *image.shape[2:], impl=impl)
@@ -223,7 +223,6 @@ def _check_polygons(
     contour_offsets: Tensor,
     sample_offsets: Tensor,
     fill_rule: str,
-    impl: str,
 ) -> None:
     _checks.tensor(op, "vertices", vertices)
     _checks.dims(op, "vertices", vertices, (2,), "(V, 2)")
@@ -232,16 +231,14 @@ def _check_polygons(
     _check_offsets(op, "contour_offsets", contour_offsets, "vertices", vertices)
     _check_offsets(op, "sample_offsets", sample_offsets, "vertices", vertices)
     _checks.choice(op, "fill_rule", fill_rule, _FILL_RULES)
-    _checks.choice(op, "impl", impl, IMPLS)
 
 
-def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor, impl: str) -> None:
+def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor) -> None:
     _checks.tensor(op, "boxes", boxes)
     _checks.dims(op, "boxes", boxes, (2,), "(K, 4)")
     _checks.shape(op, "boxes", boxes, (boxes.shape[0], 4), "(K, 4): x0, y0, x1, y1")
     _checks.dtypes(op, "boxes", boxes, (torch.int32,))
     _check_offsets(op, "sample_offsets", sample_offsets, "boxes", boxes)
-    _checks.choice(op, "impl", impl, IMPLS)
 
 
 def _check_batch(op: str, image: Tensor, sample_offsets: Tensor) -> None:

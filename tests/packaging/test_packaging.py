@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -54,10 +55,24 @@ def test_every_folder_of_modules_is_a_package_and_types_ship(package: str) -> No
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
-def test_package_data_is_there() -> None:
+@pytest.mark.parametrize(
+    "project", [ROOT, ROOT / "buildtools/cekernels-dist"], ids=["root", "dist"]
+)
+def test_package_data_is_there(project: Path) -> None:
     import tomllib
 
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-data"]
     for package, patterns in settings["package-data"].items():
         for pattern in patterns:
             assert list((ROOT / package).glob(pattern)), f"{package}: nothing is {pattern}"
+
+
+@pytest.mark.parametrize(
+    ("package", "repository"),
+    [("ruff", "ruff-pre-commit"), ("clang-format", "mirrors-clang-format")],
+)
+def test_pre_commit_runs_the_versions_of_the_constraints(package: str, repository: str) -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    (revision,) = re.findall(rf"/{repository}\n +rev: v(\S+)", hooks)
+    assert f"{package}=={revision}" in (ROOT / "constraints.txt").read_text().split()
