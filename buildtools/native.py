@@ -330,5 +330,5 @@ def _run(library: Library, command: list[str]) -> None:
         )
 
 
-if __name__ == "__main__":  # compile anew in an editable installation
+if __name__ == "__main__":  # recompile in an editable installation
     build(ROOT / "cekernels")
