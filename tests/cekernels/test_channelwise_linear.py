@@ -451,7 +451,7 @@ META_W, META_V = W.to("meta"), V.to("meta")
         (ValueError, "weight", META_W, "must be on the device of input, cpu, got .* meta"),
         (ValueError, "bias", META_V, "must be on the device of input, cpu, got .* meta"),
         (ValueError, "weight", W[:2], r"\(2, 5, 4\) needs an input of 2 channels with 4 locations"),
-        (ValueError, "weight", W[..., :3], r"3 channels of 3 locations, got .* \(2, 3, 4\)"),
+        (ValueError, "weight", W[..., :3], r"3 channels with 3 locations, got .* \(2, 3, 4\)"),
         (ValueError, "bias", V[0], r"must have shape \(3, 5\) .* got .* shape \(5,\)"),
         (ValueError, "activation", "gelu", "must be one of None, 'relu', got 'gelu'"),
         (ValueError, "impl", "fast", "must be one of 'auto', .*, 'cuda', got 'fast'"),
