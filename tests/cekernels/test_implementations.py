@@ -260,10 +260,10 @@ def test_loss_and_gradient_in_one_pass(
     target: Target, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the area known; the gradient is scaled once, and a second backward starts afresh."""
-    from cekernels import masked_loss
+    from cekernels.ops import masked_loss
 
-    cases.needs(target, "masked_loss")
-    monkeypatch.setattr(masked_loss, "_ONE_PASS_DEVICES", ("cpu", "cuda"))
+    cases.needs(target, "masked_loss_and_gradient")
+    monkeypatch.setattr(masked_loss, "ONE_PASS_DEVICES", ("cpu", "cuda"))
     p, t, m = (x.to(target.device) for x in loss_inputs((2, 3, 12, 16), dtype, torch.bool, 1))
     for normalize, power in itertools.product(NORMALIZE, (1, 2)):
         area = m.sum((1, 2, 3)) if normalize == "mask" else None
@@ -278,7 +278,7 @@ def test_loss_and_gradient_in_one_pass(
             )
             leaf = p.detach().requires_grad_()
             loss = LOSSES[power](leaf, t, m, normalize=normalize, area=area, impl=target.impl)
-            assert "OnePass" in type(loss.grad_fn).__name__
+            assert "loss_and_gradient" in type(loss.grad_fn).__name__
             first = torch.autograd.grad(loss, leaf, grad, retain_graph=True)[0]
             kept = first.clone()
             second = torch.autograd.grad(loss, leaf, grad)[0]
@@ -400,8 +400,8 @@ def test_rasterization_with_int64_offsets(target: Target, monkeypatch: pytest.Mo
 
 
 def calls(target: Target, dtype: torch.dtype = torch.float32) -> dict[str, tuple[object, ...]]:
-    """Arguments of each op of ``torch.ops.cekernels``, impl included."""
-    d, impl = target.device, target.impl
+    """Arguments of each op of ``torch.ops.cekernels``."""
+    d = target.device
     x, w, b, g = linear_integers(70, 2, 6, 5, dtype, d)
     y = reference.channelwise_linear(x, w, b, True)
     p, t, m = (v.to(d) for v in loss_inputs((2, 3, 5, 8), dtype, torch.bool, 1))
@@ -412,15 +412,15 @@ def calls(target: Target, dtype: torch.dtype = torch.float32) -> dict[str, tuple
     image, value = torch.rand(3, 2, 9, 20).to(d, dtype), torch.tensor([0.5, 1.0]).to(d, dtype)
     image4 = torch.rand(4, 2, 9, 20).to(d, dtype)
     return {
-        "channelwise_linear": (x, w, b, True, impl),
-        "channelwise_linear_backward": (g, x, w, y, [True] * 3, impl),
-        "masked_loss": (p, t, m, None, 2, "mask", impl),
-        "masked_loss_backward": (scale, scale, p, t, m, 1, impl),
-        "rasterize_polygons": (*shapes, 9, 20, "evenodd", impl),
-        "rasterize_boxes": (*boxes, 9, 20, impl),
-        "fill_masked": (image4, m[:1, :, :1, :1].expand(4, 1, 9, 20), value, impl),
-        "fill_polygons": (image, value, *shapes, "nonzero", impl),
-        "fill_boxes": (image4, value, *boxes, impl),
+        "channelwise_linear": (x, w, b, True),
+        "channelwise_linear_backward": (g, x, w, y, True, True, True),
+        "masked_loss": (p, t, m, None, 2, "mask"),
+        "masked_loss_backward": (scale, scale, p, t, m, 1),
+        "rasterize_polygons": (*shapes, 9, 20, "evenodd"),
+        "rasterize_boxes": (*boxes, 9, 20),
+        "fill_masked": (image4, m[:1, :, :1, :1].expand(4, 1, 9, 20), value),
+        "fill_polygons": (image, value, *shapes, "nonzero"),
+        "fill_boxes": (image4, value, *boxes),
     }
 
 
@@ -431,12 +431,12 @@ OPS = sorted(calls(Target("reference", "cpu")))
 @pytest.mark.parametrize("op", OPS)
 def test_results_repeat_bit_for_bit(target: Target, op: str) -> None:
     cases.needs(target, op)
-    *arguments, _ = calls(target)[op]
+    arguments = list(calls(target)[op])
     if arguments[0].is_floating_point():
         arguments[0] = torch.randn(arguments[0].shape, generator=cases.generator()).to(arguments[0])
-    first = getattr(torch.ops.cekernels, op)(*arguments, target.impl)
+    first = cases.call(op, target.impl, *arguments)
     for _ in range(2 if INTERPRETED else 100):
-        again = getattr(torch.ops.cekernels, op)(*arguments, target.impl)
+        again = cases.call(op, target.impl, *arguments)
         torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
@@ -452,7 +452,8 @@ def test_registration(target: Target, op: str) -> None:
         and not INTERPRETED else a
         for i, a in enumerate(calls(target)[op])
     )  # fmt: skip
-    torch.library.opcheck(getattr(torch.ops.cekernels, op).default, arguments, test_utils=tests)
+    overload = getattr(getattr(torch.ops.cekernels, op), target.impl)
+    torch.library.opcheck(overload, arguments, test_utils=tests)
 
 
 @every_target
