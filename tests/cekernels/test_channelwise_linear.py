@@ -311,7 +311,8 @@ def test_torch_func_transforms_and_forward_mode() -> None:
         dual = torch.autograd.forward_ad.make_dual(input, torch.ones_like(input))
         tangent = torch.autograd.forward_ad.unpack_dual(channelwise_linear(dual, weight)).tangent
     torch.testing.assert_close(tangent, weight.sum(2).expand(2, 3, 2))
-    with pytest.raises(ImplementationError, match=r"impl='cpp' cannot serve this call: torch.func"):
+    refusal = r"impl='cpp' cannot handle this call: torch.func"
+    with pytest.raises(ImplementationError, match=refusal):
         torch.func.vmap(lambda w: channelwise_linear(input, w, impl="cpp"))(weights)
 
 
@@ -449,8 +450,8 @@ META_W, META_V = W.to("meta"), V.to("meta")
         (TypeError, "bias", V.half(), "the dtype of input, torch.float32, got a float16"),
         (ValueError, "weight", META_W, "must be on the device of input, cpu, got .* meta"),
         (ValueError, "bias", META_V, "must be on the device of input, cpu, got .* meta"),
-        (ValueError, "weight", W[:2], r"\(2, 5, 4\) fits an input of 2 channels of 4 locations"),
-        (ValueError, "weight", W[..., :3], r"3 channels of 3 locations, got .* \(2, 3, 4\)"),
+        (ValueError, "weight", W[:2], r"\(2, 5, 4\) needs an input of 2 channels with 4 locations"),
+        (ValueError, "weight", W[..., :3], r"3 channels with 3 locations, got .* \(2, 3, 4\)"),
         (ValueError, "bias", V[0], r"must have shape \(3, 5\) .* got .* shape \(5,\)"),
         (ValueError, "activation", "gelu", "must be one of None, 'relu', got 'gelu'"),
         (ValueError, "impl", "fast", "must be one of 'auto', .*, 'cuda', got 'fast'"),

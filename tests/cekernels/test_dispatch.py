@@ -140,7 +140,7 @@ for call in (cekernels.channelwise_linear, compiled):
     lines = python("-c", NO_LIBRARY + program).splitlines()
     assert len(set(lines)) == 1, lines
     assert len(lines) == 4
-    expected = f"channelwise_linear: impl='{name}' cannot serve this call: "
+    expected = f"channelwise_linear: impl='{name}' cannot handle this call: "
     assert lines[0].startswith(expected)
     reasons = ("cannot be imported: ", "not built: ", "built with torch")
     assert lines[0].removeprefix(expected).startswith(reasons)
@@ -157,7 +157,7 @@ def test_a_library_that_does_not_load_is_a_reason_not_a_crash(
     )
     reason = _backends.load_library.__wrapped__("_C")
     assert reason is not None
-    assert reason.startswith("built with torch 2.13.0 but cannot load: ")
+    assert reason.startswith("built with torch 2.13.0 but cannot be loaded: ")
     assert reason.endswith("; install again")
 
 
@@ -271,7 +271,7 @@ def test_the_environment_forces_what_is_left_to_auto(machine: Machine) -> None:
     if HAS_CPP:
         assert overload("cpp") == "channelwise_linear.cpp_no_grad"  # the argument wins
     machine.environment("cuda")
-    with pytest.raises(ImplementationError, match="impl='cuda' cannot serve this call"):
+    with pytest.raises(ImplementationError, match="impl='cuda' cannot handle this call"):
         run()
     machine.environment("auto")
     assert overload() == "channelwise_linear.no_grad"

@@ -337,7 +337,7 @@ def test_torch_func_transforms(loss: Loss) -> None:
         (torch.ones_like(expected),),
     )
     torch.testing.assert_close(tangent, expected.sum())
-    with pytest.raises(ImplementationError, match=r"impl='triton' cannot serve .* torch\.func"):
+    with pytest.raises(ImplementationError, match=r"impl='triton' cannot handle .* torch\.func"):
         torch.func.grad(lambda p: loss(p, target, mask, impl="triton"))(prediction)
 
 
@@ -437,7 +437,7 @@ P, M, A = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5), torch.zeros(2)
         (ValueError, "mask", M.clone().requires_grad_(), r"has no gradient here.*mask.detach\(\)"),
         (ValueError, "normalize", "mean", r"must be one of 'mask', 'all', 'sum', 'none', got 'me"),
         (ValueError, "impl", "numpy", r"must be one of 'auto', .* got 'numpy'"),
-        (ValueError, "area", A[:1], r"must have shape \(2,\) \(one number a sample\), .* \(1,\)"),
+        (ValueError, "area", A[:1], r"must have shape \(2,\) \(one number per sample\), .* \(1,\)"),
         (TypeError, "area", A.int(), r"must have dtype int64, float32, float64, got a int32"),
         (ValueError, "area", A.to("meta"), r"must be on the device of prediction, cpu, got"),
         (ValueError, "area", A.clone().requires_grad_(), r"has no gradient here.*area.detach\(\)"),

@@ -439,7 +439,7 @@ def test_a_forced_implementation_is_refused_under_a_transform() -> None:
         lambda x: fill_masked(x, MASK, 0.0, impl="cuda"),
         lambda x: fill_polygons(x, 0.0, *SHAPES, impl="cuda")[0],
     ):
-        with pytest.raises(ImplementationError, match="impl='cuda' cannot serve"):
+        with pytest.raises(ImplementationError, match="impl='cuda' cannot handle"):
             torch.func.vmap(f)(image[None])
 
 
@@ -571,9 +571,9 @@ OFFSETS = r"must be non-decreasing within 0\.\."
             (ValueError, "mask", MASK[:1], r"must have shape \(2, 1, 4, 5\) \(that of image, or"),
             (ValueError, "mask", MASK.to("meta"), r"must be on the device of image, cpu"),
             (ValueError, "mask", MASK.float().requires_grad_(), r"has no gradient here"),
-            (TypeError, "value", None, r"must be a number, or one for .* got NoneType None"),
-            (TypeError, "value", "grey", r"must be a number, or one for .* got str 'grey'"),
-            (ValueError, "value", [1.0, 2.0], r"must have shape \(3,\) \(one number a channel\)"),
+            (TypeError, "value", None, r"must be a number, or one per .* got NoneType None"),
+            (TypeError, "value", "grey", r"must be a number, or one per .* got str 'grey'"),
+            (ValueError, "value", [1.0, 2.0], r"must have shape \(3,\) \(one number per channel\)"),
             (ValueError, "value", torch.zeros(1, 3), r"must have shape \(3,\) .* \(1, 3\)"),
             (ValueError, "value", torch.zeros(3, device="meta"), r"must be on the device of image"),
             (ValueError, "value", torch.zeros(3).requires_grad_(), r"has no gradient .*detach"),

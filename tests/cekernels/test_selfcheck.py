@@ -102,7 +102,7 @@ def test_one_wrong_element_fails_it(op: str, monkeypatch: pytest.MonkeyPatch) ->
         _selfcheck._outcomes.clear()
         with monkeypatch.context() as patch:
             Triton(patch, op, spoil)
-            with pytest.warns(RuntimeWarning, match=rf'impl="auto" does without triton for {op}'):
+            with pytest.warns(RuntimeWarning, match=rf'impl="auto" does not use triton for {op}'):
                 reason = _selfcheck.failure(OPS[op], "triton", CPU)
         assert reason == "it gives wrong results in float32"
 

@@ -219,8 +219,8 @@ def test_info_tells_not_built_from_cannot_load(
         for cached in (_backends.build_record, _backends.load_library):
             cached.cache_clear()
     assert broken is not None
-    assert broken.startswith("built with torch 2.13.0 but cannot load: ")
+    assert broken.startswith("built with torch 2.13.0 but cannot be loaded: ")
     assert broken.endswith("install again")
-    assert gone == "not built: _C_cuda.so is gone; install again"
+    assert gone == "not built: _C_cuda.so is missing; install again"
     assert absent == "not built: no luck"
     assert "_C.so flags: -O3" in report
