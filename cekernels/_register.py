@@ -10,7 +10,7 @@ An op has overloads, all of one schema (that of its reference function):
 ========================  =====================================================================
 
 The overloads without a formula exist for ops with a derivative. They are called where nothing
-requires a gradient: the call then reaches its kernel in two Python frames instead of six.
+requires a gradient: the call then reaches its kernel in two Python frames instead of five.
 
 Implementations by dispatch key:
 
@@ -81,7 +81,15 @@ class Op:
         self.has_formula = formula is not None
         self.check = check
         self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
-        self._fake = fake
+
+        def on_one_device(*args: Any) -> Any:
+            # A meta tensor among others would lead here, and to outputs that nobody computes.
+            devices = {str(a.device) for a in args if isinstance(a, Tensor)}
+            if len(devices) > 1:
+                raise RuntimeError(f"{self.name}: tensors are on {' and '.join(sorted(devices))}")
+            return fake(*args)
+
+        self._fake = on_one_device
         self._plain: dict[str, torch._ops.OpOverload] = {}
         self._differentiable: dict[str, torch._ops.OpOverload] = {}
         for impl in IMPLS:
@@ -185,7 +193,9 @@ def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The autocast dtype on devices of this type; None where autocast is disabled."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    """The dtype that autocast asks for on devices of this type; None where it is off."""
+    try:
+        enabled = torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device type without autocast, such as "meta"
         return None
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(device) if enabled else None

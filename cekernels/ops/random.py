@@ -49,9 +49,10 @@ def philox4x32(
         _checks.dtypes(op, "counter", word, (torch.int64,))
     for word in counter[1:]:
         _checks.same_device(op, "counter", word, "counter[0]", counter[0])
+    kernel = PHILOX.kernel(impl)
     k0, k1 = key
     if isinstance(k0, int) and isinstance(k1, int):
-        words: Tensor = PHILOX.kernel(impl)(*counter, k0 & _WORD, k1 & _WORD)
+        words: Tensor = kernel(*counter, k0 & _WORD, k1 & _WORD)
     else:
         for part in key:
             if isinstance(part, Tensor):
