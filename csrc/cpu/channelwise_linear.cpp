@@ -10,10 +10,10 @@ namespace {
 
 constexpr int kVectors = 3;
 constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
-constexpr int64_t kChunk = 32;         // rows of a sample chunk
-constexpr int64_t kDepth = 64;         // terms per partial sum
+constexpr int64_t kChunk = 32;             // rows of a sample chunk
+constexpr int64_t kDepth = 64;             // terms per partial sum
 constexpr int64_t kGroupBytes = 48 << 10;  // weights of a group of channels
-constexpr int64_t kSlice = 256;        // samples per task of the forward pass
+constexpr int64_t kSlice = 256;            // samples per task of the forward pass
 
 template <class A>
 CEK_INLINE int64_t padded(int64_t n) {

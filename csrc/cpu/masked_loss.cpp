@@ -200,8 +200,9 @@ CEK_INLINE Block<A> slope_block(const Block<A>& w, const Block<A>& p, const Bloc
     const auto difference = p.v[i] - t.v[i];
     const std::decay_t<decltype(difference)> zero{};
     // 0 for NaN, as in torch.sign.
-    const auto slope = power == 2 ? 2 * difference
-                                  : (difference > 0 ? zero + 1 : (difference < 0 ? zero - 1 : zero));
+    const auto slope = power == 2
+                           ? 2 * difference
+                           : (difference > 0 ? zero + 1 : (difference < 0 ? zero - 1 : zero));
     grad.v[i] = w.v[i] != 0 ? w.v[i] * factor * slope : zero;
   }
   return grad;

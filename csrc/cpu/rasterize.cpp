@@ -60,7 +60,8 @@ class RowWriter {
       const T value = static_cast<const T*>(p_.value)[c];
       const T* from = static_cast<const T*>(p_.image.data) + sample_ * p_.image.batch +
                       c * p_.image.channel + row * p_.image.row;
-      T* to = static_cast<T*>(p_.output) + ((sample_ * p_.channels + c) * p_.height + row) * p_.width;
+      T* to = static_cast<T*>(p_.output) +
+              ((sample_ * p_.channels + c) * p_.height + row) * p_.width;
       int64_t column = 0;
       for (const Span* span = first; span != last; ++span) {
         memcpy(to + column, from + column, size_t(span->begin - column) * sizeof(T));
@@ -147,7 +148,7 @@ class PolygonSample {
         const int64_t next = v + 1 < range.last ? v + 1 : range.first;
         // Constructed in place: a copy would load with one instruction what several just stored.
         const Edge& edge = *new (edges + edge_count_)
-            Edge(make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height));
+                               Edge(make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height));
         // No branch: whether a short edge crosses a row cannot be predicted.
         edge_count_ += edge.direction != 0;
         ++counts_[edge.first];

@@ -29,9 +29,7 @@ struct Simd {
   typedef T vector __attribute__((vector_size(W * sizeof(T))));
   typedef T unaligned __attribute__((vector_size(W * sizeof(T)), aligned(1), may_alias));
 
-  static CEK_INLINE vector load(const T* from) {
-    return *reinterpret_cast<const unaligned*>(from);
-  }
+  static CEK_INLINE vector load(const T* from) { return *reinterpret_cast<const unaligned*>(from); }
   static CEK_INLINE void store(T* to, vector v) { *reinterpret_cast<unaligned*>(to) = v; }
 };
 

@@ -88,9 +88,9 @@ struct Exact {
   static constexpr int kStride = N + (N / kVector % 2 == 0 ? kVector : 0);
   static constexpr int kTile = kChannels * kRows * kStride;
   static constexpr int kWeights = kChannels * N * N;
-  static constexpr int kTallest = 4;                      // rows of grad_weight per thread
-  static constexpr int kUnits = N / kTallest * kWarps;    // pieces of grad_weight
-  static constexpr int kShares = 32 * kWarps / kUnits;    // threads per piece, sharing its batch
+  static constexpr int kTallest = 4;                    // rows of grad_weight per thread
+  static constexpr int kUnits = N / kTallest * kWarps;  // pieces of grad_weight
+  static constexpr int kShares = 32 * kWarps / kUnits;  // threads per piece, sharing its batch
   static_assert(kShares > 0 && N * N <= 2 * kRows * kStride, "");
   using Weight = T;
   using Vector = Pack<T, kVector>;
@@ -302,7 +302,7 @@ struct TensorCore {
     return load_pack<T, 4>(row + 16 * chunk + 4 * q(), vectors);
   }
 
-  struct Rows {  // 16 rows, at the depth of one chunk
+  struct Rows {            // 16 rows, at the depth of one chunk
     Vector first, second;  // rows g and g + 8
   };
 
@@ -484,13 +484,17 @@ __global__ void __launch_bounds__(Exact<T, N>::kThreads,
   for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
     const Work work(block, s, p.batch, p.channels, Math::kChannels);
     __syncthreads();  // the previous iteration may still be reading
-    Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
-                                       p.weight_channel, 0, work.c0), work.channels, false);
+    Math::load_weights(
+        weights,
+        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+        work.channels, false);
     for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
       const int rows = work.rows(row0, Math::kRows);
       __syncthreads();
-      load_tile<Math>(tile, region(static_cast<const T*>(p.input), p.input_batch, p.input_channel,
-                                   row0, work.c0), {}, rows, work.channels, vectors);
+      load_tile<Math>(
+          tile,
+          region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, row0, work.c0), {},
+          rows, work.channels, vectors);
       __syncthreads();
       T sum[Math::kEach][Math::kColumns] = {};
       Math::product(tile, weights, sum);
@@ -526,9 +530,10 @@ __global__ void __launch_bounds__(Math::kForwardThreads,
   for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
     const Work work(block, s, p.batch, p.channels, kChannels);
     __syncthreads();  // the previous iteration may still be reading
-    Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
-                                       p.weight_channel, 0, work.c0),
-                       work.channels, false, kChannels);
+    Math::load_weights(
+        weights,
+        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+        work.channels, false, kChannels);
     for (int i = int(threadIdx.x); i < kChannels * N; i += Math::kForwardThreads) {
       const bool biased = bias != nullptr && i / N < work.channels;
       biases[i] = biased ? widen(bias[(work.c0 + i / N) * p.bias_channel + i % N]) : 0.f;
@@ -592,8 +597,8 @@ __device__ __forceinline__ void grad_input(Exact<T, N>, const T* grads, T* scrat
 
 template <class T, int N, int kProducts>
 __device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T* grads, T*,
-                                           const Pack<T, 4>* weights, const Region<T>& to,
-                                           int rows, int channels, bool vectors) {
+                                           const Pack<T, 4>* weights, const Region<T>& to, int rows,
+                                           int channels, bool vectors) {
   using Math = TensorCore<T, N, kProducts>;
   const int warp = int(threadIdx.x) / 32, channel = warp / Math::kWarps;
   const int column_chunk = warp % Math::kWarps, column = 16 * column_chunk + 4 * Math::q();
@@ -635,8 +640,10 @@ __global__ void __launch_bounds__(Math::kThreads,
     const Work work(block, s, p.batch, p.channels, Math::kChannels);
     __syncthreads();  // the previous iteration may still be reading
     if (p.grad_input != nullptr) {
-      Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
-                                         p.weight_channel, 0, work.c0), work.channels, true);
+      Math::load_weights(
+          weights,
+          region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+          work.channels, true);
     }
     typename Math::GradWeight grad_weight;
     A bias_sum = 0;  // for location threadIdx.x % N of channel threadIdx.x / N
@@ -644,14 +651,16 @@ __global__ void __launch_bounds__(Math::kThreads,
     for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
       const int rows = work.rows(row0, Math::kRows);
       __syncthreads();
-      load_tile<Math>(grads, region(static_cast<const T*>(p.grad_output), p.grad_batch,
-                                    p.grad_channel, row0, work.c0),
-                      region(static_cast<const T*>(p.output), p.output_batch, p.output_channel,
-                             row0, work.c0), rows, work.channels, vectors);
+      load_tile<Math>(
+          grads,
+          region(static_cast<const T*>(p.grad_output), p.grad_batch, p.grad_channel, row0, work.c0),
+          region(static_cast<const T*>(p.output), p.output_batch, p.output_channel, row0, work.c0),
+          rows, work.channels, vectors);
       if (p.grad_weight != nullptr) {
-        load_tile<Math>(inputs, region(static_cast<const T*>(p.input), p.input_batch,
-                                       p.input_channel, row0, work.c0), {}, rows, work.channels,
-                        vectors);
+        load_tile<Math>(
+            inputs,
+            region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, row0, work.c0),
+            {}, rows, work.channels, vectors);
       }
       __syncthreads();
       if (p.grad_weight != nullptr) grad_weight.add(grads, inputs, rows);
@@ -918,8 +927,8 @@ void forward_square(Kind<TensorCore<T, N, kProducts>>, const LinearForward& p, b
   const Slices s = slices_of(p.batch, p.channels, Math::kForwardChannels,
                              16 * Math::kForwardWarps / Math::kForwardChannels,
                              Math::kForwardWarps);
-  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads,
-             stream, p, s, vectors);
+  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads, stream,
+             p, s, vectors);
 }
 
 template <class T, int N>
@@ -938,15 +947,15 @@ Slices backward_slices(const LinearBackward& p) {
 
 template <class Math, class T, int N>
 void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, void* stream) {
-  const bool vectors =
-      vectors_at<T>(p.grad_output, p.grad_batch, p.grad_channel) &&
-      vectors_at<T>(p.output, p.output_batch, p.output_channel) &&
-      vectors_at<T>(p.input, p.input_batch, p.input_channel) && vectors_at<T>(p.grad_input);
+  const bool vectors = vectors_at<T>(p.grad_output, p.grad_batch, p.grad_channel) &&
+                       vectors_at<T>(p.output, p.output_batch, p.output_channel) &&
+                       vectors_at<T>(p.input, p.input_batch, p.input_channel) &&
+                       vectors_at<T>(p.grad_input);
   const Slices s = backward_slices<Math>(p);
   const bool sums = p.grad_weight != nullptr || p.grad_bias != nullptr;
   auto* partial = sums && s.slices > 1 ? static_cast<acc_t<T>*>(workspace) : nullptr;
-  CEK_LAUNCH((backward_square<Math, T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream,
-             p, s, vectors, partial);
+  CEK_LAUNCH((backward_square<Math, T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream, p,
+             s, vectors, partial);
   if (partial != nullptr) {
     CEK_LAUNCH(add_slices<T>, grid_of(p.channels), 256, stream, p, s.slices, partial);
   }
@@ -974,8 +983,8 @@ const char* run(const LinearForward& p, void*, void* stream) {
       p,
       [&](auto kind, auto element, auto) {
         using T = decltype(element);
-        const bool vectors =
-            vectors_at<T>(p.input, p.input_batch, p.input_channel) && vectors_at<T>(p.output);
+        const bool vectors = vectors_at<T>(p.input, p.input_batch, p.input_channel) &&
+                             vectors_at<T>(p.output);
         forward_square(kind, p, vectors, stream);
       },
       [&](auto element) { forward_any<decltype(element)>(p, stream); });

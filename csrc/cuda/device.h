@@ -33,7 +33,9 @@ inline const char* launch_error() {
 
 // A grid of at most the largest size that CUDA allows; kernels loop over the remaining blocks.
 inline dim3 grid_of(int64_t blocks, int64_t y = 1) {
-  return dim3(unsigned(blocks < 1 ? 1 : blocks > 0x7fffffff ? 0x7fffffff : blocks),
+  return dim3(unsigned(blocks < 1            ? 1
+                       : blocks > 0x7fffffff ? 0x7fffffff
+                                             : blocks),
               unsigned(y < 65535 ? y : 65535));
 }
 

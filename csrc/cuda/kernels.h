@@ -7,8 +7,8 @@
 namespace cekernels {
 namespace cuda {
 
-#define CEK_DECLARE_RUN(Params)                                           \
-  const char* run(const Params& p, void* workspace, void* stream);        \
+#define CEK_DECLARE_RUN(Params)                                    \
+  const char* run(const Params& p, void* workspace, void* stream); \
   size_t workspace_bytes(const Params& p);
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 #undef CEK_DECLARE_RUN

@@ -46,8 +46,8 @@ __device__ __forceinline__ A factor_of(const MaskedLossBackward& p, int64_t b) {
 
 // Computes the loss, the gradient, or both; P is MaskedLoss or MaskedLossBackward.
 template <class P, bool with_grad, class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) elements(P p, int64_t pieces, double* sums,
-                                                     double* weight_sums) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    elements(P p, int64_t pieces, double* sums, double* weight_sums) {
   using A = acc_t<T>;
   constexpr bool with_sum = std::is_same<P, MaskedLoss>::value;
   const int64_t plane = p.height * p.width;
@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_by_area(Maske
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) finish(MaskedLoss p, int64_t pieces, const double* sums,
-                                                   const double* weight_sums) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    finish(MaskedLoss p, int64_t pieces, const double* sums, const double* weight_sums) {
   A* loss = static_cast<A*>(p.loss);
   double sum = 0, weight = 0;
   for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) {
@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) finish(MaskedLoss p
 }
 
 template <class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_gradient(ScaleGradient p, int64_t pieces) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    scale_gradient(ScaleGradient p, int64_t pieces) {
   using A = acc_t<T>;
   const int64_t plane = p.height * p.width;
   for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {

@@ -50,14 +50,14 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
 // d += a b with 16-bit operands of type T.
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-#define CEK_MMA(T, type)                                                                        \
-  template <>                                                                                   \
-  __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4],                 \
-                                         const uint32_t (&b)[2]) {                              \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
-        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                    \
+#define CEK_MMA(T, type)                                                        \
+  template <>                                                                   \
+  __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4], \
+                                         const uint32_t (&b)[2]) {              \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                  \
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"            \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                        \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));    \
   }
 CEK_MMA(BFloat16, "bf16")
 CEK_MMA(Half, "f16")

@@ -95,7 +95,8 @@ __device__ __forceinline__ unsigned inside_of(const int32_t* turns, bool even_od
 }
 
 template <class T, bool boxes, bool fill>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int64_t down, int64_t across) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    draw(Shapes p, int64_t down, int64_t across) {
   alignas(16) __shared__ int32_t turns[kRows][kColumns];
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
   for (int64_t n = blockIdx.x; n < p.batch * down * across; n += gridDim.x) {

@@ -42,7 +42,8 @@ Tensor call(const char* name, const char* overload, const Operands&... operands)
 
 // A contiguous copy: autograd does not allow in-place changes of an output that is a view.
 Tensor own(const Tensor& result) {
-  Tensor copy = empty(result, result.scalar_type(), {result.size(0), result.size(1), result.size(2)});
+  Tensor copy = empty(result, result.scalar_type(),
+                      {result.size(0), result.size(1), result.size(2)});
   return torch::stable::copy_(copy, result);
 }
 
@@ -81,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor> large_backward(const Tensor& grad_output, con
   }
   const ScalarType type = grad.scalar_type();
   const Tensor g = by_channel(grad);
-  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight))) : empty(grad, type, {0});
+  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight)))
+                                  : empty(grad, type, {0});
   Tensor grad_weight = needs_weight
                            ? batched_product(torch::stable::transpose(g, 1, 2), by_channel(input))
                            : empty(grad, type, {0});
@@ -138,9 +140,10 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
-    Tensor grad_output, Tensor input, Tensor weight, OptionalTensor output, bool needs_input,
-    bool needs_weight, bool needs_bias) {
+std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(Tensor grad_output, Tensor input,
+                                                               Tensor weight, OptionalTensor output,
+                                                               bool needs_input, bool needs_weight,
+                                                               bool needs_bias) {
   const char* op = "channelwise_linear_backward";
   expect(op, "grad_output", grad_output, grad_output, {-1, -1, -1});
   LinearBackward p{};

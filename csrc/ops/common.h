@@ -96,7 +96,7 @@ inline void expect_device(const char* op, const char* name, const Tensor& t, con
 
 // Checks the device and the shape of an operand; a size of -1 matches any size.
 inline void expect(const char* op, const char* name, const Tensor& t, const Tensor& like,
-            std::initializer_list<int64_t> sizes) {
+                   std::initializer_list<int64_t> sizes) {
   const std::string subject = name;
   expect_device(op, name, t, like);
   CEK_CHECK(op, t.dim() == int64_t(sizes.size()),
@@ -139,14 +139,14 @@ inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<i
   }
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.begin(), strides, dtype,
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(),
+                                                         strides, dtype,
 #ifdef CEK_CUDA
-      aoti_torch_device_type_cuda(),
+                                                         aoti_torch_device_type_cuda(),
 #else
-      aoti_torch_device_type_cpu(),
+                                                         aoti_torch_device_type_cpu(),
 #endif
-      like.get_device_index(), &handle));
+                                                         like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -155,8 +155,7 @@ inline void execute(const Tensor& on, const Params& p) {
 #ifdef CEK_CUDA
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   const int64_t bytes = int64_t(cuda::workspace_bytes(p));
   std::optional<Tensor> workspace;
   if (bytes > 0) workspace = empty(on, ScalarType::Byte, {bytes});

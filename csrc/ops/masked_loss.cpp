@@ -41,8 +41,8 @@ void grad_loss_operand(const char* op, const Tensor& grad_loss, const Tensor& im
 }
 
 template <class Params>
-void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& mask,
-                   int64_t power, Params& p) {
+void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& mask, int64_t power,
+                   Params& p) {
   expect(op, "prediction", prediction, prediction, {-1, -1, -1, -1});
   p.dtype = floating(op, "prediction", prediction);
   p.batch = prediction.size(0), p.channels = prediction.size(1);
@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor&
   if (gradient != nullptr) {
     CEK_CHECK(op, area.has_value() || p.normalize != Normalize::mask,
               "area must be given if normalize is mask");
-    *gradient =
-        empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+    *gradient = empty(prediction, prediction.scalar_type(),
+                      {p.batch, p.channels, p.height, p.width});
     p.grad = (*gradient)->mutable_data_ptr();
   }
   execute(prediction, p);
@@ -139,7 +139,8 @@ Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, T
   expect_type(op, "scale", scale, type);
   p.scale = scale.const_data_ptr();
   grad_loss_operand(op, grad_loss, prediction, p);
-  Tensor grad = empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+  Tensor grad = empty(prediction, prediction.scalar_type(),
+                      {p.batch, p.channels, p.height, p.width});
   p.grad = grad.mutable_data_ptr();
   if (grad.numel() > 0) execute(prediction, p);
   return grad;

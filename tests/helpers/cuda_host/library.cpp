@@ -21,10 +21,10 @@ int64_t thread_count() { return 2; }
 }  // namespace cpu
 }  // namespace cekernels
 
-#define CEK_RUN(name, Params)                                       \
-  extern "C" const char* name(const void* p) {                      \
-    cekernels::cpu::dispatch(*static_cast<const Params*>(p));       \
-    return nullptr;                                                 \
+#define CEK_RUN(name, Params)                                 \
+  extern "C" const char* name(const void* p) {                \
+    cekernels::cpu::dispatch(*static_cast<const Params*>(p)); \
+    return nullptr;                                           \
   }
 extern "C" const char* run_shapes(const void* p) {
   cekernels::cpu::run(*static_cast<const cekernels::Shapes*>(p));
@@ -35,11 +35,11 @@ extern "C" const char* run_shapes(const void* p) {
 #include "../../../csrc/cuda/kernels.h"
 #include "../../../csrc/cuda/mma.h"
 
-#define CEK_RUN(name, Params)                                                                 \
-  extern "C" const char* name(const void* bytes) {                                            \
-    const Params& p = *static_cast<const Params*>(bytes);                                     \
-    std::vector<char> workspace(cekernels::cuda::workspace_bytes(p));                         \
-    return cekernels::cuda::run(p, workspace.data(), nullptr);                                \
+#define CEK_RUN(name, Params)                                         \
+  extern "C" const char* name(const void* bytes) {                    \
+    const Params& p = *static_cast<const Params*>(bytes);             \
+    std::vector<char> workspace(cekernels::cuda::workspace_bytes(p)); \
+    return cekernels::cuda::run(p, workspace.data(), nullptr);        \
   }
 CEK_RUN(run_shapes, cekernels::Shapes)
 
