@@ -1,8 +1,8 @@
-"""The distribution ``context-encoder``: one package in a wheel, both in an editable installation.
+"""Build of the distribution ``context-encoder``.
 
-A wheel holds ``context_encoder`` and requires the distribution ``cekernels`` of the same version
-(buildtools/cekernels-dist). ``pip install -e .`` gives both packages of this folder and compiles
-the kernels; there is nothing left to require then.
+A wheel contains ``context_encoder`` and requires the distribution ``cekernels`` of the same version
+(buildtools/cekernels-dist). ``pip install -e .`` installs both packages of this folder, compiles
+the kernels, and does not require ``cekernels``.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""Benchmarks: ``pytest bench/`` measures, ``python -m bench.report`` shows. See README.md here."""
+"""Benchmarks: ``pytest bench/`` measures, ``python -m bench.report`` reports. See README.md."""

@@ -1,4 +1,4 @@
-"""Feeds the interleaved samples of :mod:`bench.harness` to pytest-benchmark."""
+"""Transfer of the interleaved samples of :mod:`bench.harness` to pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.harness import Problem, Race, Row, run_race
 
 
 class ReplayClock:
-    """A timer that makes pytest-benchmark measure the durations it is given."""
+    """A timer that makes pytest-benchmark measure given durations."""
 
     __name__ = "interleaved rounds (bench.harness)"
 
@@ -22,7 +22,7 @@ class ReplayClock:
         self._instants: Iterator[float] = iter(())
 
     def load(self, durations: list[float]) -> None:
-        # pytest-benchmark asks before and after each round.
+        # pytest-benchmark reads the timer before and after each round.
         self._instants = (instant for seconds in durations for instant in (0.0, seconds))
 
     def __call__(self) -> float:
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     defaults = config.option
     if not hasattr(defaults, "benchmark_columns"):
         raise pytest.UsageError("bench/ needs pytest-benchmark: pip install -e '.[test,bench]'")
-    # Rows of a group are providers: fastest first, and the quantity that the reports use.
+    # Rows of a group are providers: fastest first, by the median as in the reports.
     if defaults.benchmark_sort == "min":
         defaults.benchmark_sort = "median"
     if defaults.benchmark_columns is None:
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every row of the module, with every provider and every kind of timing."""
+    """Parametrize with every row, provider and kind of timing of the module."""
     if "row" not in metafunc.fixturenames:
         return
     cases = [
@@ -74,21 +74,21 @@ _MACHINE = pytest.StashKey[dict[str, Any]]()
 def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if not config.option.collectonly:
-        # Before the first measurement: the load is that of others.
+        # Before the first measurement, so that the load is that of other processes.
         config.stash[_MACHINE] = machine.info(measured=not config.option.benchmark_disable)
 
 
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    # Which host it was is nobody's business, and says nothing.
+    # The host name is private and tells nothing about the results.
     machine_info["node"] = ""
     machine_info["bench"] = config.stash[_MACHINE]
 
 
 @pytest.fixture(scope="session")
 def races() -> dict[Row, Race]:
-    """The race run last: the tests of a row follow each other."""
+    """The latest race only, as the tests of a row follow each other."""
     return {}
 
 
@@ -96,7 +96,7 @@ def races() -> dict[Row, Race]:
 def race(
     request: pytest.FixtureRequest, benchmark: BenchmarkFixture, races: dict[Row, Race]
 ) -> Callable[[Row, str, str], None]:
-    """Report one provider of a row; the first one asked for measures all of them."""
+    """Function that reports one provider of a row; the first call for a row measures all."""
 
     def report(row: Row, timing: str, provider: str) -> None:
         if row not in races:

@@ -1,9 +1,9 @@
-"""Measures all providers of a row in turn, so that they are compared under the same conditions.
+"""Interleaved measurement of all providers of a row, under the same conditions.
 
 A *row* is one op with its shape, dtype and mode; a *provider* is one way to compute it. All
 providers of a row are checked against float64 first. Then they are timed in rounds: each round
-calls every provider once, in a new random order, so that a machine that slows down or speeds up
-does it for all of them, and speed-ups are medians of the quotients within a round.
+calls every provider once, in a new random order, so that a change in the machine's speed affects
+all of them, and speed-ups are medians of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from cekernels import ImplementationError
 Outputs = tuple[Tensor, ...]
 Call = Callable[[], Any]
 
-#: One timed sample calls a provider as often as it takes to fill this many seconds.
+#: A timed sample calls a provider as often as needed to fill this many seconds.
 _SAMPLE_SECONDS = 1e-4
-#: Before a sample a provider that takes less than this is called once, untimed.
+#: A provider that takes fewer seconds than this is called once, untimed, before each sample.
 _WARM_SECONDS = 1e-2
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 100
-_MIN_SLOW_ROUNDS = 3  # where a round takes half of the time for all
-# Errors up to this multiple of the plain version's count as rounding of another order of sums.
+_MIN_SLOW_ROUNDS = 3  # where one round takes more than half of the row's time
+# Errors up to this multiple of plain PyTorch's count as rounding in another order of summation.
 _ERROR_FACTOR = 3.0
 _GRAPH_CALLS = 20
 
 
 class UnavailableError(Exception):
-    """A provider cannot serve a row, or is not measured there; the message says why."""
+    """A provider cannot handle a row, or is not measured there; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a comparison is about.
+    """The subject of a comparison.
 
     Attributes:
         op: name of the operation.
-        shape: its sizes, for people.
+        shape: its sizes, as text.
         dtype: "float32" and so on; "tf32" is float32 with TensorFloat-32 products allowed.
-        mode: "forward", "backward", "both", or what else the op has.
+        mode: "forward", "backward", "both", or another mode of the op.
         device: "cpu" or "cuda".
-        kind: what else tells rows apart (the kind of mask), or "".
+        kind: further distinction of rows, such as the kind of mask, or "".
         axes: the sizes as numbers, for plots.
-        seconds: time to spend on its samples, for each kind of timing.
-        compiled: whether providers that torch.compile are measured here.
-        wall_only: on a GPU too, measure nothing but what the caller waits for.
+        seconds: time to spend on its samples, per kind of timing.
+        compiled: whether providers that use torch.compile are measured.
+        wall_only: measure wall time only, also on a GPU.
     """
 
     op: str
@@ -94,10 +94,10 @@ class Problem(abc.ABC):
     """A row with its inputs.
 
     Attributes:
-        bytes: the least memory traffic that the row needs; 0 where that says nothing.
+        bytes: the least memory traffic that the row needs; 0 where not meaningful.
         flops: its floating-point operations.
         items: images or masks that one call handles.
-        limit: the largest error of the provider built last that passes.
+        limit: the largest error allowed for the provider built last.
     """
 
     bytes: int = 0
@@ -107,23 +107,27 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def build(self, provider: str) -> tuple[Call, dict[str, Any]]:
-        """The call to time, and what else to record; UnavailableError says why not."""
+        """The call to time, and further values to record.
+
+        Raises:
+            UnavailableError: the provider cannot handle the row, or is not measured there.
+        """
 
     @abc.abstractmethod
     def error(self, outputs: Any) -> float | None:
         """The largest error of the first call's outputs, as the op's module defines it.
 
-        None where there is nothing to compare with; it then raises for outputs of a wrong form.
+        None where there is nothing to compare with; outputs of a wrong form then raise an error.
         """
 
     def details(self, profiler: profile) -> dict[str, Any]:
-        """What else to record of one call's profile, taken apart from the timing."""
+        """Further values to record from the profile of one call, which is not timed."""
         return {}
 
 
 @dataclasses.dataclass
 class Measurement:
-    """What one provider of a row gave."""
+    """Results of one provider of a row."""
 
     call: Call
     info: dict[str, Any]
@@ -133,7 +137,7 @@ class Measurement:
 
 @dataclasses.dataclass
 class Race:
-    """The providers of a row: measured, unavailable (and why), or wrong."""
+    """The providers of a row: measured, unavailable (with the reason), or failed."""
 
     row: Row
     measured: dict[str, Measurement]
@@ -141,7 +145,7 @@ class Race:
     failed: dict[str, Exception]
 
     def info(self, provider: str, timing: str) -> dict[str, Any]:
-        """The record of one provider, as it goes into the result file."""
+        """The record of one provider for the result file."""
         row, own = self.row, self.measured[provider]
         p20, p50, p80 = quantiles(own.samples[timing])
         return {
@@ -169,7 +173,7 @@ class Race:
 
 
 def run_race(row: Row, problem: Problem, providers: Sequence[str], timed: bool) -> Race:
-    """Check every provider that can serve, then time those that are right."""
+    """Check every provider that can handle the row, then time the correct ones."""
     with matmul_precision(row.dtype):
         race = Race(row, {}, {}, {})
         for name in providers:
@@ -194,7 +198,7 @@ def run_race(row: Row, problem: Problem, providers: Sequence[str], timed: bool) 
             except (UnavailableError, ImplementationError) as reason:
                 race.unavailable[name] = str(reason)
             except Exception as error:
-                # One provider that breaks must not take the others' numbers with it.
+                # The failure of one provider must not lose the results of the others.
                 race.failed[name] = error
         if timed:
             for timing in row.timings:
@@ -212,7 +216,7 @@ def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 
 def speedup(own: Sequence[float], other: Sequence[float]) -> float:
-    """How many times faster ``own`` is: median of the quotients within a round."""
+    """How many times faster ``own`` is: median of the ratios within a round."""
     return statistics.median(b / a for a, b in zip(own, other, strict=True))
 
 
@@ -237,7 +241,7 @@ class matmul_precision:  # noqa: N801 (a context manager, used as a function)
 
 
 def relative_error(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """Largest ``|output - truth|`` over largest ``|truth|``, of each output; the worst of them."""
+    """Largest ``|output - truth|`` over largest ``|truth|`` per output; the worst output counts."""
     worst = [0.0]
     for output, exact in zip(outputs, truth, strict=True):
         if output.shape != exact.shape:
@@ -245,15 +249,15 @@ def relative_error(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
         if exact.numel():
             scale = exact.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
             worst.append(float((output.to(exact.dtype) - exact).abs().max() / scale))
-    # Not max(), which may drop a NaN.
+    # max() may drop a NaN.
     return float(torch.tensor(worst).amax())
 
 
 def rounding_limit(plain_error: float, dtype: torch.dtype, summands: int) -> float:
-    """The error that a right provider stays under.
+    """Upper limit of the error of a correct provider.
 
-    Either a few times that of plain PyTorch in its dtype, or what rounding makes of a sum of
-    ``summands`` terms in any order: their square root.
+    Either a few times that of plain PyTorch in its dtype, or the rounding error of a sum of
+    ``summands`` terms in any order, which grows with their square root.
     """
     return max(_ERROR_FACTOR * plain_error, 2 * math.sqrt(summands) * torch.finfo(dtype).eps)
 
@@ -277,8 +281,8 @@ def autograd_call(
         outputs: dict[torch.cuda.Stream | None, Tensor] = {}
 
         def backward() -> Outputs:
-            # Autograd goes back on the stream of the forward pass: one of each for each stream,
-            # or a CUDA graph would not see it.
+            # Autograd runs on the stream of the forward pass: one forward pass per stream, or a
+            # CUDA graph would not capture the backward pass.
             stream = torch.cuda.current_stream() if grad_output.is_cuda else None
             if stream not in outputs:
                 outputs[stream] = function(*inputs)
@@ -295,8 +299,8 @@ def autograd_call(
 
 @functools.lru_cache(maxsize=1)
 def compiled(function: Callable[..., Any], key: object, mode: str | None = None) -> Any:
-    """``function``, compiled for the shapes and dtypes that ``key`` stands for."""
-    # Dynamo gives up, silently, on a function that it has compiled for too many shapes.
+    """``function``, compiled for the shapes and dtypes that ``key`` identifies."""
+    # Dynamo silently stops compiling a function after too many shapes.
     torch._dynamo.reset()
     return torch.compile(function, mode=mode, dynamic=False)
 
@@ -305,7 +309,7 @@ def compiled(function: Callable[..., Any], key: object, mode: str | None = None)
 
 
 def _time(race: Race, timing: str) -> None:
-    """Interleaved samples of all measured providers by one kind of timing."""
+    """Take interleaved samples of all measured providers by one kind of timing."""
     samplers: dict[str, Callable[[], float]] = {}
     for name, measurement in race.measured.items():
         try:
@@ -344,10 +348,10 @@ def _synchronize(device: str) -> None:
 
 
 def _wall_sampler(call: Call, device: str) -> Callable[[], float]:
-    """Seconds a call as the caller sees them, with warm caches.
+    """Seconds per call as seen by the caller, with warm caches.
 
-    Without the untimed call the first of a sample would pay for what the other providers have
-    thrown out of the caches, and the fewer calls a sample has, the more it would count.
+    Without the untimed call, the first call of a sample would have to reload data that the other
+    providers evicted from the caches, which weighs more the fewer calls a sample has.
     """
 
     def seconds(calls: int) -> float:
@@ -372,10 +376,10 @@ def _wall_sampler(call: Call, device: str) -> Callable[[], float]:
 
 
 def _cold_sampler(call: Call, device: str) -> Callable[[], float]:
-    """Seconds on the GPU, by events, after everything has been thrown out of its L2 cache.
+    """Seconds per call on the GPU, by events, after its L2 cache has been flushed.
 
-    As ``triton.testing.do_bench`` does it, but one sample at a time, so that providers can take
-    turns.
+    The method of ``triton.testing.do_bench``, but one sample at a time, so that providers can
+    be interleaved.
     """
     size = max(256 << 20, 2 * torch.cuda.get_device_properties().L2_cache_size)
     cache = torch.empty(size, dtype=torch.int8, device=device)
@@ -394,7 +398,7 @@ def _cold_sampler(call: Call, device: str) -> Callable[[], float]:
 
 
 def _graph_sampler(call: Call, device: str) -> Callable[[], float]:
-    """Seconds on the GPU without the host: a CUDA graph of several calls, replayed."""
+    """Seconds per call on the GPU without host time: a replayed CUDA graph of several calls."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -426,10 +430,10 @@ _SAMPLERS: dict[str, Callable[[Call, str], Callable[[], float]]] = {
 
 
 def observe(call: Call, device: str) -> tuple[int, profile]:
-    """The peak memory of one call, and its profile.
+    """Peak memory of one call, and its profile.
 
-    The memory is what PyTorch's allocator hands out at most, in bytes above what was held before,
-    with what the call returns. What a library takes from the system by itself is not seen.
+    The memory is the most that PyTorch's allocator hands out, in bytes above the amount held
+    before, including the outputs. Memory that a library takes from the system is not counted.
     """
     gpu = device == "cuda"
     before = 0

@@ -1,4 +1,4 @@
-"""What the measurements were taken on: versions, threads, and the machine's own speed limits."""
+"""Description of the machine: versions, threads, and the speed limits of the hardware."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def device() -> str:
 
 
 def info(measured: bool) -> dict[str, Any]:
-    """One record a result file; ``measured``: with the copy bandwidth and the product's speed."""
+    """The record in each result file; ``measured`` adds copy bandwidth and speed of a product."""
     implementations = {name: _backends.unavailable(name) for name in _backends.IMPLS[1:]}
     record: dict[str, Any] = {
         "cpu": _cpu_name(),
@@ -50,14 +50,14 @@ def info(measured: bool) -> dict[str, Any]:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second, read and written, of a copy much larger than the caches."""
+    """Bytes per second, read and written, of a copy much larger than the caches."""
     source = torch.ones(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / _least_seconds(lambda: target.copy_(source), device)
 
 
 def matmul_speed(device: str) -> float:
-    """Floating-point operations a second of a large float32 product, without TensorFloat-32."""
+    """Floating-point operations per second of a large float32 product without TensorFloat-32."""
     side = _MATMUL_SIDE[device]
     a, b = torch.randn(2, side, side, device=device)
     out = torch.empty_like(a)
@@ -74,7 +74,7 @@ def _least_seconds(call: Callable[[], Any], device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    # A limit of the machine: what disturbs it is not part of it.
+    # The minimum, as a limit of the machine excludes disturbances.
     return min(seconds)
 
 
@@ -94,7 +94,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The commit, with "+" where files that git knows differ from it; None outside a checkout."""
+    """The commit, with "+" if tracked files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
         revision, changed = (

@@ -1,9 +1,9 @@
-"""Training and data loading as a straightforward PyTorch program does them: what to compare with.
+"""Training and data loading as a straightforward PyTorch program, as a baseline.
 
-The networks are the package's own, with its operations in plain PyTorch. Around them: pictures
+The networks are the package's own, with its operations in plain PyTorch. Around them: images
 filled channel by channel through boolean indexing, masks drawn by PIL on the CPU at each step,
-unfused losses, a sigmoid with binary cross-entropy, weights kept as torch.nn makes them, Adam as
-torch.optim chooses it, and every loss read back with ``.item()`` at every step.
+unfused losses, a sigmoid with binary cross-entropy, weights in the layout of torch.nn, Adam in
+the variant that torch.optim selects, and every loss read back with ``.item()`` at every step.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from context_encoder.models.base import WholeMapConv2d, WholeMapConvTranspose2d
 
 
 class PlainTraining:
-    """One step at a time, as :class:`context_encoder.training.Trainer` takes them.
+    """Counterpart of :class:`context_encoder.training.Trainer`, one step per call.
 
     Args:
         config: resolved.
-        model, discriminator: copied, so that the same weights can start several trainings.
-        region: (top, left, height, width) that the model predicts.
-        device: where to train.
-        compiled: torch.compile the networks.
+        model, discriminator: copied, so that several trainings can start from the same weights.
+        region: (top, left, height, width) of the model's prediction.
+        device: device to train on.
+        compiled: whether to apply torch.compile to the networks.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PlainTraining:
         if compiled:
             self.predict = torch.compile(self.model)
             self.judge = self.discriminator and torch.compile(self.discriminator)
-        #: The masks of the last step.
+        #: Masks of the last step.
         self.mask = torch.empty(0)
         self._random = random.Random(0)
 
@@ -110,7 +110,7 @@ class PlainTraining:
         return {"loss": loss.item(), "loss_rec": loss_rec.item(), **losses}
 
     def _masks(self, batch: int) -> Tensor:
-        """bool ``(batch, 1, S, S)``: the hole in the middle, or a random polygon for each."""
+        """bool ``(batch, 1, S, S)``: a central hole, or a random polygon per image."""
         size = self.config.size
         assert size is not None
         masks = np.zeros((batch, 1, size, size), bool)

@@ -1,4 +1,4 @@
-"""The implementations of cekernels as providers, the same for every op."""
+"""The implementations of cekernels as providers, shared by all ops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cekernels._register import OPS
 
 
 def implementations() -> tuple[str, ...]:
-    """ "auto" and the implementations that this machine has."""
+    """ "auto" and the implementations available on this machine."""
     return ("auto", *(name for name in _backends.IMPLS[1:] if _backends.unavailable(name) is None))
 
 
@@ -19,10 +19,10 @@ def is_implementation(provider: str) -> bool:
 
 
 def chosen(op: str, provider: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    """For "auto" which implementation serves the call.
+    """Implementation selected by "auto", as a value to record.
 
     Raises:
-        UnavailableError: a forced one cannot serve it.
+        UnavailableError: a forced implementation cannot handle the call.
     """
     if provider == "auto":
         return {"chosen": _auto.selected(OPS[op], args)}

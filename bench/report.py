@@ -1,7 +1,7 @@
-"""Tables and plots from result files, and what changed between two of them.
+"""Tables and plots from result files, and comparison of two result files.
 
 ``python -m bench.report RESULT.json``: a Markdown table and PNG plots beside the result file.
-``python -m bench.report NEW.json --compare OLD.json [--fail-if-regression PERCENT]``
+``python -m bench.report NEW.json --compare OLD.json [--fail-if-regression PERCENT]``: changes
 
 Result files are those of ``pytest bench/ --benchmark-json=RESULT.json``; nothing else is read.
 """
@@ -29,7 +29,7 @@ Key = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """A result file: what it was measured on, and its rows, each a list of providers."""
+    """Content of a result file: the machine, and rows as lists of provider records."""
 
     machine: Mapping[str, Any]
     when: str
@@ -37,7 +37,7 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Raises ValueError for a file that ``pytest bench/`` did not write."""
+        """Read a result file; raises ValueError for a file not written by ``pytest bench/``."""
         try:
             content = json.loads(path.read_text())
             machine = content["machine_info"]["bench"]
@@ -47,7 +47,7 @@ class Results:
                 rows.setdefault(tuple(record[key] for key in _KEYS), []).append(record)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{path} is no result of pytest bench/ --benchmark-json ({error!r})"
+                f"{path} is not a result of pytest bench/ --benchmark-json ({error!r})"
             ) from error
         for providers in rows.values():
             providers.sort(key=lambda record: record["p50"])
@@ -77,7 +77,7 @@ def markdown(results: Results) -> str:
         for provider, groups in shares.items():
             ranked = sorted(groups.items(), key=lambda item: -item[1])
             parts = ", ".join(f"{name} {share:.1%}" for name, share in ranked)
-            lines += [f"Where the time of {provider} goes: {parts}.", ""]
+            lines += [f"Time of {provider}: {parts}.", ""]
     return "\n".join(lines)
 
 
@@ -108,8 +108,8 @@ def _auto_lines(results: Results) -> list[str]:
     slower = []
     for key, providers in results.rows.items():
         own = next((r for r in providers if r["provider"] == "auto"), None)
-        # "auto" is the implementation that it chose, and "auto area" is the same with more known:
-        # neither can be the better choice.
+        # Neither the implementation chosen by "auto" nor "auto area", which is given more data, is
+        # an alternative to "auto".
         others = {
             name: ratio
             for name, ratio in (own["speedup"] if own else {}).items()
@@ -133,7 +133,7 @@ def _auto_lines(results: Results) -> list[str]:
 
 
 def _loading_lines(results: Results) -> list[str]:
-    """Whether loading keeps up with training, for each preset that has both."""
+    """Speed of loading relative to training, for each preset that has both."""
     steps: dict[str, Record] = {}
     loaded: dict[str, dict[str, float]] = {}
     for (op, _, kind, dtype, mode, _), providers in results.rows.items():
@@ -156,8 +156,8 @@ def _loading_lines(results: Results) -> list[str]:
     return [
         "## Loading against training",
         "",
-        "Images a second, one process that loads; in the last column the share of its time that "
-        "training takes up: 300 % needs three workers.",
+        "Images per second, loaded by one process; the last column is the share of its time that "
+        "training needs: 300 % needs three workers.",
         "",
         "| preset | step on | step | decoded | from cache | loader busy |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -265,7 +265,7 @@ def _figure(height: float = 4.0) -> Any:
 
 
 def _labels(rows: Mapping[Key, list[Record]]) -> list[str]:
-    """Providers in a fixed order, so that each has its colour in all plots of an op."""
+    """Providers in a fixed order, so that each has the same colour in all plots of an op."""
     return sorted(
         {r["provider"] for v in rows.values() for r in v}, key=lambda p: (not is_ours(p), p)
     )
@@ -278,7 +278,7 @@ def _color(labels: Sequence[str], provider: str) -> Any:
 
 
 def _roofline(results: Results, op: str, rows: Mapping[Key, list[Record]]) -> Any:
-    """Operations a second over operations a byte; bytes a second for ops that only move data."""
+    """Operations per second over operations per byte; bytes per second for ops without any."""
     records = [r for v in rows.values() for r in v if r["bytes"]]
     device = records[0]["device"] if records else ""
     bandwidth = results.machine.get("copy_gb_per_s", {}).get(device)
@@ -315,7 +315,7 @@ def _roofline(results: Results, op: str, rows: Mapping[Key, list[Record]]) -> An
 
 
 def _speedup_bars(results: Results, op: str, rows: Mapping[Key, list[Record]]) -> Any:
-    """For each row how many times faster the project's choice is than each peer."""
+    """Speed-up of the project's default choice over each peer, per row."""
     labels = _labels(rows)
     bars: list[tuple[str, dict[str, float]]] = []
     for key, providers in rows.items():
@@ -352,10 +352,10 @@ def _scaling_with_side(results: Results, op: str, rows: Mapping[Key, list[Record
 
 
 def _scaling(rows: Mapping[Key, list[Record]], axis: str, fixed: Iterable[str]) -> Any:
-    """Seconds an item over ``axis``, one panel for each mode, for the commonest other sizes.
+    """Seconds per item over ``axis``, one panel per dtype, mode, kind and ``fixed`` sizes.
 
-    Along the side of a map batch and channels may differ, as far as the machine's memory and time
-    allow; the time is therefore divided by both.
+    For ``axis`` "side", batch and channels may differ between points, within the limits of memory
+    and time; the time is therefore divided by both.
     """
     panels: dict[tuple[str, ...], dict[str, dict[float, float]]] = {}
     for key, providers in rows.items():
@@ -399,13 +399,13 @@ def _scaling(rows: Mapping[Key, list[Record]], axis: str, fixed: Iterable[str]) 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How the time of one provider of one row changed between two results.
+    """Change in the time of one provider of one row between two results.
 
     Attributes:
         ratio: new median over old.
-        corrected: ``ratio`` over that of the row's peers, whose code did not change: what they
-            show is the machine's.
-        apart: the ranges from 20 to 80 %, corrected, do not overlap.
+        corrected: ``ratio`` over that of the row's peers, whose code is unchanged, so that their
+            ratio is that of the machine.
+        apart: whether the corrected ranges from 20 to 80 % are disjoint.
     """
 
     key: Key
@@ -416,7 +416,7 @@ class Change:
 
 
 def compare(new: Results, old: Results) -> list[Change]:
-    """The changes of this project's providers, largest slow-down first."""
+    """Changes of this project's providers, largest slow-down first."""
     changes = []
     for key, providers in new.rows.items():
         before = {record["provider"]: record for record in old.rows.get(key, [])}
@@ -432,22 +432,22 @@ def compare(new: Results, old: Results) -> list[Change]:
 
 
 def regressions(changes: Iterable[Change], percent: float) -> list[Change]:
-    """Those slower by more than ``percent``, beyond the spread of the samples."""
+    """Slow-downs of more than ``percent`` that exceed the spread of the samples."""
     return [c for c in changes if c.apart and c.corrected > 1 + percent / 100]
 
 
 def comparison(new: Results, old: Results, changes: Sequence[Change]) -> str:
     """The changes as Markdown."""
-    lines = ["# What changed", ""]
+    lines = ["# Changes", ""]
     for name in ("cpu", "gpu", "threads", "torch", "triton", "cuda"):
         if new.machine[name] != old.machine[name]:
-            lines += [f"- **{name} differs**: {old.machine[name]} then, {new.machine[name]} now"]
+            lines += [f"- **{name} differs**: {old.machine[name]} before, {new.machine[name]} now"]
     lines += [
-        f"- git: {old.machine['git']} then, {new.machine['git']} now",
+        f"- git: {old.machine['git']} before, {new.machine['git']} now",
         f"- rows only now: {len(set(new.rows) - set(old.rows))}, "
-        f"only then: {len(set(old.rows) - set(new.rows))}",
+        f"only before: {len(set(old.rows) - set(new.rows))}",
         "",
-        "| row | provider | new / old | peers' change taken out | beyond the spread |",
+        "| row | provider | new / old | relative to peers | beyond the spread |",
         "| --- | --- | ---: | ---: | --- |",
     ]
     for change in changes:
@@ -465,12 +465,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="folder to write to (default: RESULT without .json)"
     )
     parser.add_argument("--no-plots", action="store_true", help="write the table only")
-    parser.add_argument("--compare", type=Path, metavar="OLD", help="show what changed since OLD")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="show changes since OLD")
     parser.add_argument(
         "--fail-if-regression",
         type=float,
         metavar="PERCENT",
-        help="with --compare: exit with 1 if anything got slower by more than this",
+        help="with --compare: exit with status 1 if a provider is slower by more than this",
     )
     options = parser.parse_args(arguments)
     if options.fail_if_regression is not None and options.compare is None:
@@ -491,13 +491,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if slower else 0
     folder = options.out or options.result.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [] if options.no_plots else plots(results, folder)
+    images = [] if options.no_plots else plots(results, folder)
     text = markdown(results)
-    if pictures:
-        text += "\n## Plots\n\n" + "\n".join(f"![{p.stem}]({p.name})" for p in pictures) + "\n"
+    if images:
+        text += "\n## Plots\n\n" + "\n".join(f"![{p.stem}]({p.name})" for p in images) + "\n"
     table = folder / "results.md"
     table.write_text(text)
-    print(f"{table}\n" + "\n".join(map(str, pictures)))
+    print(f"{table}\n" + "\n".join(map(str, images)))
     return 0
 
 

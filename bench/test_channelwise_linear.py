@@ -71,7 +71,7 @@ def providers(row: Row) -> tuple[str, ...]:
 
 
 def counted_bytes(batch: int, channels: int, n_in: int, n_out: int, item: int, mode: str) -> int:
-    """Each input read once, each output written once.
+    """Bytes of reading each input once and writing each output once.
 
     Forward: input, weight, bias; output. Backward: gradient of the output, input, weight, and
     the output for its ReLU; the three gradients. Both: the sum, as they are two calls.
@@ -110,7 +110,7 @@ def _conv1d(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def _conv2d(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """The form of the paper's authors: a kernel of the map's size, one group a channel."""
+    """The form of the paper's authors: a kernel of the map's size, one group per channel."""
     channels, n_out, n_in = w.shape
     side = round(n_in**0.5)
     maps = x.view(x.shape[0], channels, side, side)
@@ -149,8 +149,8 @@ class ChannelwiseProblem(Problem):
             random(channels, n),
         )
         exact = [value.double() for value in self.inputs]
-        # Where the output is 0 but for rounding, either side of the ReLU's kink is right: no
-        # gradient comes in there.
+        # Where the output is 0 up to rounding, either side of the ReLU's kink is correct: its
+        # gradient is set to 0 there.
         output = torch.einsum("bci,coi->bco", exact[0], exact[1]) + exact[2]
         margin = 8 * torch.finfo(row.torch_dtype).eps * output.abs().max()
         self.grad = random(batch, channels, n).masked_fill_(output.abs() < margin, 0)
@@ -180,8 +180,8 @@ class ChannelwiseProblem(Problem):
         if provider == "compile":
             if not self.row.compiled:
                 raise UnavailableError("compiled for one shape only on the CPU, to save time")
-            # Without CUDA graphs: the timing "graph" has one for every provider. Autotuning on a
-            # CPU takes longer than all other rows of this file together.
+            # Without CUDA graphs, as the timing "graph" uses one for every provider. Autotuning on
+            # a CPU takes longer than all other rows of this file together.
             gpu = self.row.device == "cuda"
             mode = "max-autotune-no-cudagraphs" if gpu else "default"
             function = compiled(_plain, (self.row.shape, self.row.dtype), mode=mode)
@@ -189,7 +189,7 @@ class ChannelwiseProblem(Problem):
         return self._autograd(_FUNCTIONS[provider], self.inputs, self.grad), {}
 
     def _bmm(self) -> Callable[[], Outputs]:
-        """Batched products into buffers that are there, through transposed views: no copy.
+        """Batched products into preallocated buffers through transposed views, without copies.
 
         ``out=`` has no gradient, so the backward pass is written out too.
         """

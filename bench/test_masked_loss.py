@@ -27,7 +27,7 @@ from cekernels import masked_l2_loss
 from context_encoder.masks import build_mask_sampler
 
 _MODES = ("forward", "backward", "both")
-#: "auto" with the masks' areas, which the rasterizer returns, given and not counted again.
+#: "auto" with the masks' areas given, as returned by the rasterizer, instead of counted again.
 _WITH_AREA = "auto area"
 _MASKS = ("everything", "block", "region", "central")
 
@@ -72,7 +72,7 @@ def masks(kind: str, batch: int, size: int, device: str) -> Tensor:
 
 
 def counted_bytes(mask: Tensor, channels: int, item: int, mode: str) -> int:
-    """What has to be moved: of prediction and target only the masked elements have to be read.
+    """Bytes to move; only the masked elements of prediction and target have to be read.
 
     Forward: the mask, the masked elements of both; the loss. Backward: the same, and the whole
     gradient is written. Both: the sum, as they are two calls.
@@ -83,7 +83,7 @@ def counted_bytes(mask: Tensor, channels: int, item: int, mode: str) -> int:
 
 
 def counted_flops(mask: Tensor, channels: int, mode: str) -> int:
-    """Of each masked element: difference, square and sum; in the gradient difference and scale."""
+    """Per masked element: difference, square and sum; in the gradient difference and scale."""
     return channels * int(mask.sum()) * {"forward": 3, "backward": 2, "both": 5}[mode]
 
 
@@ -118,7 +118,7 @@ class MaskedLossProblem(Problem):
         self.truth = exact()
         plain = self._autograd(_eager, self.prediction, self.target)()
         error = relative_error(plain, self.truth)
-        # Sums of pictures' rows, not of all elements one after the other.
+        # Rounding of sums over image rows, not of one sum over all elements in sequence.
         self.limit = rounding_limit(error, row.torch_dtype, size)
 
     def _autograd(

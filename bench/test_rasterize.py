@@ -1,9 +1,9 @@
-"""Masks from polygons and boxes, and filling an image where a mask is set.
+"""Masks from polygons and boxes, and filling of masked image regions.
 
 Error of a mask: the share of its pixels that differ from the exact rule (is the pixel's centre
 inside?), evaluated in float64. The implementations of cekernels must have none; other libraries
-follow rules of their own and may differ at the shapes' boundaries. They get their shapes as they
-want them, prepared beforehand; what is timed ends with a tensor on the row's device.
+have their own rules and may differ at the shapes' boundaries. Their shapes are converted
+beforehand to the form that they need; the timed part ends with a tensor on the row's device.
 
 Error of a filled image: the largest difference.
 """
@@ -27,7 +27,7 @@ from cekernels import fill_masked, rasterize_boxes, rasterize_polygons
 from context_encoder.masks import block, build_mask_sampler, region
 
 _SUBPIXELS = 256
-# Pixels that a library may set otherwise, for each pixel of the shapes' perimeter.
+# Pixels that another library may set differently, per pixel of the shapes' perimeter.
 _BOUNDARY_PIXELS = 2.0
 _LIBRARIES = {"pil": "PIL", "opencv": "cv2", "scikit-image": "skimage", "kornia": "kornia"}
 
@@ -74,19 +74,19 @@ def providers(row: Row) -> tuple[str, ...]:
 
 
 def polygon_bytes(batch: int, size: int, vertices: int, contours: int) -> int:
-    """One byte a pixel and 8 for each area written; vertices and offsets read."""
+    """One byte per pixel and 8 per area written; vertices and offsets read."""
     return batch * size * size + 8 * batch + 8 * vertices + 8 * (contours + 1) + 8 * (batch + 1)
 
 
 def box_bytes(batch: int, size: int, boxes: int) -> int:
-    """One byte a pixel and 8 for each area written; boxes and offsets read."""
+    """One byte per pixel and 8 per area written; boxes and offsets read."""
     return batch * size * size + 8 * batch + 16 * boxes + 8 * (batch + 1)
 
 
 def exact_masks(contours: list[list[np.ndarray]], size: int) -> np.ndarray:
-    """bool ``(B, size, size)``: is the winding number at each pixel's centre other than 0?
+    """bool ``(B, size, size)``: whether the winding number at each pixel's centre is nonzero.
 
-    In float64, where products of these coordinates are exact.
+    Computed in float64, where products of these coordinates are exact.
     """
     centres = np.arange(size) + 0.5
     masks = np.zeros((len(contours), size, size), dtype=bool)
@@ -116,7 +116,7 @@ class RasterProblem(Problem):
             self.args: tuple[Tensor, ...] = (boxes, offsets)
             self.bytes = box_bytes(batch, self.size, len(boxes))
             grouped = [boxes[a:b].numpy() for a, b in pairwise(offsets.tolist())]
-            #: Boxes of each sample in whole pixels, empty ones left out; as contours too.
+            #: Boxes per sample in whole pixels, without empty ones; also as contours.
             self.boxes = [[b // _SUBPIXELS for b in sample if b[2] > b[0]] for sample in grouped]
             self.contours = [
                 [
@@ -173,10 +173,10 @@ class RasterProblem(Problem):
             extra,
         )
 
-    # Each of these prepares the shapes and returns the drawing of one sample's mask.
+    # Each of these prepares the shapes and returns a function that draws one sample's mask.
 
     def _pil(self) -> Callable[[int], Any]:
-        # PIL sets the pixels of both ends of a box, and takes a pixel's corner for its centre.
+        # PIL includes the pixels of both ends of a box, and treats a pixel's corner as its centre.
         if self.row.op == "rasterize_boxes":
             boxes = [[(b[0], b[1], b[2] - 1, b[3] - 1) for b in s] for s in self.boxes]
         else:
@@ -198,7 +198,7 @@ class RasterProblem(Problem):
     def _opencv(self) -> Callable[[int], Any]:
         import cv2
 
-        # Fixed point with 8 fractional bits, as ours; pixel centres are at whole numbers.
+        # Fixed point with 8 fractional bits, as in cekernels; pixel centres are at whole numbers.
         polygons = [
             [((c - 0.5) * _SUBPIXELS).round().astype(np.int32) for c in s] for s in self.contours
         ]
@@ -220,7 +220,7 @@ class RasterProblem(Problem):
     def _scikit_image(self) -> Callable[[int], Any]:
         from skimage.draw import polygon2mask
 
-        # (row, column), pixel centres at whole numbers.
+        # (row, column) with pixel centres at whole numbers.
         polygons = [[c[:, ::-1] - 0.5 for c in s] for s in self.contours]
 
         def draw(sample: int) -> Any:
@@ -261,7 +261,7 @@ class RasterProblem(Problem):
 
 
 def _sampled(module: Any, function: str, kind: str, batch: int, size: int) -> tuple[Tensor, ...]:
-    """The shapes that a mask sampler of the package draws."""
+    """Shapes drawn by a mask sampler of the package."""
     index = torch.arange(batch)
     with mock.patch.object(module, function) as called:
         called.return_value = (torch.empty(0), torch.empty(0))
@@ -271,7 +271,7 @@ def _sampled(module: Any, function: str, kind: str, batch: int, size: int) -> tu
 
 
 def _convex(batch: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One octagon a sample, on an ellipse of random place, axes and phase."""
+    """One octagon per sample, on an ellipse of random place, axes and phase."""
     angle = torch.arange(8) / 8 * 2 * torch.pi + torch.rand(batch, 1)
     centre = size * (0.3 + 0.4 * torch.rand(batch, 2, 1))
     radius = size * (0.1 + 0.2 * torch.rand(batch, 2, 1))
@@ -284,7 +284,7 @@ def _convex(batch: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fill_bytes(mask: Tensor, channels: int, item: int) -> int:
-    """The mask read, the image read where it is kept, the whole result written."""
+    """Bytes to read the mask and the kept part of the image, and to write the whole result."""
     kept = mask.numel() - int(mask.sum())
     return mask.numel() + item * channels * (kept + mask.numel())
 

@@ -1,7 +1,8 @@
-"""A whole training step, and data loading by itself.
+"""Whole training steps, and data loading by itself.
 
-Error of a step: relative difference of its first reconstruction loss to one in float64 with the
-same weights, pictures and masks. Data loading has none: crops are random; their form is checked.
+Error of a step: relative difference between its first reconstruction loss and the float64 loss of
+the same weights, images and masks. Data loading has no error, as crops are random; their shape is
+checked.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from context_encoder.training.resolve import resolve
 from context_encoder.training.trainer import Trainer
 from context_encoder.utils.device import Processes
 
-# The paper's three: features of random regions; the centre, joint; random regions, joint. And the
-# default, which is for machines without a GPU.
+# Three of the paper: features from random regions; the centre, joint loss; random regions, joint
+# loss. The fourth is the default, which is for machines without a GPU.
 _PRESETS = ("features-region", "inpaint-center", "inpaint-region", "laptop")
 _CPU_BATCH = {"features-region": 4, "inpaint-center": 16, "inpaint-region": 4, "laptop": 16}
 _BATCHES = 4
-#: Measure torch.compile of whole training steps on a CPU too (minutes of compilation).
+#: Environment variable: measure compiled training steps also on a CPU (minutes of compilation).
 _COMPILE = "BENCH_COMPILE_TRAINING"
 
 _LOADING = _PRESETS
@@ -104,7 +105,7 @@ class StepProblem(Problem):
         loader = make_loader(data, batch_size=self.items, num_steps=_BATCHES)
         self.batches: list[Any] = list(loader)
         first = self._trainer()
-        # Copies that no step has changed.
+        # Copies of the initial weights.
         self.model = copy.deepcopy(first.model)
         self.discriminator = copy.deepcopy(first.pretext.discriminator)
         self._mask = torch.empty(0)
@@ -142,13 +143,13 @@ class StepProblem(Problem):
         return step, {}
 
     def error(self, outputs: Any) -> float:
-        """The first step is the only one that starts from weights which are known."""
+        """Error of the first step, the only one that starts from known weights."""
         expected = self._exact_loss(self._mask.cpu())
         return abs(float(outputs["loss_rec"]) - expected) / expected
 
     @torch.no_grad()
     def _exact_loss(self, mask: Tensor) -> float:
-        """The reconstruction loss in float64, from its definition."""
+        """The reconstruction loss in float64, computed from its definition."""
         config = self.config
         image = self.batches[0]["image"].double() / 127.5 - 1
         fill = torch.tensor(config.fill_color(), dtype=torch.float64).view(1, 3, 1, 1)
@@ -167,7 +168,7 @@ class StepProblem(Problem):
         return float((weights * squared).sum() / (3 * weights.sum()))
 
     def details(self, profiler: profile) -> dict[str, Any]:
-        """Where the time of a step goes: the share of each group of operations."""
+        """Shares of the groups of operations in the time of a step."""
         gpu = self.row.device == "cuda"
         seconds: dict[str, float] = defaultdict(float)
         for event in profiler.events():
@@ -232,7 +233,7 @@ class LoadingProblem(Problem):
     def error(self, outputs: Any) -> None:
         expected = (3, self.size, self.size)
         if len(outputs) != _LOADED or any(tuple(image.shape) != expected for image in outputs):
-            raise AssertionError(f"expected {_LOADED} pictures of shape {expected}")
+            raise AssertionError(f"expected {_LOADED} images of shape {expected}")
 
 
 def problem(row: Row) -> StepProblem | LoadingProblem:

@@ -1,7 +1,8 @@
-"""Build backend of ``context-encoder``: setuptools; an editable installation brings ``cekernels``.
+"""Build backend of ``context-encoder``: setuptools, plus ``cekernels`` in an editable installation.
 
-An isolated build sees none of the installed packages, but it knows where they are. Only where torch
-is not installed does the build ask for one, the pinned one, for the headers of the kernels.
+The kernels are compiled against torch's headers. An isolated build cannot import the installed
+packages, but it can find their folder; only if torch is not installed does the build request one,
+the version pinned in constraints.txt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import commands
 import native
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (the hooks that pip looks for)
+from setuptools.build_meta import (  # noqa: F401  (the hooks that pip calls)
     build_sdist,
     build_wheel,
     get_requires_for_build_sdist,
@@ -64,7 +65,7 @@ def build_editable(
 
 
 def _refuse_second_kernels() -> None:
-    """An installed wheel of ``cekernels`` would be imported in the place of this folder's."""
+    """Raise RuntimeError if a wheel of ``cekernels`` is installed: it would hide this folder."""
     for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
         if list(Path(folder).glob("cekernels-*.dist-info")):
             raise RuntimeError(
@@ -76,7 +77,7 @@ def _refuse_second_kernels() -> None:
 def _add_kernels_metadata(wheel: Path) -> None:
     """Let pip and importlib.metadata find ``cekernels`` in an editable installation.
 
-    A wheel holds one .dist-info; metadata of an .egg-info are found beside it.
+    A wheel can hold only one .dist-info folder, so the metadata are added as an .egg-info folder.
     """
     sys.path.insert(0, str(native.ROOT / "buildtools/cekernels-dist"))
     import cekernels_backend

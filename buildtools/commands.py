@@ -1,4 +1,4 @@
-"""What the two distributions share when they are built: version, setuptools commands."""
+"""Build code shared by the two distributions: version and setuptools commands."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from setuptools import Command, Distribution
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
-# As the pyproject.toml files ask for; without build isolation nobody else looks.
+# The minimum of the pyproject.toml files, which pip does not check without build isolation.
 if int(setuptools.__version__.partition(".")[0]) < 77:
     raise RuntimeError(
         f"the build needs setuptools 77 or newer, found {setuptools.__version__}: "
         "pip install --upgrade setuptools, or install without --no-build-isolation"
     )
 
-# Whether the build is for an editable installation; buildtools/backend.py sets it.
+# True while building an editable installation; set by buildtools/backend.py.
 editable = False
-# An sdist of context-encoder does not hold them.
+# False in an sdist of context-encoder, which does not contain the kernels.
 KERNELS_ARE_HERE = (native.ROOT / "cekernels").is_dir()
 
 
 def version() -> str:
-    """The version of both distributions, from the pyproject.toml at the root."""
+    """The version of both distributions, from pyproject.toml at the root of the repository."""
     text = (native.ROOT / "pyproject.toml").read_text()
     (found,) = re.findall(r'^version = "([^"]+)"$', text, re.MULTILINE)
     return str(found)
 
 
 class Build(build):
-    """Builds in a folder of its own: setuptools packs whatever an old build/ holds."""
+    """Build in a temporary folder: setuptools would also package old files of build/."""
 
     def initialize_options(self) -> None:
         super().initialize_options()
@@ -49,7 +49,7 @@ class BuildWithKernels(Build):
 
 
 class BuildKernels(Command):
-    """Into the package: that of the source tree for an editable installation."""
+    """Build the kernels into the package folder: for an editable install, the source tree's."""
 
     description = "compile the kernel libraries"
     user_options: list = []  # noqa: RUF012
@@ -83,7 +83,7 @@ class KernelDistribution(Distribution):
 
 
 class Wheel(bdist_wheel):
-    """Any Python, this platform: the libraries use LibTorch's stable ABI and none of Python's."""
+    """Wheel for any Python on this platform: the libraries use LibTorch's stable ABI alone."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()

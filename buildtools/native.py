@@ -1,22 +1,22 @@
-"""Builds the kernel libraries ``cekernels/_C.so`` (CPU) and ``cekernels/_C_cuda.so``.
+"""Build of the kernel libraries ``cekernels/_C.so`` (CPU) and ``cekernels/_C_cuda.so`` (CUDA).
 
 They are plain shared libraries on LibTorch's stable ABI, loaded by ``torch.ops.load_library``: one
-build serves every Python and torch 2.11 or newer, so that their names carry no tag. The compilers
-are called directly; torch lends its headers and is never imported.
+build works with every Python and with torch 2.11 or newer, so their names carry no version tag. The
+compilers are called directly; of torch only the headers are used, and it is never imported.
 
 Environment variables:
 
-- ``CEKERNELS_BUILD_CPP``, ``CEKERNELS_BUILD_CUDA``: ``1`` the library must be built or the build
-  fails, ``0`` it is not built; unset: the first is built where there is a C++ compiler, the second
-  where there is nvcc and torch is a CUDA build. A compilation that is tried and fails is an error.
-- ``CXX``, ``NVCC`` (or ``CUDA_HOME``): the compilers, else the first found.
-- ``TORCH_CUDA_ARCH_LIST``: GPU architectures as torch writes them ("8.0;9.0+PTX"), else those of
-  A100, H100 and B200, as far as this nvcc knows them, and PTX of the last. Those before 8.0, for
-  which the kernels cannot be compiled, are left out.
-- ``CEKERNELS_NVCC_FLAGS``: more flags for nvcc ("--use_fast_math"); they are recorded.
+- ``CEKERNELS_BUILD_CPP``, ``CEKERNELS_BUILD_CUDA``: ``1``: the build fails unless the library is
+  built; ``0``: it is not built; unset: the first is built where there is a C++ compiler, the second
+  where there is nvcc and torch is a CUDA build. A failed compilation is always an error.
+- ``CXX``, ``NVCC`` (or ``CUDA_HOME``): the compilers; default: the first ones found.
+- ``TORCH_CUDA_ARCH_LIST``: GPU architectures in torch's notation ("8.0;9.0+PTX"); default: those of
+  A100, H100 and B200 that this nvcc supports, plus PTX of the last. Architectures before 8.0, for
+  which the kernels cannot be compiled, are skipped.
+- ``CEKERNELS_NVCC_FLAGS``: additional flags for nvcc ("--use_fast_math"); they are recorded.
 
-What was built, how, and why not the rest goes to ``cekernels/_build.json``, which
-``python -m cekernels.info`` shows.
+``cekernels/_build.json`` records the libraries built, their compilers and flags, and the reasons
+for those not built; ``python -m cekernels.info`` shows it.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ CXX_FLAGS = [
     f"-DTORCH_TARGET_VERSION={STABLE_SINCE}",
 ]
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-# CPU sources that gain nothing from wide registers; the others are compiled per instruction set.
+# CPU sources without benefit from wide registers; the others are compiled per instruction set.
 COMPILED_ONCE = ("dispatch", "rasterize")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # each with the first nvcc
+ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # with their first nvcc
 
 
 class BuildError(RuntimeError):
-    """A library that was asked for, or tried, cannot be built; the message says what to do."""
+    """A library cannot be built although requested or attempted; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch, found without importing it."""
+    """An installed torch, located without importing it."""
 
     folder: Path
     version: str
@@ -76,7 +76,7 @@ class Torch:
 
 @dataclass
 class Library:
-    """One library: its sources (each with its own flags), or why it is not built."""
+    """One library: its sources, each with its own flags, or the reason why it is not built."""
 
     name: str
     compiler: str = ""
@@ -88,7 +88,7 @@ class Library:
 
 
 def find_torch() -> Torch | None:
-    """The torch of the running environment, or in an isolated build that of the target's."""
+    """The torch of the running environment, or in an isolated build of the target environment."""
     paths = [*sys.path, sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
     spec = PathFinder.find_spec("torch", paths)
     if spec is None or spec.origin is None:
@@ -121,7 +121,7 @@ def find_nvcc() -> str | None:
 
 
 def requested(variable: str) -> bool | None:
-    """True must be built, False must not, None as the machine allows."""
+    """True: must be built; False: must not be built; None: built if the machine allows it."""
     value = os.environ.get(variable, "")
     if value not in ("", "0", "1"):
         raise BuildError(f"{variable} must be 0, 1 or unset, got {value!r}")
@@ -129,7 +129,7 @@ def requested(variable: str) -> bool | None:
 
 
 def requirements() -> list[str]:
-    """What an isolated build needs beside setuptools: a torch, if kernels are to be built."""
+    """Requirements of an isolated build besides setuptools: torch, if kernels are to be built."""
     wanted = requested("CEKERNELS_BUILD_CPP"), requested("CEKERNELS_BUILD_CUDA")
     if find_torch() or wanted == (False, False) or (find_cxx() is None and True not in wanted):
         return []
@@ -138,7 +138,7 @@ def requirements() -> list[str]:
 
 
 def plan() -> list[Library]:
-    """The two libraries, with their commands or with why they are not built."""
+    """The two libraries, with their commands or the reasons why they are not built."""
     torch = find_torch()
     return [_plan_cpp(torch), _plan_cuda(torch)]
 
@@ -155,7 +155,7 @@ _NO_TORCH = "no torch with stable-ABI headers (2.11 or newer) is installed", "in
 def _plan_cpp(torch: Torch | None) -> Library:
     name, variable = "_C", "CEKERNELS_BUILD_CPP"
     if requested(variable) is False:
-        return Library(name, skipped=f"{variable}=0 when it was installed; install again without")
+        return Library(name, skipped=f"{variable}=0 when it was installed; reinstall without it")
     cxx = find_cxx()
     if cxx is None:
         return _skip(name, variable, "there is no C++ compiler", "install g++")
@@ -187,7 +187,7 @@ def _plan_cpp(torch: Torch | None) -> Library:
 
 
 def _ops(kind: str, flags: list[str]) -> list[tuple[Path, str, list[str]]]:
-    """The ops as torch sees them: compiled for each library."""
+    """Sources of the torch bindings of the ops, compiled once per library."""
     sources = sorted((CSRC / "ops").glob("*.cpp"))
     return [(source, f"op-{source.stem}-{kind}", flags) for source in sources]
 
@@ -196,7 +196,7 @@ def _plan_cuda(torch: Torch | None) -> Library:
     name, variable = "_C_cuda", "CEKERNELS_BUILD_CUDA"
     wanted = requested(variable)
     if wanted is False:
-        return Library(name, skipped=f"{variable}=0 when it was installed; install again without")
+        return Library(name, skipped=f"{variable}=0 when it was installed; reinstall without it")
     nvcc, cxx = find_nvcc(), find_cxx()
     if nvcc is None:
         return _skip(
@@ -210,7 +210,7 @@ def _plan_cuda(torch: Torch | None) -> Library:
         return Library(
             name,
             skipped=f"the torch that it was built with ({torch.version}) has no CUDA; install a "
-            f"CUDA build of torch, or set {variable}=1 to compile all the same, then install again",
+            f"CUDA build of torch, or set {variable}=1 to compile anyway, then install again",
         )
     cuda_home = Path(shutil.which(nvcc) or nvcc).resolve().parent.parent
     version = _version(nvcc)
@@ -237,7 +237,7 @@ def _plan_cuda(torch: Torch | None) -> Library:
 
 
 def cuda_architectures(nvcc_version: str) -> list[str]:
-    """nvcc's -gencode flags."""
+    """The -gencode flags of nvcc for the selected architectures."""
     match = re.search(r"(\d+)\.(\d+)", nvcc_version)
     known = (int(match[1]), int(match[2])) if match else (0, 0)
     default = ";".join(name for name, since in ARCHITECTURES.items() if known >= since) + "+PTX"
@@ -272,7 +272,7 @@ def _version(compiler: str) -> str:
 
 
 def build(folder: Path) -> dict[str, object]:
-    """Build what :func:`plan` says into ``folder``, and write and return the record."""
+    """Build the libraries of :func:`plan` into ``folder``; write and return the build record."""
     record: dict[str, object] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -302,15 +302,15 @@ def _compile(library: Library, target: Path, temporary: Path) -> None:
         objects = list(pool.map(compile_one, library.objects))
     link = list(library.link)
     if library.stub_cuda:
-        # A CPU build of torch has no libtorch_cuda to link to: an empty one of that name will do,
-        # as symbols are looked up when the library is loaded.
+        # A CPU build of torch has no libtorch_cuda to link against. An empty library of that name
+        # is enough: the symbols are resolved when the library is loaded.
         stub = temporary / "libtorch_cuda.so"
         source = temporary / "empty.cpp"
         source.write_text("")
         name = "-Wl,-soname,libtorch_cuda.so"
         _run(library, [find_cxx() or "c++", "-shared", name, str(source), "-o", str(stub)])
         link.insert(0, f"-L{temporary}")
-    # Linked beside its target and moved there: a process that uses the old library keeps it.
+    # Linked elsewhere, then moved into place: a process that has loaded the old file keeps it.
     fresh = temporary / target.name
     _run(library, [library.compiler, "-shared", *objects, "-o", str(fresh), *link])
     partial = target.with_suffix(".partial")
@@ -330,5 +330,5 @@ def _run(library: Library, command: list[str]) -> None:
         )
 
 
-if __name__ == "__main__":  # compile anew in an editable installation
+if __name__ == "__main__":  # recompile in an editable installation
     build(ROOT / "cekernels")

@@ -1,10 +1,11 @@
-"""Kernels of context encoders, usable alone in any model.
+"""Kernels for context encoders (Pathak et al. 2016), usable on their own in any model.
 
 Every op has a plain PyTorch reference, which is its specification, and takes ``impl="auto"`` or
-the implementation to force. ``python -m cekernels.info`` shows what this machine can run.
+the implementation to force. ``python -m cekernels.info`` lists the implementations available on
+this machine.
 """
 
-from cekernels import _backends, _precision  # noqa: F401  (the op that the CUDA library asks)
+from cekernels import _backends, _precision  # noqa: F401  (an op of the CUDA library)
 from cekernels._backends import Impl, ImplementationError
 from cekernels._version import __version__
 from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear

@@ -1,7 +1,7 @@
-"""The implementation that ``impl="auto"`` selects.
+"""Implementation selection for ``impl="auto"``.
 
-On the CPU torch's dispatcher selects: the C++ library registers its kernels under the CPU key, and
-the reference runs where that library is not loaded. On CUDA :func:`run` does.
+On the CPU, torch's dispatcher selects: the C++ library registers its kernels under the CPU key, and
+the reference runs if that library is not loaded. On CUDA, :func:`run` selects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from cekernels._backends import ImplementationError, device_of, kernel, why_not
 if TYPE_CHECKING:
     from cekernels._register import Op
 
-# Per device type, the first that can serve the call; the reference can serve every call. The order
-# on CUDA is not yet one by measurement: Triton comes first because every installation has it. There
-# an op is taken only after it has passed its self-test on the device.
+# Order of preference per device type: the first implementation that can handle the call is taken;
+# the reference can handle every call. The order on CUDA is not based on measurements yet: Triton
+# comes first because every installation has it. On CUDA an op must first pass its self-test.
 ORDER: dict[str, tuple[str, ...]] = {
     "cpu": ("cpp", "reference"),
     "cuda": ("triton", "cuda", "reference"),
@@ -24,16 +24,16 @@ ORDER: dict[str, tuple[str, ...]] = {
 
 
 def selected(op: Op, args: tuple[Any, ...]) -> str:
-    """The name of the implementation that serves ``op(*args)``."""
+    """Name of the implementation that ``impl="auto"`` uses for ``op(*args)``."""
     device = device_of(args)
     for name in ORDER.get(device.type, ("reference",)):
         if why_not(op, name, args) is None and _selfcheck.failure(op, name, device) is None:
             return name
-    raise ImplementationError(f"{op.name}: no implementation serves a call on {device}")
+    raise ImplementationError(f"{op.name}: no implementation can handle a call on {device}")
 
 
 def run(op: Op, *args: Any) -> Any:
-    """The CUDA kernel of ``impl="auto"``."""
+    """CUDA kernel of ``impl="auto"``: run the selected implementation."""
     function = kernel(op, selected(op, args))
     assert function is not None
     return function(*args)

@@ -1,4 +1,4 @@
-"""Implementations: which are available, and why the others are not."""
+"""Availability of the implementations, and the reasons where one cannot be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 ENVIRONMENT_VARIABLE = "CEKERNELS_IMPL"
-# What "auto" stands for. Read once: looking into the environment costs as much as a small kernel.
+# Replaces "auto" in every call. Read once: reading the environment costs as much as a small kernel.
 DEFAULT = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 _FOLDER = Path(__file__).resolve().parent
@@ -29,11 +29,11 @@ _LIBRARIES = {"cpp": ("_C", "cpu"), "cuda": ("_C_cuda", "cuda")}
 
 
 class ImplementationError(RuntimeError):
-    """A forced implementation cannot serve the call; the message lists the reasons."""
+    """A forced implementation cannot handle the call; the message gives the reason."""
 
 
 def unknown(op: str, impl: object) -> ValueError:
-    """The error for a name that is no implementation."""
+    """The error for an unknown implementation name."""
     source = f"environment variable {ENVIRONMENT_VARIABLE}" if impl == DEFAULT else f"{op}: impl"
     return ValueError(f"{source} must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}")
 
@@ -43,7 +43,7 @@ def unknown(op: str, impl: object) -> ValueError:
 
 @functools.cache
 def unavailable(name: str) -> str | None:
-    """Why implementation ``name`` cannot run on this machine at all; None if it can."""
+    """Reason why implementation ``name`` cannot run on this machine; None if it can."""
     if name in _LIBRARIES:
         reason = load_library(_LIBRARIES[name][0])
         if name == "cuda" and reason is None and not torch.cuda.is_available():
@@ -52,7 +52,7 @@ def unavailable(name: str) -> str | None:
     if name == "triton":
         try:
             runtime = importlib.import_module("cekernels.triton._runtime")
-        except Exception as error:  # not installed, or a version that does not fit
+        except Exception as error:  # not installed, or an incompatible version
             return f"cannot be imported: {error}"
         missing: str | None = runtime.unavailable()
         return missing
@@ -61,19 +61,19 @@ def unavailable(name: str) -> str | None:
 
 @functools.cache
 def _triton(op: Op) -> ModuleType | None:
-    """The module with the Triton kernels of ``op``: named as that of its reference."""
+    """Module with the Triton kernels of ``op``, which has the name of its reference module."""
     name = op.reference.__module__.replace("reference", "triton")
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def triton_interpreted() -> bool:
-    """Whether Triton's interpreter runs its kernels on the CPU (read without importing Triton)."""
+    """True if Triton's interpreter runs the kernels on the CPU; does not import Triton."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @functools.cache
 def build_record() -> dict[str, dict[str, Any]]:
-    """What the installation wrote about each library: built, flags, compiler, or the reason."""
+    """Build record of each library: compiler and flags, or the reason why it was not built."""
     try:
         content: dict[str, dict[str, Any]] = json.loads((_FOLDER / "_build.json").read_text())
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def build_record() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def load_library(name: str) -> str | None:
-    """Load library ``name`` ("_C" or "_C_cuda"); why it cannot be loaded, or None."""
+    """Load library ``name`` ("_C" or "_C_cuda"); the reason if it cannot be loaded, else None."""
     built = build_record().get(name)
     if built is None:
         return "not built: the package is used without being installed; run pip install -e ."
@@ -91,17 +91,17 @@ def load_library(name: str) -> str | None:
         return f"not built: {built['reason']}"
     path = _FOLDER / f"{name}.so"
     if not path.is_file():
-        return f"not built: {path.name} is gone; install again"
+        return f"not built: {path.name} is missing; install again"
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        cause = str(error.__cause__ or error)  # torch wraps what the loader said
-        return f"built with torch {built['torch']} but cannot load: {cause}; {_remedy(cause)}"
+        cause = str(error.__cause__ or error)  # torch wraps the loader's error
+        return f"built with torch {built['torch']} but cannot be loaded: {cause}; {_remedy(cause)}"
     return None
 
 
 def load_libraries() -> None:
-    """Register the kernels of the compiled libraries, once the ops are defined."""
+    """Load the compiled libraries, which register their kernels; the ops must be defined."""
     for name, _ in _LIBRARIES.values():
         load_library(name)
 
@@ -117,7 +117,7 @@ def _remedy(error: str) -> str:
 
 
 def instruction_set() -> str:
-    """The instruction set that the CPU kernels run with; the library must be loaded."""
+    """Instruction set used by the CPU kernels; the library must be loaded."""
     function = ctypes.CDLL(str(_FOLDER / "_C.so")).cekernels_instruction_set
     function.restype = ctypes.c_char_p
     name: bytes = function()
@@ -128,7 +128,7 @@ def instruction_set() -> str:
 
 
 def kernel(op: Op, name: str) -> Callable[..., Any] | None:
-    """``op`` by an available implementation, with the arguments of the reference, or None."""
+    """The callable of ``op`` in an available implementation, called as the reference; or None."""
     if name == "reference":
         return op.reference
     if name == "triton":
@@ -138,7 +138,7 @@ def kernel(op: Op, name: str) -> Callable[..., Any] | None:
 
 
 def why_not(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
-    """Why implementation ``name`` cannot serve ``op(*args)``; None if it can."""
+    """Reason why implementation ``name`` cannot handle ``op(*args)``; None if it can."""
     reason = unavailable(name)
     if reason is not None:
         return reason
@@ -148,7 +148,7 @@ def why_not(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
 
 
 def unsupported(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
-    """Why an available implementation with the op cannot serve this call; None if it can."""
+    """Reason why an available implementation of the op cannot handle this call, or None."""
     device = device_of(args)
     if name == "triton":
         runtime = importlib.import_module("cekernels.triton._runtime")
@@ -160,13 +160,13 @@ def unsupported(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
 
 
 def device_of(args: tuple[Any, ...]) -> torch.device:
-    """The device of a call: the first argument of every op is a tensor."""
+    """Device of a call: that of the first argument, which is a tensor for every op."""
     device: torch.device = args[0].device
     return device
 
 
 def run_triton(op: Op, *args: Any) -> Any:
-    """The kernel of ``impl="triton"``."""
+    """Kernel of ``impl="triton"``; raises ImplementationError if it cannot handle the call."""
     if why_not(op, "triton", args) is not None:
         refuse(op, "triton", *args)
     serving = kernel(op, "triton")
@@ -175,6 +175,6 @@ def run_triton(op: Op, *args: Any) -> Any:
 
 
 def refuse(op: Op, name: str, *args: Any) -> NoReturn:
-    """The kernel of a forced implementation where it has none."""
+    """Kernel of a forced implementation on devices it does not support: raises the error."""
     reason = why_not(op, name, args) or f"has no kernel for {device_of(args)}"
-    raise ImplementationError(f"{op.name}: impl={name!r} cannot serve this call: {reason}")
+    raise ImplementationError(f"{op.name}: impl={name!r} cannot handle this call: {reason}")

@@ -1,4 +1,4 @@
-"""Argument checks: every error names the argument, what it was and what it must be."""
+"""Argument checks. Each error names the argument, the value given and the value expected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def describe(value: object) -> str:
-    """Shape, dtype and device of a tensor in one short phrase; the type and value of others."""
+    """Short description: dtype, shape and device of a tensor; type and value of anything else."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} tensor of shape {tuple(value.shape)} on {value.device}"
@@ -20,7 +20,7 @@ def describe(value: object) -> str:
 
 
 def is_integer(value: object) -> bool:
-    """An int, NumPy's or a symbolic one included."""
+    """True for an integer, including those of NumPy and symbolic ones."""
     return isinstance(value, int) or hasattr(value, "__index__")
 
 
@@ -74,12 +74,12 @@ def choice(op: str, name: str, value: object, allowed: Sequence[object]) -> None
 def no_gradient(op: str, name: str, value: Tensor) -> None:
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{op}: {name} has no gradient here, but it requires one; pass {name}.detach()"
+            f"{op}: {name} has no gradient here but requires one; pass {name}.detach()"
         )
 
 
 def mask(op: str, value: Tensor, image_name: str, image: Tensor) -> None:
-    """A mask of ``image``: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point."""
+    """Check a mask for ``image``: ``(B, 1 or C, H, W)``, bool, uint8 or floating point."""
     dims(op, "mask", value, (4,), "(B, 1, H, W) or (B, C, H, W)")
     dtypes(op, "mask", value, (torch.bool, torch.uint8, *FLOATING))
     channels = value.shape[1] if value.shape[1] == 1 else image.shape[1]

@@ -1,4 +1,4 @@
-"""How GPU kernels multiply float32, by what PyTorch was told about its own products."""
+"""Float32 precision of the GPU kernels, derived from PyTorch's own matmul settings."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import torch
 
 from cekernels._register import LIBRARY
 
-# In the order of the enum Products of csrc/params.h.
+# Same order as the enum Products in csrc/params.h.
 PRODUCTS = ("ieee", "tf32x3", "tf32")
 
 
 def float32_products() -> str:
-    """ "ieee", "tf32x3" (three TF32 products, nearly float32) or "tf32".
+    """Precision of float32 products: "ieee", "tf32x3" (three TF32 products) or "tf32".
 
-    ``torch.set_float32_matmul_precision`` with "highest", "high" and "medium" leads to these.
-    ``torch.backends.cuda.matmul.fp32_precision = "tf32"``, the newer way, and ``allow_tf32 = True``
-    allow TF32 and say no more; they count as "high". "high" lets PyTorch use TF32 or three bfloat16
-    products: three TF32 products are more exact than either, and memory stays the limit.
+    ``torch.set_float32_matmul_precision`` selects them by "highest", "high" and "medium". The newer
+    setting ``torch.backends.cuda.matmul.fp32_precision = "tf32"``, and ``allow_tf32 = True``, allow
+    TF32 without a level; they count as "high". For "high", PyTorch may use TF32 or three bfloat16
+    products: three TF32 products are more accurate than either, nearly as accurate as float32, and
+    the kernels remain limited by memory.
     """
     if torch.backends.cuda.matmul.fp32_precision != "tf32":
         return "ieee"
     try:
         return "tf32" if torch.get_float32_matmul_precision() == "medium" else "tf32x3"
-    except RuntimeError:  # it refuses to answer once the newer way was taken
+    except RuntimeError:  # raised once the newer setting has been used
         return "tf32x3"
 
 
@@ -30,7 +31,7 @@ def _index() -> int:
     return PRODUCTS.index(float32_products())
 
 
-# For the CUDA library, which cannot ask torch: its settings are not part of LibTorch's stable ABI.
-# It asks at each call, as torch's own products do.
+# For the CUDA library, which cannot read torch's settings: they are not part of LibTorch's stable
+# ABI. It calls this op in every call, as torch's own products read the settings in every call.
 LIBRARY.define("float32_products() -> int")
 LIBRARY.impl("float32_products", _index, "CompositeExplicitAutograd")

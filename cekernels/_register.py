@@ -9,16 +9,16 @@ An op has overloads, all of one schema (that of its reference function):
 ``op.cpp_no_grad``        as ``op.cpp``, without an autograd formula; likewise the others
 ========================  =====================================================================
 
-The overloads without a formula exist for ops with a derivative. A call takes them where nothing
-requires a gradient: it then reaches its kernel in two Python frames instead of six.
+The overloads without a formula exist for ops with a derivative. They are called where nothing
+requires a gradient: the call then reaches its kernel in two Python frames instead of five.
 
-Who implements what, by dispatch key:
+Implementations by dispatch key:
 
-- CPU: the C++ library, ``op`` and ``op.cpp`` (csrc/ops).
-- CUDA: the CUDA library, ``op.cuda``; Triton, ``op.triton``; a choice among both and the
-  reference, ``op`` (:func:`cekernels._auto.run`).
-- every other device, and where a library is not loaded: the reference, ``op`` and
-  ``op.reference``; an error with the reason for the others.
+- CPU: the C++ library implements ``op`` and ``op.cpp`` (csrc/ops).
+- CUDA: the CUDA library implements ``op.cuda``, Triton ``op.triton`` (in its interpreter also on
+  the CPU); ``op`` selects one of them or the reference (:func:`cekernels._auto.run`).
+- Any other device, or a library that is not loaded: the reference implements ``op`` and
+  ``op.reference``; the other overloads raise an error with the reason.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cekernels import _auto, _backends
 from cekernels._backends import IMPLS, ImplementationError
 from cekernels._torch_internals import transforms_active
 
-# One Library object for the life of the process: torch drops the ops with it.
+# Must live as long as the process: torch removes the ops when the Library is deleted.
 LIBRARY = torch.library.Library("cekernels", "DEF")
 
 OPS: dict[str, Op] = {}
@@ -45,7 +45,8 @@ OPS: dict[str, Op] = {}
 class Formula:
     """The derivative of an op, in the form of ``torch.library.register_autograd``.
 
-    ``ctx.impl`` is the implementation of the forward pass, for the ops of the backward pass.
+    ``ctx.impl`` is the implementation that the forward pass was called with; the backward pass uses
+    the same.
     """
 
     setup_context: Callable[[Any, tuple[Any, ...], Any], None]
@@ -53,15 +54,15 @@ class Formula:
 
 
 class Op:
-    """One op: its overloads, and the choice among them.
+    """One op: its overloads, and the selection of one per call.
 
     Args:
         reference: the specification. Its name and signature are those of the op.
-        fake: shapes and dtypes of the outputs, with the arguments of the reference.
+        fake: the fake implementation (output shapes and dtypes); arguments as the reference.
         formula: the derivative; None for an op without one.
-        mutates: names of the arguments that are changed in place.
-        compiled: the libraries that have a kernel of it, of "cpp" and "cuda".
-        check: arguments for the numerical self-test of GPU kernels, as functions.
+        mutates: names of the arguments that are modified in place.
+        compiled: the compiled implementations with a kernel for the op: "cpp", "cuda".
+        check: functions that each return the arguments of one case of the GPU self-test.
     """
 
     def __init__(
@@ -80,7 +81,15 @@ class Op:
         self.has_formula = formula is not None
         self.check = check
         self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
-        self._fake = fake
+
+        def on_one_device(*args: Any) -> Any:
+            # A meta tensor among others would lead here, and to outputs that nobody computes.
+            devices = {str(a.device) for a in args if isinstance(a, Tensor)}
+            if len(devices) > 1:
+                raise RuntimeError(f"{self.name}: tensors are on {' and '.join(sorted(devices))}")
+            return fake(*args)
+
+        self._fake = on_one_device
         self._plain: dict[str, torch._ops.OpOverload] = {}
         self._differentiable: dict[str, torch._ops.OpOverload] = {}
         for impl in IMPLS:
@@ -114,10 +123,10 @@ class Op:
         return getattr(packet, overload or "default")  # type: ignore[no-any-return]
 
     def _differentiate(self, impl: str, formula: Formula) -> None:
-        """Register the formula for an overload: its forward pass is the twin without a formula.
+        """Register the formula of an overload, whose forward pass calls the one without it.
 
-        ``torch.library.register_autograd`` would do the same by private means of torch, in more
-        frames and a third more time.
+        ``torch.library.register_autograd`` would do the same through private functions of torch,
+        with more Python frames and in a third more time.
         """
         plain = self._plain[impl]
 
@@ -133,20 +142,20 @@ class Op:
         LIBRARY.impl(plain, torch.library.fallthrough_kernel, "Autograd")
 
     def without_formula(self, impl: str) -> torch._ops.OpOverload:
-        """The overload of ``impl`` that has no autograd formula."""
+        """The overload of ``impl`` without an autograd formula."""
         return self._plain[impl]
 
     def kernel(self, impl: str, *inputs: Tensor | None) -> Callable[..., Any]:
-        """The callable for this call; its arguments are those of the reference.
+        """The callable for this call, with the arguments of the reference.
 
         Args:
             impl: "auto", or the implementation to force.
-            inputs: the arguments that may require a gradient.
+            inputs: the arguments that may require a gradient, or None for those not given.
 
         Raises:
             ImplementationError: an implementation other than the reference is forced under a
                 transform of torch.func or forward-mode AD.
-            ValueError: ``impl``, or the environment variable, names no implementation.
+            ValueError: ``impl`` or the environment variable is not the name of an implementation.
         """
         if impl == "auto":
             impl = _backends.DEFAULT
@@ -155,8 +164,8 @@ class Op:
         if inputs and transforms_active():
             if impl not in ("auto", "reference"):
                 raise ImplementationError(
-                    f"{self.name}: impl={impl!r} cannot serve this call: torch.func transforms and "
-                    "forward-mode AD are served by the reference alone"
+                    f"{self.name}: impl={impl!r} cannot handle this call: torch.func transforms "
+                    "and forward-mode AD are supported by the reference only"
                 )
             return self.reference
         if torch.is_grad_enabled():
@@ -167,10 +176,10 @@ class Op:
 
 
 def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """``kernel`` with autocast off.
+    """``kernel`` with autocast disabled.
 
-    The public function has applied its rule already, and a backward pass inside an autocast region
-    must return the dtypes that the fake implementation promises.
+    The public function has already applied the autocast rule, and a backward pass inside an
+    autocast region must return the dtypes of the fake implementation.
     """
 
     def run(*args: Any) -> Any:
@@ -185,6 +194,8 @@ def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that autocast asks for on devices of this type; None where it is off."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    try:
+        enabled = torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device type without autocast, such as "meta"
         return None
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(device) if enabled else None

@@ -1,11 +1,10 @@
 """Numerical self-test of GPU kernels, before ``impl="auto"`` selects them.
 
-Kernels for a GPU depend on more than this package: the driver, Triton's compiler and the C
-compiler that it calls, the architectures that a library was built for. So before its first use on
-a device each op runs once on small inputs and must give, bit for bit, what the reference gives in
-float64 on the CPU: the inputs are small integers, whose sums every dtype holds exactly. This
-takes one synchronization and the time that Triton needs to compile. Forced implementations are
-not tested.
+GPU kernels depend on more than this package: the driver, Triton's compiler and the C compiler that
+it calls, the architectures that a library was built for. Before its first use on a device, each op
+therefore runs once on small inputs and must reproduce, bit for bit, the result of the reference in
+float64 on the CPU; the inputs are small integers, whose sums every dtype represents exactly. The
+test costs one synchronization and Triton's compile time. Forced implementations are not tested.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from cekernels.reference.masked_loss import accumulation_dtype
 if TYPE_CHECKING:
     from cekernels._register import Op
 
-# On the CPU the tests of the package have run on what users run.
+# CPU kernels need no self-test: the package's tests run the same code as its users.
 DEVICES = ("cuda",)
 
 _outcomes: dict[tuple[str, str, torch.device], str | None] = {}
 
 
 def failure(op: Op, name: str, device: torch.device) -> str | None:
-    """Why implementation ``name`` may not serve ``op`` on ``device``; None if it may.
+    """Reason why ``impl="auto"`` may not use ``name`` for ``op`` on ``device``; None if it may.
 
-    The answer is remembered, and warned of once if it is a reason.
+    The result is cached, and a failure is reported once, as a RuntimeWarning.
     """
     if device.type not in DEVICES or name == "reference":
         return None
     key = (op.name, name, device)
     if key not in _outcomes:
         if device.type == "cuda" and _capturing():
-            return "not checked yet, and while a CUDA graph is captured it cannot be"
+            return "not tested yet, and cannot be while a CUDA graph is captured"
         reason = _outcomes[key] = _check(op, name, device)
         if reason is not None:
             warnings.warn(
-                f'cekernels: impl="auto" does without {name} for {op.name} on {device}: {reason}',
+                f'cekernels: impl="auto" does not use {name} for {op.name} on {device}: {reason}',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -58,7 +57,7 @@ def _capturing() -> bool:
 
 @contextlib.contextmanager
 def _waiting_allowed(device: torch.device) -> Iterator[None]:
-    """Whatever ``torch.cuda.set_sync_debug_mode`` forbids the program that this runs in."""
+    """Synchronization allowed, whatever ``torch.cuda.set_sync_debug_mode`` was set to."""
     if device.type != "cuda":
         yield
         return
@@ -86,14 +85,14 @@ def _check(op: Op, name: str, device: torch.device) -> str | None:
                     if not torch.equal(ours.cpu().to(exact.dtype), exact):
                         return f"it gives wrong results in {str(dtype).removeprefix('torch.')}"
     except torch.OutOfMemoryError:
-        raise  # says nothing of the implementation: checked again when there is memory
-    except Exception as error:  # a compiler that is missing, a launch that fails: anything
+        raise  # no verdict on the implementation: tested again at its next use
+    except Exception as error:  # missing compiler, failed launch: any error counts
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def _to(value: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-    """A copy of a tensor: floating point in ``dtype``, scalars in the dtype of its sums."""
+    """A copy of a tensor: floating point as ``dtype``, scalars as its accumulation dtype."""
     if not isinstance(value, Tensor):
         return value
     if not value.is_floating_point():
@@ -105,12 +104,12 @@ def _to(value: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> A
 
 def _results(kernel: Callable[..., Any], arguments: list[Any]) -> tuple[Tensor, ...]:
     result = kernel(*arguments)
-    if result is None:  # in place
+    if result is None:  # an op that works in place
         return (arguments[0],)
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def numbers(*shape: int, start: int = 0) -> Tensor:
-    """-1, 0 and 1 in no simple order, float64: what the arguments of a self-test are made of."""
+    """Tensor of -1, 0 and 1 in an irregular order, float64, for the arguments of a self-test."""
     count = torch.arange(start, start + torch.Size(shape).numel())
     return ((count * count + count // 3 + count // 7) % 3 - 1).double().view(shape)

@@ -1,4 +1,4 @@
-"""The version, which pyproject.toml at the root of the repository defines."""
+"""Version of the package, as defined in pyproject.toml at the root of the repository."""
 
 from importlib.metadata import PackageNotFoundError, version
 

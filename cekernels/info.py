@@ -1,4 +1,4 @@
-"""``python -m cekernels.info``: what this machine can run, and why not the rest."""
+"""``python -m cekernels.info``: available implementations, and the reasons for the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cekernels._version import __version__
 
 
 def report() -> str:
-    """The versions, the device and one line for each implementation."""
+    """Versions, devices, one line per implementation, and the build of each library."""
     lines = [
         f"python {platform.python_version()}  torch {torch.__version__}  "
         f"CPU threads {torch.get_num_threads()}",
@@ -29,7 +29,7 @@ def report() -> str:
         lines.append(f"no CUDA device (this torch is {built})")
     forced = _backends.DEFAULT
     if forced != "auto":
-        effect = "forces the implementation" if forced in _backends.IMPLS else "names none"
+        effect = "forces the implementation" if forced in _backends.IMPLS else "is unknown"
         lines.append(f"{_backends.ENVIRONMENT_VARIABLE}={forced} {effect}")
     lines.append("")
     for name in _backends.IMPLS[1:]:
@@ -51,7 +51,7 @@ def report() -> str:
 
 
 def _checks_on_devices(name: str) -> list[str]:
-    """Outcome of the self-test of an implementation on each GPU."""
+    """Results of the self-test of an implementation on each GPU."""
     if name not in _auto.ORDER["cuda"] or name == "reference":
         return []
     lines = []

@@ -1,5 +1,5 @@
-// The exact geometry of rasterization: integers only, the same on the CPU and on the GPU.
-// The rule is written out in cekernels/reference/rasterize.py.
+// Exact geometry of rasterization in integers, shared by the CPU and the CUDA kernels.
+// The rule is specified in cekernels/reference/rasterize.py.
 #pragma once
 
 #include "numerics.h"
@@ -11,7 +11,7 @@ constexpr int32_t kSubpixelBits = 8;
 constexpr int64_t kSubpixels = 1 << kSubpixelBits;
 constexpr int64_t kHalfPixel = kSubpixels / 2;
 constexpr int32_t kCoordinateLimit = 1 << 28;
-constexpr int32_t kShortEdge = 1 << 15;  // products of two stay within 2^30
+constexpr int32_t kShortEdge = 1 << 15;  // products of two such lengths are at most 2^30
 
 CEK_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
@@ -23,7 +23,7 @@ CEK_INLINE Int floor_divide(Int a, Int b) {  // b > 0
   return quotient - (quotient * b > a ? 1 : 0);
 }
 
-// The pixel that fixed-point x lies in: a division that rounds down.
+// The pixel that contains fixed-point x: division that rounds down.
 template <class Int>
 CEK_INLINE Int pixel_of(Int x) {
   return x >> kSubpixelBits;
@@ -38,13 +38,13 @@ CEK_INLINE int32_t first_pixel(int32_t x, int64_t size) {
   return int32_t(clamp(pixel_of(clamp_coordinate(x) + int32_t(kHalfPixel) - 1), 0, size));
 }
 
-// An edge from its upper end against the rows of centres that it meets: rows [first, last), direction
-// 0 for none.
+// An edge, from its upper to its lower end, and the rows [first, last) whose centres it crosses.
+// direction: 1 for an edge that runs down, -1 for up, 0 if it crosses no row of centres.
 struct Edge {
   int32_t first, last, direction;
   int32_t x0, y0, dx, rise;
 
-  // Short enough for EdgeWalk<int32_t>.
+  // True if EdgeWalk<int32_t> does not overflow.
   CEK_INLINE bool is_short() const {
     return rise <= kShortEdge && dx <= kShortEdge && -dx <= kShortEdge;
   }
@@ -64,8 +64,8 @@ CEK_INLINE Edge make_edge(const int32_t* from, const int32_t* to, int64_t height
   return edge;
 }
 
-// The columns of an edge row by row, before clamping to the image, without a division a row: the
-// first at or to the right of it.
+// For each row, the first column at or to the right of the edge, not yet clamped to the image.
+// Incremental, with no division per row.
 template <class Int = int64_t>
 struct EdgeWalk {
   Int quotient, remainder, step_quotient, step_remainder, divisor;
@@ -73,7 +73,7 @@ struct EdgeWalk {
   CEK_INLINE EdgeWalk(const Edge& edge, int32_t row) {
     const Int dx = edge.dx, rise = edge.rise;
     divisor = Int(kSubpixels) * rise;
-    // In subpixels first, rounded down: that divides by the rise alone.
+    // First in whole subpixels, rounded down, which requires a division by the rise only.
     const Int across = (row * Int(kSubpixels) + Int(kHalfPixel) - edge.y0) * dx - 1;
     const Int whole = floor_divide(across, rise);
     const Int x = edge.x0 + Int(kHalfPixel) + whole;
@@ -92,8 +92,8 @@ struct EdgeWalk {
   }
 };
 
-// The vertex range [first, last) of a contour or the contours of a sample, made safe whatever the
-// offsets hold.
+// The vertices of a contour or the contours of a sample as [first, last), clamped to [0, count] so
+// that invalid offsets cause no out-of-bounds access.
 struct Range {
   int64_t first, last;
 };

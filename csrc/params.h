@@ -1,5 +1,6 @@
-// What each op computes on: pointers, sizes and strides, free of torch. cpu/ and cuda/ take the same
-// structs; bindings.cpp fills them. Strides count elements; the last dimension is always dense.
+// Parameters of the kernels: pointers, sizes and strides, independent of torch. csrc/ops fills
+// these structs; the kernels in csrc/cpu and csrc/cuda take the same ones. Strides are in elements;
+// the last dimension is always contiguous.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,8 @@ namespace cekernels {
 
 enum class DType : int32_t { f16, bf16, f32, f64, u8 };
 
-// How float32 is multiplied: as it is, as three products of TF32 numbers, or as one. Kernels may be
-// more exact.
+// Precision of float32 products: full float32, three TF32 products, or one TF32 product. Kernels
+// may be more accurate than requested.
 enum class Products : int32_t { ieee, tf32x3, tf32 };
 
 // out[b,c,o] = act(sum_i weight[c,o,i] input[b,c,i] + bias[c,o])
@@ -28,7 +29,7 @@ struct LinearForward {
   Products products;
 };
 
-// Each gradient that is null is not asked for. `output`, where not null, is that of a ReLU.
+// Null gradient pointers are skipped. `output` is null unless a ReLU was applied.
 struct LinearBackward {
   DType dtype;
   int64_t batch, channels, n_out, n_in;
@@ -48,7 +49,7 @@ struct LinearBackward {
 
 enum class Normalize : int32_t { mask, all, sum, none };
 
-// Where an image or a mask (B, C, H, W) lies; a stride is 0 where the dimension is broadcast.
+// Data and strides of an image or a mask (B, C, H, W); the stride of a broadcast dimension is 0.
 struct Planes {
   const void* data;
   int64_t batch, channel, row;
@@ -56,18 +57,18 @@ struct Planes {
 
 struct MaskedLoss {
   DType dtype;       // of prediction and target
-  DType mask_dtype;  // u8 (bool too), or that of the sums: f32, or f64 for f64
+  DType mask_dtype;  // u8 (also for bool), or the accumulation dtype: f32, or f64 for f64
   int64_t batch, channels, mask_channels, height, width;
   Planes prediction, target, mask;
   int32_t power;  // 1 or 2
   Normalize normalize;
-  const void* area;  // (B,) int64, f32 or f64; null: counted
-  DType area_dtype;  // u8 stands for int64
+  const void* area;  // (B,) int64, f32 or f64; null: computed from the mask
+  DType area_dtype;  // u8 denotes int64
   int64_t area_stride;
-  void* loss;   // () or, for none, (B,), f32, or f64 for f64
+  void* loss;   // (), or (B,) for Normalize::none; f32, or f64 for f64
   void* scale;  // ()
-  // CUDA alone. (B, C, H, W), contiguous: the gradient for a grad_loss of 1, made in the same pass;
-  // null: not asked for. The area must be given, or not be needed for the scale.
+  // CUDA only. (B, C, H, W), contiguous: the gradient for a grad_loss of 1, computed in the same
+  // pass; null: skipped. Requires the area if the scale depends on it.
   void* grad;
 };
 
@@ -76,14 +77,14 @@ struct MaskedLossBackward {
   int64_t batch, channels, mask_channels, height, width;
   Planes prediction, target, mask;
   int32_t power;
-  const void* grad_loss;  // one, or with stride 1 one a sample; f32, or f64 for f64
+  const void* grad_loss;  // () with stride 0, or (B,); f32, or f64 for f64
   int64_t grad_loss_stride;
   const void* scale;
-  void* grad;  // (B, C, H, W), contiguous, as prediction
+  void* grad;  // (B, C, H, W), contiguous, dtype of prediction
 };
 
-// In place: the gradient for a grad_loss of 1 becomes that for grad_loss. Elements that are not masked
-// are 0 and stay it.
+// Scales in place the gradient for a grad_loss of 1 to that for grad_loss. Unmasked elements are 0
+// and are left unchanged.
 struct ScaleGradient {
   DType dtype, mask_dtype;
   int64_t batch, channels, mask_channels, height, width;
@@ -93,19 +94,20 @@ struct ScaleGradient {
   void* grad;
 };
 
-// out = value[c] where the mask is not 0, the image elsewhere: bits are copied, never converted.
+// out = value[c] where the mask is not 0, the image elsewhere; bits are copied, not converted.
 struct FillMasked {
   int32_t element_size, mask_element_size;  // 1, 2, 4 or 8 bytes
-  bool mask_floating;                       // then -0.0 counts as 0
+  bool mask_floating;                       // true: -0.0 counts as 0
   int64_t batch, channels, height, width;
   Planes image, mask;
-  const void* value;  // (C,), of element_size
+  const void* value;  // (C,), elements of element_size
   void* output;       // (B, C, H, W), contiguous
 };
 
+// Masks and areas of polygons or boxes and, optionally, filled images.
 struct Shapes {
-  bool boxes;     // vertices are boxes (K, 4) and contour_offsets is null
-  bool even_odd;  // else non-zero winding
+  bool boxes;     // true: vertices holds boxes (K, 4) and contour_offsets is null
+  bool even_odd;  // true: even-odd rule; false: non-zero winding
   int64_t batch, height, width;
   const int32_t* vertices;  // (V, 2)
   int64_t vertex_count;
@@ -114,7 +116,7 @@ struct Shapes {
   const int64_t* sample_offsets;  // (B + 1,)
   uint8_t* mask;                  // (B, 1, H, W), contiguous
   int64_t* area;                  // (B,)
-  // Filling in the same pass; element_size 0: masks only.
+  // Images filled in the same pass; element_size 0: masks only.
   int32_t element_size;
   int64_t channels;
   Planes image;
@@ -122,7 +124,7 @@ struct Shapes {
   void* output;
 };
 
-// Every kernel's parameters: what cpu/kernels.h and cuda/kernels.h declare a run() for.
+// Parameters of all kernels; cpu/kernels.h and cuda/kernels.h declare a run() for each.
 #define CEK_FOR_EACH_KERNEL(declare) \
   declare(LinearForward)             \
   declare(LinearBackward)            \

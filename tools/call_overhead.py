@@ -1,8 +1,8 @@
-"""Overhead of a call of the ops in this checkout and in another one, interleaved.
+"""Overhead per call of the ops, interleaved between this checkout and another one.
 
     python tools/call_overhead.py OTHER_CHECKOUT [--rounds 150] [--out FILE.json]
 
-Rows without a size have shapes so small that only overhead is left. Two worker processes, one per
+Rows without a size have shapes so small that only overhead remains. Two worker processes, one per
 checkout (each with its kernel library built), take turns; the result is the 20th percentile in
 microseconds.
 """

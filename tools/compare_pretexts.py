@@ -1,11 +1,11 @@
-"""What pretraining is worth: rival pretexts and random weights under one linear probe.
+"""Comparison of pretexts and random weights by a linear probe.
 
     python tools/compare_pretexts.py --photos FOLDER --labelled FOLDER --out OUT
 
 Every pretext trains the same encoder on the same photographs for the same number of steps, with
-each seed; then a linear classifier is fitted to the frozen features of each layer. Runs that are
-done are not done again, one that was cut off goes on, so the command can be repeated until it is
-through. Results: OUT/pretexts.json and OUT/pretexts.md.
+each seed; then a linear classifier is fitted to the frozen features of each layer. Completed runs
+are skipped and interrupted ones resumed, so the command can be repeated until all are complete.
+Results: OUT/pretexts.json and OUT/pretexts.md.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ class Options:
     photos: Path
     """Folder of photographs to pretrain on."""
     labelled: Path
-    """Folder with train/ and test/, each with one sub-folder a class."""
+    """Folder with train/ and test/, each with one sub-folder per class."""
     out: Path
-    """Where runs and results go."""
+    """Output folder for runs and results."""
     steps: int = 1000
     """Pretraining steps."""
     seeds: int = 3
-    """How many: 0, 1, ..."""
+    """Number of seeds: 0, 1, ..."""
     layers: tuple[str, ...] = ("conv2", "conv3", BOTTLENECK)
-    """Layers to probe; of relative-patch networks, which end with the encoder, those they have."""
+    """Layers to probe; relative-patch networks end with the encoder and lack the bottleneck."""
     max_dims: int = 2048
-    """Features of a layer at most."""
+    """Largest number of features per layer."""
     jobs: int = 1
-    """Trainings and probes at a time, each with its share of the CPU's cores."""
+    """Number of parallel trainings and probes, each with its share of the CPU's cores."""
     train_args: str = ""
-    """More options for every training, in one string."""
+    """Further options for every training, in one string."""
 
 
 def name_of(pretext: str, seed: int) -> str:
@@ -69,7 +69,7 @@ def name_of(pretext: str, seed: int) -> str:
 
 
 def run(command: list[str], log: Path, threads: int) -> float:
-    """Run a module of the package; its CPU seconds. SystemExit with what it said if it fails."""
+    """Run a module of the package; returns CPU seconds. SystemExit with its output on failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
@@ -84,7 +84,7 @@ def run(command: list[str], log: Path, threads: int) -> float:
 
 
 def pretrain(options: Options, pretext: str, seed: int, threads: int) -> tuple[float, float] | None:
-    """Train, unless it is done or there is nothing to train; wall and CPU seconds of training."""
+    """Train or resume a run if needed; returns wall and CPU seconds, None without training."""
     arguments = PRETEXTS[pretext]
     if arguments is None:
         return None
@@ -95,7 +95,7 @@ def pretrain(options: Options, pretext: str, seed: int, threads: int) -> tuple[f
     try:
         done = steps_of(folder)
         if done > options.steps:
-            raise SystemExit(f"{folder} has made {done} steps already; name another --out")
+            raise SystemExit(f"{folder} has already completed {done} steps; pass another --out")
         if done == options.steps:
             return wall, cpu
         command += ["--resume", str(folder)]
@@ -115,7 +115,7 @@ def steps_of(run: Path) -> int:
 
 
 def probe(options: Options, pretext: str, seed: int, threads: int) -> dict[str, Any]:
-    """What the probe says of a run; of fresh weights for random initialisation."""
+    """Results of the probe for a run, or for new weights with random initialisation."""
     name = name_of(pretext, seed)
     folder = options.out / "probes" / name
     if PRETEXTS[pretext] is None:
@@ -179,7 +179,7 @@ def main(options: Options) -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         found = dict(zip(trained, pool.map(work, trained), strict=True))
-        # After the others, whose configuration they take.
+        # Last, as their configuration comes from the other runs.
         found |= dict(zip(untrained, pool.map(work, untrained), strict=True))
 
     rows: dict[str, dict[str, Any]] = {}

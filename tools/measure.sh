@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# All that a machine, above all one with a GPU, has to show of the kernels, in one folder:
+# All checks and measurements of the kernels on a machine, especially one with a GPU, in one folder:
 #     tools/measure.sh OUT
-# After an installation with the extras test and bench. Every step runs, whatever became of those
-# before; OUT/summary.txt has their results, OUT/*.log what they said. PYTEST_ARGS goes to pytest
-# (say "-x -k gpu"), BENCH_ARGS to the benchmarks, TRAIN_ARGS to a short training run, LIMIT is the time a step may take (default 9m).
+# Requires an installation with the extras test and bench. Every step runs, even if earlier ones failed;
+# OUT/summary.txt lists the results, OUT/*.log the output. PYTEST_ARGS goes to pytest (for example
+# "-x -k gpu"), BENCH_ARGS to the benchmarks, TRAIN_ARGS to a short training run; LIMIT is the time
+# limit per step (default 9m).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [ $# = 1 ] || { sed -n '2,7s/^# //p' "$0"; exit 2; }

@@ -1,10 +1,10 @@
-"""Measure the numerics of the ops and write them into docs/numerics.md.
+"""Measurement of the ops' numerical errors for docs/numerics.md.
 
     python tools/numerics.py                     measure the reference, and the GPU if there is one
     TRITON_INTERPRET=1 python tools/numerics.py  measure Triton's kernels in its interpreter
     python tools/numerics.py --table             only write the page from docs/numerics.json
 
-Another implementation is added by one entry of IMPLEMENTATIONS.
+To add an implementation, add an entry to IMPLEMENTATIONS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Implementation(NamedTuple):
-    """Where one is measured, and what is known of it: by op, accumulation and rounding."""
+    """Device of an implementation, and its accumulation and rounding by op and dtype."""
 
     impl: str
     device: str
@@ -58,7 +58,7 @@ _TRITON_LOSS = dict.fromkeys(
     "float32 within a program, float64 across; gradient rounded once",
 )
 _CPP_LINEAR = {
-    "float32": "float32 multiply-add, at most 64 terms a sum; large maps by the matrix library",
+    "float32": "float32 multiply-add, at most 64 terms per sum; large maps by the matrix library",
     "float16": _ONCE,
     "bfloat16": _ONCE,
 }
@@ -81,7 +81,7 @@ IMPLEMENTATIONS = {
         _PLAIN_LOSS, "as PyTorch",
     ),
     "cpp, CPU": Implementation(
-        "cpp", "cpu", _CPP_LINEAR, _CPP_LOSS, "yes, for a number of threads"
+        "cpp", "cpu", _CPP_LINEAR, _CPP_LOSS, "yes, for a fixed number of threads"
     ),
     "cuda, GPU": Implementation(
         "cuda", "cuda", _CUDA_LINEAR, _TRITON_LOSS, "by construction"
@@ -99,7 +99,7 @@ _PRECISION = {"high": "high", "medium": "medium"}
 
 
 def _error(value: Tensor, truth: Tensor) -> float:
-    """The largest error as a share of the largest true value."""
+    """Largest error relative to the largest true value."""
     return ((value.double() - truth).abs().max() / truth.abs().max()).item()
 
 
@@ -110,7 +110,7 @@ def _linear(impl: str, device: str, dtype: torch.dtype) -> tuple[float, float]:
     x, w, b, g = (torch.randn(s, generator=r).to(device, dtype) for s in shapes)
     w = w / 6
     wide = [t.double() for t in (x, w, b)]
-    # Where a sum is all but zero its sign, and with it ReLU's gradient, is open.
+    # Where a sum is close to zero, rounding decides its sign and with it ReLU's gradient.
     g[cekernels.channelwise_linear(*wide, impl="reference").abs() < 0.05] = 0
 
     def run(impl: str, *operands: Tensor) -> list[Tensor]:
@@ -159,7 +159,7 @@ def measure(name: str) -> dict[str, tuple[float, float]]:
             dtype, _, precision = label.partition(", ")
             torch.set_float32_matmul_precision(_PRECISION.get(precision, "highest"))
             args = (entry.impl, entry.device, getattr(torch, dtype))
-            # float64 against itself would say nothing
+            # float64 is the truth itself
             if dtype != "float64":
                 found[f"channelwise_linear {label}"] = _linear(*args)
         for dtype in entry.loss:
@@ -172,7 +172,7 @@ def measure(name: str) -> dict[str, tuple[float, float]]:
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """The page's table, in Markdown."""
+    """The table of the page, in Markdown."""
     lines = [
         "| op | dtype | implementation | accumulation and rounding | error, forward "
         "| error, backward | repeats bit for bit |",

@@ -1,10 +1,10 @@
-"""Trace the outlines that ship as context_encoder/masks/shapes/animals.npz.
+"""Tracing of the packaged outlines, context_encoder/masks/shapes/animals.npz.
 
     python tools/trace_silhouettes.py FILE.npz
 
 FILE.npz holds the 10,000 silhouettes, 28 x 28, of the data set Animal-MNIST (Python package
 animal-mnist 0.4, MIT licence): ``bits``, rows packed by ``numpy.packbits``, and the classes ``y``.
-The result depends on nothing but that file.
+The result depends on that file only.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from context_encoder.masks.region import UNIT
 SIDE = 28
 TARGET = Path(__file__).parents[1] / "context_encoder/masks/shapes/animals.npz"
 PER_CLASS = 32
-UPSAMPLING = 8  # so that blurring rounds the stairs of the 28 x 28 grid
-SMOOTHING = (0.055,)  # of the square root of the area: some 0.8 of the grid's pixels
+UPSAMPLING = 8  # lets blurring smooth the steps of the 28 x 28 grid
+SMOOTHING = (0.055,)  # relative to the square root of the area: about 0.8 pixels of the grid
 AREA = (0.12, 0.55)
-LARGEST_OVERLAP = 0.77  # intersection over union, either way round
+LARGEST_OVERLAP = 0.77  # intersection over union, mirrored or not
 
 
 def clean(bits: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """The silhouette as one solid part; None if it is broken up, tiny or cut off by the border."""
+    """The silhouette as one solid part; None if it is fragmented, tiny or cut by the border."""
     parts, count = label(bits)
     if not count:
         return None

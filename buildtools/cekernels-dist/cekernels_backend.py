@@ -1,7 +1,7 @@
-"""Build backend of ``cekernels``, whose sources lie at the root of the repository.
+"""Build backend of ``cekernels``, whose sources are at the root of the repository.
 
-In the repository every hook builds in a temporary folder that is laid out like an sdist: this
-folder with the sources beside it and the version filled in. An unpacked sdist is built as it is.
+In the repository every hook builds in a temporary folder with the layout of an sdist: the files of
+this folder, the sources, and the version filled in. An unpacked sdist is built in place.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOURCES = ("buildtools", "cekernels", "csrc", "constraints.txt", "LICENSE", "NOT
 
 
 def lay_out(folder: Path) -> None:
-    """Copy into ``folder`` what an sdist holds."""
+    """Copy the contents of an sdist into ``folder``."""
     ignored = shutil.ignore_patterns("*.so", native.RECORD, "__pycache__", HERE.name)
     shutil.copytree(HERE, folder, ignore=ignored, dirs_exist_ok=True)
     for name in SOURCES:
@@ -48,7 +48,7 @@ def lay_out(folder: Path) -> None:
 
 @contextmanager
 def _sdist() -> Iterator[None]:
-    """Change into an unpacked sdist, or into a folder laid out like one."""
+    """Run in an unpacked sdist, or change into a temporary folder with its layout."""
     if _IN_SDIST:
         yield
         return
@@ -96,6 +96,6 @@ def build_wheel(
 def build_editable(*arguments: Any, **settings: Any) -> NoReturn:
     raise RuntimeError(
         "cekernels has no editable installation of its own: pip install -e . at the root of the "
-        "repository gives cekernels and context_encoder, with --no-deps without what the latter "
-        "requires"
+        "repository installs cekernels and context_encoder; add --no-deps to leave out the "
+        "dependencies of the latter"
     )

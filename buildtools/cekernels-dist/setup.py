@@ -1,4 +1,4 @@
-"""The distribution ``cekernels``; runs in an sdist or in a folder laid out like one."""
+"""Build of the distribution ``cekernels``, in an sdist or a folder with its layout."""
 
 import sys
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""The public functions of the ops: argument checks, fake implementations, autograd formulas."""
+"""Public functions of the ops, with argument checks, fake implementations and derivatives."""

@@ -1,8 +1,8 @@
 """Channel-wise fully-connected layer (Pathak et al. 2016, section 3.1).
 
-Connects every location of a feature map with every location of the same map, and no other map:
-m maps of n x n cost m n^4 weights where a fully-connected layer would cost m^2 n^4. The paper's
-authors write it as a convolution with a kernel of the map's size and one group a channel.
+Connects every location of a feature map with every location of the same map, and with no other map:
+m maps of n x n need m n^4 weights, where a fully-connected layer would need m^2 n^4. The paper's
+authors implement it as a convolution with a kernel of the map's size and one group per channel.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def channelwise_linear(
 
     Returns:
         ``(B, C, N_out)``, contiguous; for maps with ``N_out = N_in``, ``(B, C, H, W)``.
-        Under autocast inputs are cast to the autocast dtype, as for ``torch.nn.Linear``
-        (float64 is left alone).
+        Under autocast, inputs are cast to the autocast dtype, as for ``torch.nn.Linear``
+        (except float64).
         Differentiable any number of times.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
-        ImplementationError: the forced implementation cannot serve the call.
+        ImplementationError: the forced implementation cannot handle the call.
     """
     op = "channelwise_linear"
     _checks.tensor(op, "input", input)
@@ -70,8 +70,8 @@ def channelwise_linear(
     channels, n_out, n_in = weight.shape
     if flat.shape[1] != channels or flat.shape[2] != n_in:
         raise ValueError(
-            f"{op}: weight (C, N_out, N_in) = {tuple(weight.shape)} fits an input of {channels} "
-            f"channels of {n_in} locations, got a {_checks.describe(input)}"
+            f"{op}: weight (C, N_out, N_in) = {tuple(weight.shape)} needs an input of {channels} "
+            f"channels with {n_in} locations, got a {_checks.describe(input)}"
         )
     if bias is not None:
         _checks.shape(op, "bias", bias, (channels, n_out), "(C, N_out) of weight")
@@ -84,32 +84,33 @@ def channelwise_linear(
 
 
 def _autocast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """PyTorch's rule: floating point goes to the autocast dtype, float64 stays."""
+    """PyTorch's autocast rule: cast floating-point tensors to ``dtype``, except float64."""
     if value.is_floating_point() and value.dtype != torch.float64:
         return value.to(dtype)
     return value
 
 
 class ChannelwiseLinear(nn.Module):
-    """:func:`channelwise_linear` with its weights.
+    """:func:`channelwise_linear` as a module with its parameters.
 
     Args:
         channels: C, the number of maps.
-        in_size: locations of a map: N_in, or ``(H, W)``.
-        out_size: locations of a map that is made: N_out, or ``(H, W)``; None for ``in_size``.
-        bias: learn one bias for each location of each map.
+        in_size: locations per input map: N_in, or ``(H, W)``.
+        out_size: locations per output map: N_out, or ``(H, W)``; None for ``in_size``.
+        bias: True to learn one bias per location of each output map.
         activation: None or "relu".
         impl: as for :func:`channelwise_linear`.
+        device, dtype: of the parameters, as for ``torch.nn.Linear``.
 
     Shape:
         ``(B, C, N_in)`` to ``(B, C, N_out)``; ``(B, C, H, W)`` to ``(B, C, H_out, W_out)`` where
-        ``out_size`` names both, else to ``(B, C, N_out)`` unless the size stays the same.
+        ``out_size`` gives both, to ``(B, C, H, W)`` where N_out = N_in, else to ``(B, C, N_out)``.
 
-    Weights start uniform in +-1/sqrt(N_in), as those of ``torch.nn.Linear``.
+    Weights and biases are initialised uniformly in +-1/sqrt(N_in), as in ``torch.nn.Linear``.
 
     Raises:
         TypeError, ValueError: a size that is not positive or not one or two integers; on a call,
-            maps that are not of the ``in_size`` that names both sides, and as
+            maps of another size than an ``in_size`` ``(H, W)``, and the errors of
             :func:`channelwise_linear`.
     """
 
@@ -168,7 +169,7 @@ class ChannelwiseLinear(nn.Module):
 
 
 def _map_size(op: str, name: str, value: int | Sequence[int]) -> tuple[int | tuple[int, int], int]:
-    """The size of a map as the module keeps it, and its number of locations."""
+    """The size of a map as the module stores it, and its number of locations."""
     sides = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(sides) not in (1, 2) or not all(isinstance(n, int) and n >= 1 for n in sides):
         raise ValueError(f"{op}: {name} must be a positive integer or two (H, W), got {value!r}")
@@ -215,7 +216,7 @@ def _backward_backward(
     grad_grad_weight: Tensor | None,
     grad_grad_bias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Double backward, out of the two ops themselves and hence differentiable again."""
+    """Double backward, composed of the two ops and therefore differentiable again."""
     grad_output, input, weight, relu_output = ctx.saved_tensors
     needs_grad, needs_input, needs_weight = ctx.needs_input_grad[:3]
     passes = None if relu_output is None else relu_output > 0
@@ -251,7 +252,7 @@ def _backward_backward(
 
 
 def _forward_check() -> tuple[Any, ...]:
-    """More rows than a tile has: the batch is split, and its sums are put together."""
+    """More rows than one tile, so that the split of the batch and its reduction are covered."""
     return numbers(70, 3, 36), numbers(3, 36, 36, start=1), numbers(3, 36, start=2), True
 
 

@@ -21,23 +21,23 @@ def fill_masked(
     *,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Put a constant where the mask is set.
+    """Fill an image with a constant where the mask is set.
 
     Args:
-        image: ``(B, C, H, W)``, any dtype but complex.
+        image: ``(B, C, H, W)``, any dtype except complex.
         mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point; set where not 0.
-        value: one number, or one for each channel as a sequence or a tensor ``(C,)`` (on a GPU
-            keep it there as a tensor: a sequence is copied at each call). An image of integers
-            takes whole numbers, and no floating-point tensor.
+        value: one number, or one per channel as a sequence or a tensor ``(C,)``. On a GPU, pass a
+            tensor on that device: a sequence is copied in every call. An integer image requires
+            whole numbers, or an integer tensor.
         impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
 
     Returns:
-        ``(B, C, H, W)``, contiguous. The gradient is the image's, 0 where the mask is set.
+        ``(B, C, H, W)``, contiguous. The image has a gradient: 0 where the mask is set.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask or
             value that requires a gradient.
-        ImplementationError: the forced implementation cannot serve the call.
+        ImplementationError: the forced implementation cannot handle the call.
     """
     op = "fill_masked"
     _checks.tensor(op, "mask", mask)
@@ -69,7 +69,7 @@ def fill_value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) 
         raise _does_not_fit(op, image, value)
     if value.dim() == 0:
         value = value.expand(channels)
-    _checks.shape(op, "value", value, (channels,), "one number a channel")
+    _checks.shape(op, "value", value, (channels,), "one number per channel")
     _checks.same_device(op, "value", value, "image", image)
     _checks.no_gradient(op, "value", value)
     return value.to(image.dtype)
@@ -80,7 +80,7 @@ def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:
     if not image.is_floating_point():
         for number in numbers:
             if not (_checks.is_integer(number) or float(number).is_integer()):
-                raise TypeError("a fraction would be cut off")
+                raise TypeError("a fraction would be truncated")
     if isinstance(value, int | float):
         return image.new_full((image.shape[1],), value)
     return torch.tensor(value, dtype=image.dtype, device=image.device)
@@ -88,7 +88,7 @@ def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:
 
 def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
     return TypeError(
-        f"{op}: value must be a number, or one for each channel, that fits an image of "
+        f"{op}: value must be a number, or one per channel, that fits an image of "
         f"{image.dtype}, got {_checks.describe(value)}"
     )
 
@@ -110,7 +110,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def outside(ctx: Any, grad: Tensor) -> Tensor:
-    """The gradient outside the mask, 0 where an image was filled."""
+    """The gradient of the image: ``grad`` outside the mask, 0 where it was filled."""
     mask, zero = ctx.saved_tensors
     outside: Tensor = FILL.kernel(ctx.impl, grad)(grad, mask, zero)
     return outside
@@ -125,6 +125,6 @@ FILL = Op(
     reference.fill_masked,
     fake=_fake,
     formula=Formula(_context, _backward),
-    # Pixels one at a time; and by 16 bytes, in more than one block.
+    # Single pixels; and vectors of 16 bytes, in more than one block.
     check=(lambda: _check((17, 18)), lambda: _check((40, 32))),
 )

@@ -1,4 +1,4 @@
-"""Losses over the masked elements only (Pathak et al. 2016, equation 1, and its L1 form)."""
+"""Losses over the masked elements only (Pathak et al. 2016, equation 1, and an L1 variant)."""
 
 from __future__ import annotations
 
@@ -33,27 +33,26 @@ def masked_l2_loss(
 
     Args:
         prediction: ``(B, C, H, W)``, floating point.
-        target: as ``prediction``.
-        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``. bool or uint8: an element takes part where it
-            is not 0. Floating point: its weight (1 in the hole and 10 in the overlap band, say);
-            where it is 0 the element takes no part, be it NaN or infinite.
-        normalize: what the weighted sum is divided by. "mask": the sum of the weights over all
+        target: shape, dtype and device of ``prediction``.
+        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``. bool or uint8: elements are included where it is
+            not 0. Floating point: the weight of each element (for example 1 in the hole and 10 in
+            the overlap band); where it is 0 the element is excluded, even if NaN or infinite.
+        normalize: the divisor of the weighted sum. "mask": the sum of the weights over all
             elements, channels included (a weighted mean; 0 for an empty mask). "all": ``B C H W``,
-            as the released code does. "sum": nothing. "none": nothing, and each sample keeps
-            its own sum.
-        area: for "mask", int64 or floating ``(B,)``: the sum of ``mask`` over each sample, as the
-            rasterizer returns it, which saves counting it again; it is trusted. None: counted.
+            as in the released code. "sum": none. "none": none, with one sum per sample.
+        area: for "mask", int64, float32 or float64 ``(B,)``: the sum of ``mask`` per sample, as
+            returned by the rasterizer; it is not verified. None: computed from the mask.
         impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
 
     Returns:
-        ``()``, or ``(B,)`` for "none"; float32, or float64 for float64 inputs. Gradients reach
-        prediction and target (the mask has none), and can be differentiated again.
-        Under autocast prediction and target may differ in dtype and are promoted.
+        ``()``, or ``(B,)`` for "none"; float32, or float64 for float64 inputs. Prediction and
+        target have gradients, which can be differentiated again; the mask has none.
+        Under autocast, prediction and target may differ in dtype and are promoted.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask
             or area that requires a gradient.
-        ImplementationError: the forced implementation cannot serve the call.
+        ImplementationError: the forced implementation cannot handle the call.
     """
     args = _checked("masked_l2_loss", prediction, target, mask, area, normalize, impl)
     loss: Tensor = _kernel(impl, *args, normalize)(*args, 2, normalize)[0]
@@ -71,7 +70,7 @@ def masked_l1_loss(
 ) -> Tensor:
     """Absolute error of the masked elements: ``sum(mask * |prediction - target|)``, normalised.
 
-    As :func:`masked_l2_loss` in every other respect; the gradient at equality is 0.
+    Arguments, result and errors as for :func:`masked_l2_loss`; the gradient at equality is 0.
     """
     args = _checked("masked_l1_loss", prediction, target, mask, area, normalize, impl)
     loss: Tensor = _kernel(impl, *args, normalize)(*args, 1, normalize)[0]
@@ -87,7 +86,7 @@ def _checked(
     normalize: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The tensors, checked; under autocast promoted to one dtype."""
+    """The tensors after the argument checks; under autocast promoted to a common dtype."""
     for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
         _checks.tensor(op, name, value)
     _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
@@ -103,14 +102,14 @@ def _checked(
     _checks.choice(op, "impl", impl, IMPLS)
     if area is not None:
         _checks.tensor(op, "area", area)
-        _checks.shape(op, "area", area, prediction.shape[:1], "one number a sample")
+        _checks.shape(op, "area", area, prediction.shape[:1], "one number per sample")
         _checks.dtypes(op, "area", area, (torch.int64, torch.float32, torch.float64))
         _checks.same_device(op, "area", area, "prediction", prediction)
         _checks.no_gradient(op, "area", area)
     return prediction, target, mask, area
 
 
-# Where reading prediction and target once less counts.
+# Devices on which one read fewer of prediction and target makes the loss faster.
 ONE_PASS_DEVICES = ("cuda",)
 
 
@@ -122,11 +121,11 @@ def _kernel(
     area: Tensor | None,
     normalize: str,
 ) -> Callable[..., Any]:
-    """The kernel of the loss, or of the loss with its gradient where one pass makes both.
+    """The kernel of the loss, or of the loss with its gradient where one pass computes both.
 
-    The gradient can be made along where the normalization is known beforehand. Not in float16, in
-    which a gradient that has not yet met its loss scale underflows, and not in a compiled graph,
-    whose backward pass must not change a tensor of its forward pass in place.
+    One pass requires that the normalization is known beforehand. It is not used in float16, where a
+    gradient without its loss scale would underflow, nor in a compiled graph, whose backward pass
+    must not modify a tensor of its forward pass in place.
     """
     if (
         prediction.device.type in ONE_PASS_DEVICES
@@ -197,7 +196,10 @@ def _loss_and_gradient_context(
 def _loss_and_gradient_backward(
     ctx: Any, grad_loss: Tensor, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Scale the gradient of the forward pass in place: once, and only where nobody looks on."""
+    """Scale the gradient of the forward pass in place.
+
+    It is computed again for a second backward pass and for one that is itself differentiated.
+    """
     gradient, ctx.gradient = ctx.gradient, None
     if gradient is None or torch.is_grad_enabled() or transforms_active():
         return _of_operands(ctx, _gradient(ctx, grad_loss))
@@ -216,10 +218,10 @@ def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 
 def _gradient_backward(ctx: Any, grad_grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Double backward in plain PyTorch: rare, and differentiable again as it stands."""
+    """Double backward in plain PyTorch: rarely used, and differentiable again."""
     grad_loss, scale, prediction, target, mask = ctx.saved_tensors
     weight = weights(mask, scale.dtype)
-    # where comes first, so that what lies under a weight of 0 stays out of every derivative
+    # torch.where first, so that elements of weight 0 are excluded from every derivative
     grad_grad = weight * torch.where(weight != 0, grad_grad.to(scale.dtype), 0)
     of_grad_loss = of_prediction = of_target = None
     if ctx.needs_input_grad[0]:
@@ -238,12 +240,12 @@ def _scale_gradient_fake(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> N
     return None
 
 
-# Image sizes of the self-test: pixels one at a time; and by 16 bytes, in more than one block.
+# Image sizes of the self-test: single pixels; and vectors of 16 bytes, in more than one block.
 _SIZES = ((9, 7), (40, 32))
 
 
 def _check_mask(size: tuple[int, int]) -> Tensor:
-    """Two samples; together 32 pixels are masked, so that a mean is exact."""
+    """Two samples with 32 masked pixels in total, a power of two, so that the mean is exact."""
     mask = torch.zeros(2, 1, *size, dtype=torch.bool)
     mask[0, 0, 2:6, 1:6] = True
     mask[1, 0, -4:-2, -6:] = True
@@ -253,7 +255,7 @@ def _check_mask(size: tuple[int, int]) -> Tensor:
 def _loss_check(size: tuple[int, int]) -> tuple[Any, ...]:
     mask = _check_mask(size)
     prediction, target = numbers(2, 4, *size), numbers(2, 4, *size, start=5)
-    prediction[0, 0, 0, 0] = float("nan")  # outside the mask: takes no part
+    prediction[0, 0, 0, 0] = float("nan")  # outside the mask: excluded
     return prediction, target, mask, mask.sum((1, 2, 3)), 2, "mask"
 
 
@@ -265,7 +267,7 @@ def _gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
 
 def _scale_gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
     mask = _check_mask(size)
-    gradient = numbers(2, 4, *size) * mask  # as the loss makes it: 0 outside the mask
+    gradient = numbers(2, 4, *size) * mask  # 0 outside the mask, as computed by the loss
     return gradient, torch.full((), 0.5, dtype=torch.float64), mask
 
 

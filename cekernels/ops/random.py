@@ -1,9 +1,9 @@
 """Counter-based random integers.
 
 Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3",
-SC 2011) turns a 128-bit counter and a 64-bit key into 128 random bits, with no state. It gives the
+SC 2011) maps a 128-bit counter and a 64-bit key to 128 random bits, without a state. It gives the
 same bits on every device, in eager mode, under ``torch.compile`` and in a CUDA graph, and never
-waits for a GPU.
+synchronizes with a GPU.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox4x32(
     counter: Words, key: tuple[Tensor | int, Tensor | int], *, impl: Impl = "auto"
 ) -> Words:
-    """Four random words of 32 bits for each counter.
+    """Four random 32-bit words per counter.
 
     Args:
-        counter: four int64 tensors of shapes that broadcast together, lowest word first. Each
-            value counts modulo 2**32.
-        key: two words, lowest first, int64 tensors that broadcast with the counter, or Python
-            integers. Also modulo 2**32. Tensors are served by the reference.
+        counter: four int64 tensors of shapes that broadcast together, lowest word first; values
+            are taken modulo 2**32.
+        key: two words, lowest first, as Python integers or int64 tensors that broadcast with the
+            counter; also modulo 2**32. Only the reference handles tensors.
         impl: "auto", or the implementation to force: "reference", "triton".
 
     Returns:
@@ -41,7 +41,7 @@ def philox4x32(
     Raises:
         TypeError: a tensor that is not int64.
         ValueError: counters on different devices, an unknown ``impl``.
-        ImplementationError: the forced implementation cannot serve the call.
+        ImplementationError: the forced implementation cannot handle the call.
     """
     op = "philox4x32"
     for word in counter:
@@ -49,16 +49,17 @@ def philox4x32(
         _checks.dtypes(op, "counter", word, (torch.int64,))
     for word in counter[1:]:
         _checks.same_device(op, "counter", word, "counter[0]", counter[0])
+    kernel = PHILOX.kernel(impl)
     k0, k1 = key
     if isinstance(k0, int) and isinstance(k1, int):
-        words: Tensor = PHILOX.kernel(impl)(*counter, k0 & _WORD, k1 & _WORD)
+        words: Tensor = kernel(*counter, k0 & _WORD, k1 & _WORD)
     else:
         for part in key:
             if isinstance(part, Tensor):
                 _checks.dtypes(op, "key", part, (torch.int64,))
         if impl not in ("auto", "reference"):
             raise ImplementationError(
-                f"{op}: impl={impl!r} cannot serve this call: the reference alone takes tensors "
+                f"{op}: impl={impl!r} cannot handle this call: only the reference takes tensors "
                 "as key"
             )
         words = reference.philox4x32(*counter, k0, k1)  # type: ignore[arg-type]
@@ -67,15 +68,15 @@ def philox4x32(
 
 
 def random_below(words: Tensor, bound: Tensor | int) -> Tensor:
-    """Random integers in [0, bound) from words of 32 bits, by multiplication and shift.
+    """Random integers in [0, bound) from 32-bit words, by multiplication and shift.
 
-    The probabilities of two results differ by at most 2**-32: each result belongs to
+    The probabilities of two results differ by at most 2**-32: each result corresponds to
     ``2**32 // bound`` words or to one more.
 
     Args:
-        words: int64, values in [0, 2**32), as :func:`philox4x32` returns them.
+        words: int64, values in [0, 2**32), as returned by :func:`philox4x32`.
         bound: at most 2**31; an integer, or an int64 tensor that broadcasts with ``words``
-            (its values are not looked at; where it is 0, so is the result).
+            (its values are not checked; 0 gives 0).
 
     Returns:
         int64 of the broadcast shape.

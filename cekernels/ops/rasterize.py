@@ -1,8 +1,8 @@
 """Masks from polygons and boxes, and images filled where such a mask is set.
 
-Coordinates are int32 in fixed point, 1/256 pixel, (x, y) with x to the right and y down; the
-exact rule is written in :mod:`cekernels.reference.rasterize`, and every implementation agrees
-with it to the last bit.
+Coordinates are int32 in fixed point, 1/256 pixel per unit, (x, y) with x to the right and y down.
+The exact rule is specified in :mod:`cekernels.reference.rasterize`; every implementation follows it
+bit for bit.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _FILL_RULES = ("nonzero", "evenodd")
 
 
 def to_fixed_point(pixels: Tensor) -> Tensor:
-    """Coordinates in pixels to int32 in 1/256 pixel.
+    """Convert coordinates in pixels to int32 in units of 1/256 pixel.
 
     Args:
         pixels: any shape; floating point (finite) or integer.
 
     Returns:
-        the same shape; rounded to nearest, ties to even, and clamped to +-2**20 pixels as the
-        rasterizers would.
+        int32 of the same shape; rounded to nearest, ties to even, and clamped to +-2**20 pixels
+        as in the rasterizers.
 
     Raises:
         TypeError: not a tensor, or neither floating point nor integer.
@@ -42,7 +42,7 @@ def to_fixed_point(pixels: Tensor) -> Tensor:
     _checks.tensor(op, "pixels", pixels)
     if pixels.is_complex() or pixels.dtype == torch.bool:
         raise TypeError(f"{op}: pixels must be real numbers, got a {_checks.describe(pixels)}")
-    # float16 ends short of 256 pixels
+    # the result would overflow float16 from 256 pixels on
     wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     limit = COORDINATE_LIMIT // SUBPIXELS
     return (wide.clamp(-limit, limit) * SUBPIXELS).round().to(torch.int32)
@@ -58,29 +58,31 @@ def rasterize_polygons(
     fill_rule: FillRule = "nonzero",
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Rasterize a batch of polygons, each sample any number of closed contours.
+    """Rasterize a batch of polygons, with any number of closed contours per sample.
 
     Args:
         vertices: int32 ``(V, 2)``, (x, y) in 1/256 pixel; see :func:`to_fixed_point`. They may
             lie outside the image; beyond +-2**20 pixels they are clamped.
         contour_offsets: int64 ``(K + 1,)``, non-decreasing: contour k has the vertices
-            ``contour_offsets[k]`` to ``contour_offsets[k + 1]`` and closes by itself.
+            ``contour_offsets[k]`` to ``contour_offsets[k + 1]`` (exclusive) and is closed
+            automatically.
         sample_offsets: int64 ``(B + 1,)``, non-decreasing: sample b has the contours
-            ``sample_offsets[b]`` to ``sample_offsets[b + 1]``.
+            ``sample_offsets[b]`` to ``sample_offsets[b + 1]`` (exclusive).
         height, width: size of the masks in pixels.
-        fill_rule: "nonzero" (contours of one orientation unite, opposite ones cut holes) or
-            "evenodd" (any contour inside another cuts a hole), over all contours of a sample.
+        fill_rule: "nonzero" (contours of the same orientation form a union, opposite ones cut
+            holes) or "evenodd" (any contour inside another cuts a hole), over all contours of a
+            sample.
         impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
 
     Returns:
-        mask, bool ``(B, 1, height, width)``, True inside; area, int64 ``(B,)``, its pixels.
+        mask, bool ``(B, 1, height, width)``, True inside; area, int64 ``(B,)``, in pixels.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; on the CPU
-            also offsets that decrease or leave their range. On a GPU the offsets' values are not
-            looked at (that would wait for the GPU): wrong ones give a wrong mask, never a read
-            out of bounds.
-        ImplementationError: the forced implementation cannot serve the call.
+            also offsets that decrease or are out of range. On a GPU the values of the offsets are
+            not checked (that would synchronize with the GPU): invalid offsets give a wrong mask,
+            never an out-of-bounds access.
+        ImplementationError: the forced implementation cannot handle the call.
     """
     op = "rasterize_polygons"
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
@@ -93,21 +95,21 @@ def rasterize_polygons(
 def rasterize_boxes(
     boxes: Tensor, sample_offsets: Tensor, height: int, width: int, *, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Rasterize a batch of axis-parallel boxes: each sample's mask is the union of its boxes.
+    """Rasterize a batch of axis-parallel boxes: the mask of a sample is the union of its boxes.
 
     Args:
         boxes: int32 ``(K, 4)``, (x0, y0, x1, y1) in 1/256 pixel; a pixel is inside when its
             centre has x0 <= x < x1 and y0 <= y < y1. A box with x1 <= x0 or y1 <= y0 is empty.
         sample_offsets: int64 ``(B + 1,)``, non-decreasing: sample b has the boxes
-            ``sample_offsets[b]`` to ``sample_offsets[b + 1]``.
+            ``sample_offsets[b]`` to ``sample_offsets[b + 1]`` (exclusive).
         height, width: size of the masks in pixels.
         impl: as for :func:`rasterize_polygons`.
 
     Returns:
-        mask, bool ``(B, 1, height, width)``; area, int64 ``(B,)``.
+        mask, bool ``(B, 1, height, width)``, True inside; area, int64 ``(B,)``, in pixels.
 
     Raises:
-        As :func:`rasterize_polygons`.
+        TypeError, ValueError, ImplementationError: as for :func:`rasterize_polygons`.
     """
     op = "rasterize_boxes"
     _check_boxes(op, boxes, sample_offsets)
@@ -128,9 +130,18 @@ def fill_polygons(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`rasterize_polygons` at the image's size and :func:`fill_masked` in one call.
 
+    Args:
+        image: ``(B, C, H, W)``, as for :func:`fill_masked`.
+        value: as for :func:`fill_masked`.
+        vertices, contour_offsets, sample_offsets, fill_rule, impl: as for
+            :func:`rasterize_polygons`.
+
     Returns:
-        the filled image ``(B, C, H, W)``, the mask bool ``(B, 1, H, W)``, the area int64 ``(B,)``.
-        The gradient of the filled image reaches the image.
+        the filled image ``(B, C, H, W)``; its mask, bool ``(B, 1, H, W)``; the area of the mask,
+        int64 ``(B,)``, in pixels. The image has a gradient: 0 where the mask is set.
+
+    Raises:
+        TypeError, ValueError, ImplementationError: as for the two functions.
     """
     op = "fill_polygons"
     check_image(op, image)
@@ -163,8 +174,16 @@ def fill_boxes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`rasterize_boxes` at the image's size and :func:`fill_masked` in one call.
 
+    Args:
+        image: ``(B, C, H, W)``, as for :func:`fill_masked`.
+        value: as for :func:`fill_masked`.
+        boxes, sample_offsets, impl: as for :func:`rasterize_boxes`.
+
     Returns:
-        as :func:`fill_polygons`.
+        the filled image, its mask and the area of the mask, as for :func:`fill_polygons`.
+
+    Raises:
+        TypeError, ValueError, ImplementationError: as for the two functions.
     """
     op = "fill_boxes"
     check_image(op, image)
@@ -292,7 +311,7 @@ def _image_check() -> tuple[Any, ...]:
 
 
 def _polygons_check() -> tuple[Any, ...]:
-    """A quadrangle with a hole and a triangle that leaves the image; a sample without any."""
+    """A quadrangle with a hole and a triangle partly outside the image; a sample without shapes."""
     contours = [
         [(300, 200), (4000, 700), (3300, 3900), (100, 2500)],
         [(900, 900), (1000, 2300), (2600, 2000)],

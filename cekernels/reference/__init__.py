@@ -1,8 +1,8 @@
-"""The specification: every op in plain PyTorch, on any device, differentiable by its formula.
+"""Specification of the ops: plain PyTorch, on any device, differentiable by autograd.
 
-The functions here compute; the public functions in :mod:`cekernels.ops` check arguments. The name
-and the signature of a function are those of its op in ``torch.ops.cekernels``. Another
-implementation is right when it agrees with these.
+The functions here only compute; the public functions in :mod:`cekernels.ops` check the arguments.
+Each function has the name and the signature of its op in ``torch.ops.cekernels``. Any other
+implementation is correct if it agrees with these functions.
 """
 
 from cekernels.reference.channelwise_linear import channelwise_linear, channelwise_linear_backward

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Contiguous, and no view of a product: autograd forbids to change those in place."""
+    """A contiguous copy: autograd does not allow in-place changes of a view of a product."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
@@ -30,9 +30,9 @@ def channelwise_linear_backward(
     needs_weight: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias; an empty tensor for each that is not needed.
+    """Gradients of input, weight and bias; an empty tensor ``(0,)`` for each that is not needed.
 
-    ``output`` is given when a ReLU was applied: its zeros are where the gradient stops.
+    ``output`` is given if a ReLU was applied: the gradient is 0 where it is 0.
     """
     grad = grad_output if output is None else torch.where(output > 0, grad_output, 0)
     return (

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    """``value`` (one number a channel) where the mask is not 0, the image elsewhere."""
+    """``value`` ``(C,)`` where the mask is not 0, the image ``(B, C, H, W)`` elsewhere."""
     return torch.where(mask != 0, value.to(image.dtype).view(1, -1, 1, 1), image).contiguous()

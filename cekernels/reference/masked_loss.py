@@ -1,7 +1,7 @@
 """Masked L2 and L1 losses (Pathak et al. 2016, equation 1) in plain PyTorch.
 
-Sums are taken in float32, in float64 for float64 inputs. An element whose weight is 0 takes no
-part, whatever it holds: a NaN or an infinity there reaches neither the loss nor a gradient.
+Sums are accumulated in float32, or in float64 for float64 inputs. Elements of weight 0 are
+excluded: a NaN or an infinity there affects neither the loss nor a gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as weights: a bool or uint8 mask weighs 1 where it is not 0."""
+    """The mask as weights: floating point as it is, bool or uint8 as 1 where it is not 0."""
     return mask.to(dtype) if mask.is_floating_point() else (mask != 0).to(dtype)
 
 
@@ -32,7 +32,7 @@ def masked_loss(
     power: int,
     normalize: str,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, ``()`` or for "none" ``(B,)``, and the factor ``()`` that normalised its sum."""
+    """The loss, ``()`` or ``(B,)`` for "none", and the scale ``()`` that normalises its sum."""
     dtype = accumulation_dtype(prediction.dtype)
     weight = weights(mask, dtype)
     difference = masked_difference(prediction, target, weight)
@@ -59,7 +59,7 @@ def masked_loss_backward(
     mask: Tensor,
     power: int,
 ) -> Tensor:
-    """The gradient of the prediction, in its dtype; that of the target is its negative."""
+    """Gradient of the prediction, in its dtype; the gradient of the target is its negative."""
     dtype = scale.dtype
     weight = weights(mask, dtype)
     difference = prediction.to(dtype) - target.to(dtype)
@@ -79,7 +79,7 @@ def masked_loss_and_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and scale of :func:`masked_loss`, and the gradient for a ``grad_loss`` of 1.
 
-    ``area`` must be given where it normalizes.
+    With ``normalize="mask"``, ``area`` is required.
     """
     loss, scale = masked_loss(prediction, target, mask, area, power, normalize)
     one = torch.ones_like(loss)
@@ -87,6 +87,6 @@ def masked_loss_and_gradient(
 
 
 def scale_gradient_(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
-    """In place: a gradient made for a ``grad_loss`` of 1 becomes that for ``grad_loss``."""
+    """Scale in place the gradient for a ``grad_loss`` of 1 to that for ``grad_loss``."""
     scaled = gradient * grad_loss.reshape(-1, 1, 1, 1)
     gradient.copy_(torch.where(weights(mask, grad_loss.dtype) != 0, scaled, 0))

@@ -13,10 +13,10 @@ _WORD = 0xFFFFFFFF
 
 
 def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int) -> Tensor:
-    """Four words for each counter, int64 ``(*broadcast shape, 4)``; all arguments modulo 2**32.
+    """Four words per counter, int64 ``(*broadcast shape, 4)``; all arguments modulo 2**32.
 
-    ``k0`` and ``k1`` may also be int64 tensors that broadcast with the counter, when this function
-    is called directly.
+    If this function is called directly, ``k0`` and ``k1`` may also be int64 tensors that broadcast
+    with the counter.
     """
     c0, c1, c2, c3 = (word & _WORD for word in (c0, c1, c2, c3))
     k0, k1 = k0 & _WORD, k1 & _WORD
@@ -29,7 +29,7 @@ def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int)
 
 
 def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """High and low word of the 64-bit product, which itself would not fit an int64."""
+    """High and low 32-bit word of the product, which as a whole may overflow int64."""
     low = factor * (word & 0xFFFF)
     high = factor * (word >> 16) + (low >> 16)  # below 2**49
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

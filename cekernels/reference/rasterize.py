@@ -1,13 +1,13 @@
 """Rasterization of polygons and boxes in plain PyTorch: exact integer arithmetic.
 
-The rule. Coordinates are int32 in fixed point, 1/256 pixel, x to the right and y down, and are
-clamped to +-2**28. Pixel (row i, column j) is judged at its centre (256 j + 128, 256 i + 128).
-An edge from (x0, y0) to (x1, y1), taken with y0 < y1, meets the row of centres at y when
-y0 <= y < y1, at x0 + (y - y0) (x1 - x0) / (y1 - y0); a centre at or to the right of that point
-has crossed it. The winding number of a pixel is the sum of its crossings, +1 for edges that run
-down and -1 for edges that run up. Hence a centre on a left or top boundary is inside and one on
-a right or bottom boundary is outside, and shapes that share an edge neither overlap nor leave a
-gap. The products stay below 2**61.
+Rule. Coordinates are int32 in fixed point, in units of 1/256 pixel, x to the right and y down, and
+are clamped to +-2**28. Pixel (row i, column j) is sampled at its centre (256 j + 128, 256 i + 128).
+An edge from (x0, y0) to (x1, y1), ordered so that y0 < y1, crosses the row of centres at y if
+y0 <= y < y1, at the point x0 + (y - y0) (x1 - x0) / (y1 - y0). The winding number of a pixel is the
+sum over the edges that cross its row at or to the left of its centre: +1 per edge that runs down,
+-1 per edge that runs up. Hence a centre on a left or top boundary is inside and one on a right or
+bottom boundary is outside, and shapes that share an edge neither overlap nor leave a gap. All
+products stay below 2**61.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from cekernels.reference.fill_masked import fill_masked
 
 COORDINATE_LIMIT = 2**28
 SUBPIXELS = 256
-# Edges x rows handled at a time: bounds the memory to a few tens of MB.
+# Edges times rows per step: limits the memory to a few tens of MB.
 _CHUNK = 1 << 20
 
 
 def _validate(op: str, name: str, offsets: Tensor, limit: int, what: str) -> None:
-    """On the CPU, where reading values costs little, refuse offsets that no shape can have."""
+    """Raise ValueError for invalid offsets on the CPU, where reading their values costs little."""
     if offsets.device.type != "cpu":
         return
-    values = offsets.tolist()  # at once: for a few numbers several times faster than tensor ops
+    values = offsets.tolist()  # for a few numbers several times faster than tensor ops
     if values[0] < 0 or values[-1] > limit or values != sorted(values):
         raise ValueError(
             f"{op}: {name} must be non-decreasing within 0..{limit}, the number of {what}, "
@@ -44,14 +44,14 @@ def _validate_polygons(
 
 
 def _owners(offsets: Tensor, count: int, owners: int) -> tuple[Tensor, Tensor]:
-    """For each of ``count`` elements the segment of ``offsets`` it lies in, and if it is in one."""
+    """For each of ``count`` elements its segment of ``offsets``, and whether it has one."""
     index = torch.arange(count, device=offsets.device)
     owner = torch.searchsorted(offsets.contiguous(), index, right=True) - 1
     return owner.clamp(0, max(owners - 1, 0)), (owner >= 0) & (owner < owners)
 
 
 def _first_pixel(x: Tensor) -> Tensor:
-    """The first column whose centre is at or to the right of fixed-point ``x``."""
+    """The first column whose centre is at or to the right of ``x``, given in fixed point."""
     return -torch.div(SUBPIXELS // 2 - x, SUBPIXELS, rounding_mode="floor")
 
 
@@ -111,10 +111,10 @@ def rasterize_polygons(
     width: int,
     fill_rule: str,
 ) -> tuple[Tensor, Tensor]:
-    """Masks bool ``(B, 1, H, W)`` and their areas int64 ``(B,)``.
+    """Masks, bool ``(B, 1, H, W)``, and their areas in pixels, int64 ``(B,)``.
 
     Raises:
-        ValueError: on the CPU, offsets that decrease or leave their range.
+        ValueError: on the CPU, offsets that decrease or are out of range.
     """
     _validate_polygons("rasterize_polygons", vertices, contour_offsets, sample_offsets)
     return _polygons(vertices, contour_offsets, sample_offsets, height, width, fill_rule)
@@ -137,10 +137,10 @@ def _polygons(
 def rasterize_boxes(
     boxes: Tensor, sample_offsets: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """The union of the boxes of each sample: bool ``(B, 1, H, W)``, and int64 ``(B,)``.
+    """Union of the boxes per sample, bool ``(B, 1, H, W)``, and its area, int64 ``(B,)``.
 
     Raises:
-        ValueError: on the CPU, offsets that decrease or leave their range.
+        ValueError: on the CPU, offsets that decrease or are out of range.
     """
     _validate("rasterize_boxes", "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
     return _boxes(boxes, sample_offsets, height, width)
@@ -171,7 +171,7 @@ def fill_polygons(
     sample_offsets: Tensor,
     fill_rule: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The filled image, the mask and its area; errors as :func:`rasterize_polygons`."""
+    """The filled image, the mask and its area; errors as for :func:`rasterize_polygons`."""
     _validate_polygons("fill_polygons", vertices, contour_offsets, sample_offsets)
     mask, area = _polygons(
         vertices, contour_offsets, sample_offsets, image.shape[2], image.shape[3], fill_rule
@@ -182,7 +182,7 @@ def fill_polygons(
 def fill_boxes(
     image: Tensor, value: Tensor, boxes: Tensor, sample_offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The filled image, the mask and its area; errors as :func:`rasterize_boxes`."""
+    """The filled image, the mask and its area; errors as for :func:`rasterize_boxes`."""
     _validate("fill_boxes", "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
     mask, area = _boxes(boxes, sample_offsets, image.shape[2], image.shape[3])
     return fill_masked(image, mask, value), mask, area

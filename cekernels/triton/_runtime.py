@@ -1,6 +1,6 @@
-"""What every kernel of this package shares: launching, addressing, and rounding."""
+"""Launching, addressing and rounding, shared by all Triton kernels of this package."""
 
-# Kernels are not Python: constants in capitals, types by what a call passes.
+# Triton: constexpr parameters are upper-case; the other types depend on the call.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton reads TRITON_INTERPRET when a kernel is defined, so it holds for the whole process.
+# Triton reads TRITON_INTERPRET when a kernel is defined: it applies to the whole process.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
-# Offsets up to here are computed in int32, beyond it in int64.
+# Offsets are computed in int32 up to this limit, in int64 beyond it.
 INT32_LIMIT = 2**31 - 1
 
 
@@ -31,7 +31,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def unavailable() -> str | None:
-    """Why no kernel of this package can run on this machine; None if they can."""
+    """Reason why the kernels of this package cannot run on this machine; None if they can."""
     if INTERPRETED.value:
         return None
     if torch.version.hip:
@@ -42,17 +42,17 @@ def unavailable() -> str | None:
 
 
 def unsupported_device(device: torch.device) -> str | None:
-    """Why no kernel of this package can run on ``device``; None if they can."""
+    """Reason why the kernels of this package cannot run on ``device``; None if they can."""
     if device.type == "cuda":
         major, minor = _capability(device)
         if (major, minor) < OLDEST_CAPABILITY:
             return f"needs compute capability 8.0 or newer, {device} has {major}.{minor}"
     elif not (device.type == "cpu" and INTERPRETED.value):
-        return f"serves CUDA tensors, got one on {device} (TRITON_INTERPRET=1 serves CPU tensors)"
+        return f"runs on CUDA tensors, got one on {device} (on CPU tensors with TRITON_INTERPRET=1)"
     return None
 
 
-FLOAT64 = "float64 is served by the reference"
+FLOAT64 = "float64 is not supported; use the reference"
 
 
 def cdiv(number: int, by: int) -> int:
@@ -60,13 +60,13 @@ def cdiv(number: int, by: int) -> int:
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two that is not below ``number``."""
+    """The smallest power of two that is at least ``number``."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, complete: what is launched is also what the tests cross-compile."""
+    """One complete kernel launch. The tests cross-compile exactly these launches."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -85,7 +85,7 @@ def launch(
     num_stages: int = 1,
     **arguments: Any,
 ) -> None:
-    """Launch on ``device``, on its current stream; nothing is done for an empty grid."""
+    """Launch on the current stream of ``device``; an empty grid is not launched."""
     if min(grid) > 0:
         run(Launch(kernel, grid, arguments, num_warps, num_stages, device))
 
@@ -100,17 +100,17 @@ def run(call: Launch) -> None:
 
 
 def wide(*tensors: Tensor | None) -> bool:
-    """Whether an offset into one of the tensors may not fit an int32."""
+    """True if an offset into one of the tensors may exceed int32."""
     return any(_last_offset(t) > INT32_LIMIT for t in tensors if t is not None)
 
 
 def _last_offset(tensor: Tensor) -> int:
-    # Tiles reach past the last element before the mask cuts them: a tile is below 2**20.
+    # Offsets of masked-out tile elements may lie beyond the last element, by less than 2**20.
     return sum(abs(s) * n for s, n in zip(tensor.stride(), tensor.shape, strict=True)) + 2**20
 
 
 def pixel_layout(tensor: Tensor) -> tuple[tuple[int, int, int, int], int]:
-    """Strides of ``(B, C, H, W)``, and the WIDTH that ``pixel_offsets`` takes for them."""
+    """Strides of ``(B, C, H, W)``, and the WIDTH to pass to ``pixel_offsets``."""
     b, c, h, w = tensor.stride()
     height, width = tensor.shape[2:]
     if height <= 1:
@@ -121,7 +121,7 @@ def pixel_layout(tensor: Tensor) -> tuple[tuple[int, int, int, int], int]:
 
 
 def pixel_arguments(**tensors: Tensor) -> dict[str, Any]:
-    """What a kernel takes of each ``(B, C, H, W)``: x, x_stride_b, ..., x_stride_w, X_WIDTH."""
+    """Kernel arguments per ``(B, C, H, W)`` tensor: x, x_stride_b, ..., x_stride_w, X_WIDTH."""
     arguments: dict[str, Any] = dict(tensors)
     for name, tensor in tensors.items():
         strides, arguments[f"{name.upper()}_WIDTH"] = pixel_layout(tensor)
@@ -130,11 +130,11 @@ def pixel_arguments(**tensors: Tensor) -> dict[str, Any]:
 
 
 def alignment(*tensors: Tensor | None, pixels: bool = False, sizes: tuple[int, ...] = ()) -> int:
-    """The most elements, a power of two of at most 16 bytes, that every run starts a multiple of.
+    """Largest power of two of elements, up to 16 bytes, that divides all offsets and lengths.
 
-    A run is what lies together: a row of the last dimension or, with ``pixels``, the pixels of
-    ``(B, C, H, W)`` as ``pixel_layout`` numbers them. Its length is a multiple too, and so are
-    the ``sizes``.
+    The offsets are those at which contiguous runs start, and the lengths are those of the runs. A
+    run is a row of the last dimension or, with ``pixels``, the pixels of ``(B, C, H, W)`` in the
+    order of ``pixel_layout``. The result also divides ``sizes``.
     """
     widest = 16
     strides: tuple[int, ...]
@@ -161,13 +161,13 @@ def _divisor(number: int) -> int:
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """A bool tensor as uint8: Triton has no pointers to bits."""
+    """A bool tensor viewed as uint8: Triton has no pointers to bool."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 @triton.jit
 def pixel_offsets(pixel, stride_h, stride_w, WIDTH: tl.constexpr):
-    """Offsets of pixels numbered row by row; WIDTH is 0 where one stride leads through all."""
+    """Offsets of pixels numbered row by row; WIDTH is 0 if one stride covers all pixels."""
     if WIDTH == 0:
         return pixel * stride_w
     return (pixel // WIDTH) * stride_h + (pixel % WIDTH) * stride_w
@@ -175,7 +175,7 @@ def pixel_offsets(pixel, stride_h, stride_w, WIDTH: tl.constexpr):
 
 @triton.jit
 def to_float32(x):
-    """Exact; the interpreter's own conversion of bfloat16 is not."""
+    """Exact conversion; the interpreter's own conversion of bfloat16 is not exact."""
     if INTERPRETED and x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(tl.float32)
@@ -183,7 +183,7 @@ def to_float32(x):
 
 @triton.jit
 def round_to(x, dtype: tl.constexpr):
-    """float32 to ``dtype``, to nearest even; the interpreter truncates to bfloat16 by itself."""
+    """float32 to ``dtype``, ties to even; the interpreter's own cast to bfloat16 truncates."""
     if INTERPRETED and dtype == tl.bfloat16:
         raw = x.to(tl.uint32, bitcast=True)
         rounded = (raw + 0x7FFF + ((raw >> 16) & 1)) >> 16

@@ -1,11 +1,11 @@
-"""Channel-wise fully-connected layer: one small matrix product a channel, batch streaming by.
+"""Channel-wise fully-connected layer: one small matrix product per channel.
 
-A program holds the weights of one channel on chip and walks over its share of the batch; rows
-are read and written where they lie in ``(B, C, N)``. Neighbouring programs take neighbouring
-channels of the same samples, so the memory sectors that two rows share meet in the L2 cache.
+A program keeps the weights of one channel on chip and loops over its share of the batch; rows are
+read and written in place in ``(B, C, N)``. Neighbouring programs process neighbouring channels of
+the same samples, so that memory sectors shared by two rows are combined in the L2 cache.
 """
 
-# Kernels are not Python: constants in capitals, types by what a call passes.
+# Triton: constexpr parameters are upper-case; the other types depend on the call.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -32,19 +32,19 @@ from cekernels.triton._runtime import (
     wide,
 )
 
-# Larger maps than this are left to torch.bmm: their weights outweigh the batch, and a channel's
-# weights with the sums of its gradient no longer fit the registers of a block.
+# Larger maps are computed by torch.bmm: their weights outweigh the batch, and the weights of a
+# channel together with the sums of their gradient no longer fit the registers of a block.
 LARGEST_FORWARD = {"ieee": 64, "tf32x3": 64, "tf32": 64, "16 bit": 128}
 LARGEST_BACKWARD = 64
 
-# Programs that keep a large GPU busy; the batch is split among them. A function of the shape
-# alone, so that results do not depend on the GPU's size.
+# Number of programs that occupies a large GPU; the batch is split accordingly. The split depends on
+# the shape alone, so that results do not depend on the size of the GPU.
 PROGRAMS = 2048
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tile sizes of one kernel: batch rows, input locations at a time, output locations."""
+    """Tile sizes of one kernel: batch rows, input locations per step, output locations."""
 
     batch: int
     inner: int
@@ -58,12 +58,12 @@ def _padded(locations: int) -> int:
 
 
 def forward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
-    """Tiles of the forward kernel; None where torch.bmm serves."""
+    """Tiles of the forward kernel; None where torch.bmm is used."""
     if max(n_in, n_out) > LARGEST_FORWARD[products]:
         return None
     inner, outer = _padded(n_in), _padded(n_out)
     if products == "ieee":
-        # Without tensor cores padding costs time: walk over the inputs in steps of 16.
+        # Without tensor cores padding costs time: loop over the inputs in steps of 16.
         return Tiles(64, 16, outer, warps=4, stages=1)
     if max(inner, outer) > 64:
         return Tiles(64, inner, outer, warps=8, stages=2)
@@ -71,7 +71,7 @@ def forward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
 
 
 def backward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
-    """Tiles of the backward kernel; None where torch.bmm serves."""
+    """Tiles of the backward kernel; None where torch.bmm is used."""
     if max(n_in, n_out) > LARGEST_BACKWARD:
         return None
     inner, outer = _padded(n_in), _padded(n_out)
@@ -79,21 +79,21 @@ def backward_tiles(n_in: int, n_out: int, products: str) -> Tiles | None:
     if products == "ieee":
         return Tiles(32 if largest <= 32 else 16, inner, outer, warps=4, stages=1)
     if products == "tf32x3":
-        # More rows, or fewer warps, and the sums of products spill.
+        # With more rows or fewer warps the accumulators spill.
         return Tiles(1024 // largest, inner, outer, warps=8 if largest == 64 else 4, stages=2)
     warps = 8 if products == "tf32" and largest == 64 else 4
     return Tiles(64, inner, outer, warps=warps, stages=2)
 
 
 def rows_per_program(batch: int, channels: int, tile: int) -> int:
-    """Batch rows that one program walks over: a multiple of the tile, the same for all."""
+    """Batch rows per program: a multiple of the tile, equal for all programs."""
     tiles = max(cdiv(batch, tile), 1)
     splits = min(max(PROGRAMS // channels, 1), tiles)
     return cdiv(tiles, splits) * tile
 
 
 def products_of(dtype: torch.dtype) -> str:
-    """How products are taken: "16 bit" (exact in float32), or a ``tl.dot`` input precision."""
+    """Kind of the products: "16 bit" (exact in float32), or a ``tl.dot`` input precision."""
     return float32_products() if dtype == torch.float32 else "16 bit"
 
 
@@ -102,14 +102,14 @@ def products_of(dtype: torch.dtype) -> str:
 
 @triton.jit
 def _to_tf32(x):
-    """Rounded to TF32, to nearest; the tensor core by itself cuts the last 13 bits off."""
+    """Round to nearest TF32; the tensor core alone would truncate the last 13 bits."""
     rounded = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     return tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
 
 
 @triton.jit
 def _operand(x, PRECISION: tl.constexpr):
-    """A tile as ``tl.dot`` takes it; the interpreter cannot multiply bfloat16."""
+    """A tile as operand of ``tl.dot``; the interpreter cannot multiply bfloat16."""
     if x.dtype == tl.float32:
         if PRECISION == "tf32":
             x = _to_tf32(x)
@@ -120,7 +120,7 @@ def _operand(x, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load_rows(base, offsets, columns, row_mask, N: tl.constexpr):
-    """A tile of rows of ``N`` elements; zeros outside."""
+    """Load a tile of rows of ``N`` elements; zeros outside."""
     pointers = base + offsets[:, None] + columns[None, :]
     return tl.load(pointers, mask=row_mask[:, None] & (columns < N)[None, :], other=0.0)
 
@@ -157,7 +157,7 @@ def forward_kernel(
     BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """Program (c, s): channel c of the rows of split s."""
+    """Program (c, s): channel c for the rows of split s."""
     channel = tl.program_id(0)
     first = tl.program_id(1) * rows_per_program
     last = tl.minimum(first + rows_per_program, batch)
@@ -193,7 +193,7 @@ def forward_kernel(
         if bias is not None:
             total += shift
         if RELU:
-            # not maximum(): a NaN must stay one
+            # not maximum(): NaN must be preserved
             total = tl.where(total <= 0, 0.0, total)
         output_rows = tl.multiple_of(rows * output_stride_b, ALIGN_OUT)
         _store_rows(output, output_rows, o, exists, total, N_OUT)
@@ -232,8 +232,8 @@ def backward_kernel(
 ):
     """Program (c, s): the gradients of channel c from the rows of split s, each read once.
 
-    A gradient that is None is not computed. Those of weight and bias are stored at index (s, c):
-    partial sums, unless there is one split.
+    Gradients that are None are not computed. Those of weight and bias are stored at index (s, c),
+    as partial sums if there is more than one split.
     """
     channel = tl.program_id(0)
     first = tl.program_id(1) * rows_per_program
@@ -310,7 +310,7 @@ def bias_relu_kernel(
     values, bias, size, SIZE: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """In place on ``(B, SIZE)``: add the bias of its column to each value, then ReLU."""
+    """Add the bias of each column of ``(B, SIZE)`` in place, then apply the ReLU."""
     block = tl.program_id(0)
     if WIDE:
         block = block.to(tl.int64)
@@ -328,7 +328,7 @@ def bias_relu_kernel(
 
 
 def _common(tiles: Tiles, n_in: int, n_out: int, products: str) -> dict[str, Any]:
-    """What the launches of both kernels take alike."""
+    """Launch arguments common to both kernels."""
     return {
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
@@ -342,7 +342,7 @@ def _common(tiles: Tiles, n_in: int, n_out: int, products: str) -> dict[str, Any
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The tensor itself if its rows are dense, whatever the other strides; else a copy."""
+    """The tensor itself if its rows are contiguous, whatever the other strides; else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -417,7 +417,7 @@ def channelwise_linear_backward(
     splits = max(cdiv(batch, rows), 1)
     part_weight, part_bias = grad_weight, grad_bias
     if splits > 1:
-        # Sums over the batch are finished in a second launch, in a fixed order.
+        # A second launch reduces the partial sums over the batch, in a fixed order.
         part_weight = grad_weight.new_empty((splits, *grad_weight.shape), dtype=torch.float32)
         part_bias = grad_bias.new_empty((splits, *grad_bias.shape), dtype=torch.float32)
     tensors: dict[str, Any] = {
@@ -473,7 +473,7 @@ def channelwise_linear_backward(
 def _forward_by_bmm(
     input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, output: Tensor
 ) -> Tensor:
-    """cuBLAS reads and writes (B, C, N) through strides; bias and ReLU follow in place."""
+    """torch.bmm on strided views of ``(B, C, N)``; bias and ReLU follow in place."""
     torch.bmm(input.transpose(0, 1), weight.transpose(1, 2), out=output.transpose(0, 1))
     if bias is not None or relu:
         launch(

@@ -1,6 +1,6 @@
-"""Images filled with a constant: one launch, the image read only where it is kept."""
+"""Images filled with a constant, in one launch; the image is read only where it is kept."""
 
-# Kernels are not Python: constants in capitals, types by what a call passes.
+# Triton: constexpr parameters are upper-case; the other types depend on the call.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -24,12 +24,12 @@ from cekernels.triton._runtime import (
     wide,
 )
 
-# Pixels of a program.
+# Pixels per program.
 BLOCK, WARPS = 512, 4
-# Wider or higher than this the products could pass 2**63.
+# Beyond this width or height products could exceed 2**63.
 LARGEST_SIDE = 2**22
 
-# Filling moves bits: elements are taken as integers of their size.
+# Filling copies bits: elements are handled as integers of the same size.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -66,7 +66,7 @@ def fill_masked_kernel(
         pixels = tl.cast(pixels, tl.int64)
     first = tl.multiple_of(first, ALIGN)
     pixel = first[:, None] + tl.arange(0, ALIGN)[None, :]
-    # ALIGN divides the number of pixels: a group exists as a whole or not at all
+    # ALIGN divides the number of pixels: a group lies entirely inside or outside
     exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)
     i_pixel = pixel_offsets(pixel, image_stride_h, image_stride_w, IMAGE_WIDTH)
     m_pixel = pixel_offsets(pixel, mask_stride_h, mask_stride_w, MASK_WIDTH)
@@ -94,9 +94,9 @@ def as_integers(tensor: Tensor) -> Tensor:
 
 
 def sides_unsupported(*sides: int) -> str | None:
-    """Why an image of this height and width cannot be handled; None if it can."""
+    """Reason why an image of this height and width cannot be handled; None if it can."""
     if max(sides) > LARGEST_SIDE:
-        return f"images of at most {LARGEST_SIDE} pixels a side, got {sides}"
+        return f"supports images of at most {LARGEST_SIDE} pixels per side, got {sides}"
     return None
 
 

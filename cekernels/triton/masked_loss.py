@@ -1,12 +1,12 @@
-"""Masked L2 and L1 losses: most elements are not masked, so most are not read.
+"""Masked L2 and L1 losses. Most elements are usually unmasked, and these are not read.
 
-A program takes runs of pixels of one sample, reads their mask once, and for each channel loads
-prediction and target only where the mask is not 0, by groups of up to 16 bytes so that the loads
-stay wide. The same kernel sums the loss, writes the gradient, or does both in one pass. Each
-program writes one partial sum; a last program adds them up in float64 and in a fixed order.
+A program processes runs of pixels of one sample: it reads their mask once and, for each channel,
+loads prediction and target only where the mask is not 0, in groups of up to 16 bytes so that the
+loads stay wide. The same kernel sums the loss, writes the gradient, or does both in one pass. Each
+program writes one partial sum; a second launch adds them in float64 and in a fixed order.
 """
 
-# Kernels are not Python: constants in capitals, types by what a call passes.
+# Triton: constexpr parameters are upper-case; the other types depend on the call.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -32,7 +32,7 @@ from cekernels.triton._runtime import (
     wide,
 )
 
-# Pixels that a program takes at a time; programs at most, which bounds the partial sums.
+# Pixels per step of a program; and the largest number of programs, one partial sum each.
 BLOCK, WARPS = 1024, 4
 PROGRAMS = 4096
 
@@ -42,7 +42,7 @@ PROGRAMS = 4096
 
 @triton.jit
 def _weights(mask, offsets, exists):
-    """The mask as float32 weights: 1 where an integer is not 0, a floating value as it is."""
+    """The mask as float32 weights: floating point as it is, integers as 1 where not 0."""
     values = tl.load(mask + offsets, mask=exists, other=0)
     if mask.dtype.element_ty.is_floating():
         return to_float32(values)
@@ -86,9 +86,9 @@ def masked_loss_kernel(
 ):
     """Program (b, s): the blocks s, s + splits, ... of sample b.
 
-    With ``partial_loss`` the weighted error is summed, with ``partial_weight`` the weights; with
-    ``grad`` the gradient is written: scale (times ``grad_loss`` unless that is None) and weight
-    times the slope of the error.
+    With ``partial_loss`` the weighted error is summed, with ``partial_weight`` the weights. With
+    ``grad`` the gradient is written: the product of scale, ``grad_loss`` (unless None), weight and
+    the derivative of the error.
     """
     sample = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
@@ -113,7 +113,7 @@ def masked_loss_kernel(
         if WIDE:
             first = first.to(tl.int64)
         pixel = first[:, None] + within[None, :]
-        # ALIGN divides the number of pixels: a group exists as a whole or not at all
+        # ALIGN divides the number of pixels: a group lies entirely inside or outside
         exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)
         p_pixel = pixel_offsets(pixel, prediction_stride_h, prediction_stride_w, PREDICTION_WIDTH)
         t_pixel = pixel_offsets(pixel, target_stride_h, target_stride_w, TARGET_WIDTH)
@@ -158,7 +158,7 @@ def masked_loss_kernel(
 
 @triton.jit
 def _sum(values, first, count, BLOCK: tl.constexpr):
-    """The sum of ``count`` values in float64: exact for areas, and in a fixed order."""
+    """Sum of ``count`` values in float64, in a fixed order; exact for areas."""
     total = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -183,10 +183,10 @@ def scale_kernel(scale, area, samples, repeats, BLOCK: tl.constexpr):
 def finish_kernel(
     loss, scale, partial_loss, partial_weight, partials, repeats, BLOCK: tl.constexpr
 ):
-    """Program r adds up its ``partials`` partial sums and scales the sum.
+    """Program r adds its ``partials`` partial sums and scales the result.
 
-    The scale is made of the partial weights as in ``scale_kernel``, or is already there if those
-    are None.
+    The scale is computed from the partial weights as in ``scale_kernel``; if those are None, it is
+    read from ``scale``.
     """
     row = tl.program_id(0)
     total = _sum(partial_loss, row * partials, partials, BLOCK)
@@ -217,7 +217,7 @@ def scale_gradient_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """In place: the masked elements of sample b times ``factor[b]``; nothing where that is 1."""
+    """Scale the masked elements of sample b by ``factor[b]`` in place; skipped where it is 1."""
     sample = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
     if WIDE:
@@ -256,12 +256,12 @@ def scale_gradient_kernel(
 
 
 def _splits(samples: int, pixels: int) -> int:
-    """Programs a sample: as many as there are blocks, within ``PROGRAMS`` in all."""
+    """Programs per sample: one per block, but at most ``PROGRAMS`` in total."""
     return max(min(cdiv(pixels, BLOCK), PROGRAMS // max(samples, 1)), 1)
 
 
 def _repeats(prediction: Tensor, mask: Tensor) -> int:
-    """How many channels of the prediction share one of the mask."""
+    """Number of channels of the prediction per channel of the mask."""
     return prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0
 
 
@@ -328,7 +328,7 @@ def _finish(
 def _known_scale(
     prediction: Tensor, mask: Tensor, area: Tensor | None, normalize: str
 ) -> Tensor | None:
-    """The scale where it does not depend on the mask's elements, else None."""
+    """The scale, if it can be computed without reading the mask; else None."""
     if normalize == "mask":
         if area is None:
             return None
@@ -397,7 +397,7 @@ def masked_loss_and_gradient(
     normalize: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = _known_scale(prediction, mask, area, normalize)
-    assert scale is not None, "the public function asks for the loss alone here"
+    assert scale is not None, "the public function does not use this op without an area"
     samples, _, height, width = prediction.shape
     sums = scale.new_empty(samples * _splits(samples, height * width))
     grad = torch.empty_like(prediction, memory_format=torch.contiguous_format)

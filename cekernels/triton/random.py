@@ -1,6 +1,6 @@
-"""Philox-4x32-10 in one launch, by the rounds that come with Triton's language."""
+"""Philox-4x32-10 in one launch, with the rounds of ``triton.language.philox``."""
 
-# Kernels are not Python: constants in capitals, types by what a call passes.
+# Triton: constexpr parameters are upper-case; the other types depend on the call.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -62,7 +62,7 @@ def philox_kernel(
         _word(c3, row, column, c3_stride_row, c3_stride_column, exists),
         _ROUNDS,
     )
-    # Together the four are 32 bytes: joined, so that neighbours write whole sectors.
+    # The four words are joined to 32 bytes, so that neighbouring threads write whole sectors.
     low, high = tl.join(w0, w2), tl.join(w1, w3)
     quadruple = tl.reshape(tl.join(low, high), (BLOCK, 4)).to(tl.int64)
     at = number[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -80,7 +80,7 @@ def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: int, k1: int)
     if words.numel() == 0:
         return words
     columns = shape[-1] if shape else 1
-    # Two dimensions at most: rows whose strides do not fit together are copied.
+    # The kernel takes two dimensions: counters whose strides need more are copied.
     matrices = [word.reshape(-1, columns) for word in counter]
     strides = {
         f"c{n}_stride_{name}": matrix.stride(dim)

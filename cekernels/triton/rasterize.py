@@ -1,12 +1,13 @@
-"""Rasterization and filling: exact integers, one launch, the image read only where it is kept.
+"""Rasterization and filling in exact integers, in one launch.
 
-The rule is that of :mod:`cekernels.reference.rasterize`. A program takes a tile of pixels of one
-sample, walks over the sample's edges and skips those that cannot cross its rows. Where the
-reference divides to find the column in which an edge meets a row of centres, here both sides are
-multiplied out: column j is at or to the right of that point when ``256 rise j >= numerator``.
+The rule is that of :mod:`cekernels.reference.rasterize`. A program processes a tile of pixels of
+one sample: it loops over the edges of the sample and skips those that cannot cross its rows. The
+reference divides to find the column at which an edge crosses a row of centres; the kernel avoids
+the division: column j is at or to the right of that point if ``256 rise j >= numerator``. The
+image is read only where it is kept.
 """
 
-# Kernels are not Python: constants in capitals, types by what a call passes.
+# Triton: constexpr parameters are upper-case; the other types depend on the call.
 # ruff: noqa: N803
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
@@ -23,7 +24,7 @@ from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 from cekernels.triton._runtime import bits, cdiv, launch, power_of_two, wide
 from cekernels.triton.fill_masked import as_integers, sides_unsupported
 
-# Pixels of a program: all columns of narrow images, and as many rows as that leaves.
+# Pixels per program: up to WIDEST columns, and as many rows as then fit into TILE.
 TILE, WIDEST, WARPS = 1024, 256, 4
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _SUBPIXELS = tl.constexpr(SUBPIXELS)
@@ -46,7 +47,7 @@ def _coordinate(pointer, mask):
 
 @triton.jit
 def _tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Of this program: its sample, its rows and its columns."""
+    """The sample, the rows and the columns of this program."""
     across = tl.cdiv(width, COLUMNS)
     tiles = across * tl.cdiv(height, ROWS)
     sample = tl.program_id(0) // tiles
@@ -76,7 +77,7 @@ def _store_tile(
     image_stride_w,
     WIDE: tl.constexpr,
 ):
-    """Write the mask, count it, and fill the image where there is one."""
+    """Write the mask, add to its area, and fill the image if there is one."""
     if WIDE:
         sample = sample.to(tl.int64)
         row = row.to(tl.int64)
@@ -99,7 +100,7 @@ def _store_tile(
             tl.store(filled + plane + here, pixel, mask=exists)
 
 
-# Not specialised by numbers that differ from batch to batch: that would compile it nine times.
+# No specialization on counts that differ between batches: it would compile nine variants.
 @triton.jit(do_not_specialize=["vertex_count", "contour_count"])
 def polygons_kernel(
     vertices,
@@ -132,7 +133,7 @@ def polygons_kernel(
     right = tl.max(column64, 0) * _SUBPIXELS + _HALF
     winding = tl.zeros((ROWS, COLUMNS), tl.int32)
 
-    # Clamped, so that offsets out of range, which nobody checks on a GPU, read nothing.
+    # Clamped: offsets are not checked on a GPU, and must not cause out-of-bounds reads.
     first_contour = _clamp(tl.load(sample_offsets + sample), 0, contour_count)
     last_contour = _clamp(tl.load(sample_offsets + sample + 1), 0, contour_count)
     for contour in range(first_contour, last_contour):
@@ -215,7 +216,7 @@ def _rasterize(
     image: Tensor | None = None,
     value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Launch a kernel over all tiles: mask, area and, for an image, the filled image."""
+    """Launch a kernel over all tiles; returns mask, area and the filled image (or None)."""
     samples = sample_offsets.numel() - 1
     device = sample_offsets.device
     mask = torch.empty((samples, 1, height, width), dtype=torch.bool, device=device)

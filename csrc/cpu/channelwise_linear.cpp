@@ -1,7 +1,6 @@
-// Channel-wise linear map. For one channel it is a small matrix product whose rows, one a sample,
-// lie far apart in memory; neighbouring channels are taken together so that whole cache lines are
-// used, the weights of the group stay in cache while the batch streams by, and nothing is
-// transposed or copied beyond them.
+// Channel-wise linear map. Per channel it is a small matrix product whose rows, one per sample, lie
+// far apart in memory. Groups of neighbouring channels are processed together, so that whole cache
+// lines are used and the weights of the group stay in cache during the loop over the batch.
 #include "simd.h"
 
 namespace cekernels {
@@ -11,32 +10,32 @@ namespace {
 
 constexpr int kVectors = 3;
 constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
-constexpr int64_t kChunk = 32;         // rows of a sample chunk
-constexpr int64_t kDepth = 64;         // terms of a sum before it joins those before it
+constexpr int64_t kChunk = 32;             // rows of a sample chunk
+constexpr int64_t kDepth = 64;             // terms per partial sum
 constexpr int64_t kGroupBytes = 48 << 10;  // weights of a group of channels
-constexpr int64_t kSlice = 256;        // samples of one task of the forward pass
+constexpr int64_t kSlice = 256;            // samples per task of the forward pass
 
 template <class A>
 CEK_INLINE int64_t padded(int64_t n) {
   return divide_up(n, Simd<A>::width) * Simd<A>::width;
 }
 
-// The columns of n that whole vectors touch.
+// The number of columns accessed when n columns are processed in whole vectors.
 template <class A>
 CEK_INLINE int64_t touched(int64_t n) {
   return larger(n, Simd<A>::width);
 }
 
-// The bias of a product: one number a column, or a row, or (null) none.
+// The bias of a product: one number per column, one per row, or none (both null).
 template <class A>
 struct Bias {
   const A* of_columns = nullptr;
   const A* of_rows = nullptr;
 };
 
-// M rows by V vectors: out[m, :] = sum_k a[m, k] b[k, :] + bias, or that added to out. The sum is
-// finished first: rounding would pile up on a large bias. The last vector begins at column `last`:
-// it may overlap the one before, with the same numbers.
+// M rows by V vectors: out[m, :] = sum_k a[m, k] b[k, :] + bias, added to out if `accumulate`. The
+// bias is added last: rounding errors would accumulate on a large bias. The last vector starts at
+// column `last` and may overlap the one before it; both then hold the same numbers there.
 template <class A, int M, int V>
 inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t b_row,
                  int64_t depth, int64_t last, Bias<A> bias, bool accumulate, bool relu, A* out,
@@ -57,12 +56,12 @@ inline void tile(const A* a, int64_t a_row, int64_t a_depth, const A* b, int64_t
   }
   CEK_UNROLL for (int m = 0; m < M; ++m) {
     A* to = out + m * out_row;
-    CEK_UNROLL for (int v = 0; v < V; ++v) {  // all of a row is read before any is written
+    CEK_UNROLL for (int v = 0; v < V; ++v) {  // a row is read completely before it is written
       typename S::vector& y = sum[m][v];
       if (accumulate) y += S::load(to + column(v));
       if (bias.of_columns) y += S::load(bias.of_columns + column(v));
       if (bias.of_rows) y += bias.of_rows[m];
-      if (relu) y = y < 0 ? typename S::vector{} : y;  // NaN stays
+      if (relu) y = y < 0 ? typename S::vector{} : y;  // preserves NaN
     }
     CEK_UNROLL for (int v = 0; v < V; ++v) S::store(to + column(v), sum[m][v]);
   }
@@ -85,9 +84,9 @@ inline void columns(int64_t rows, const A* a, int64_t a_row, int64_t a_depth, co
   if (m < rows) take(tile<A, 1, V>, m);
 }
 
-// out (rows, n) = a (rows, depth) b (depth, n) + bias. Whole vectors are read and written: where
-// n is below one vector, b, a column's bias and out must go on for up to a vector beyond n, and what out has
-// there is overwritten.
+// out (rows, n) = a (rows, depth) b (depth, n) + bias. Whole vectors are read and written: where n
+// is smaller than one vector, b, a bias per column and out must extend to a whole vector, and out
+// is overwritten there.
 template <class A>
 void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, int64_t a_depth,
              const A* b, int64_t b_row, Bias<A> bias, bool accumulate, bool relu, A* out,
@@ -95,7 +94,7 @@ void product(int64_t rows, int64_t n, int64_t depth, const A* a, int64_t a_row, 
   constexpr int64_t width = Simd<A>::width;
   for (int64_t j = 0; j < n;) {
     const int64_t vectors = divide_up(n - j, width);
-    // Four vectors are better cut 2 + 2 than 3 + 1.
+    // Four vectors are faster as 2 + 2 than as 3 + 1.
     const int64_t take = vectors == 4 ? 2 : smaller(vectors, kVectors);
     const int64_t last = larger(0, smaller(n - j, take * width) - width);
     const auto run = take == 3 ? columns<A, 3> : take == 2 ? columns<A, 2> : columns<A, 1>;
@@ -137,7 +136,7 @@ CEK_INLINE auto load_four(const T* from) {
   }
 }
 
-// A block of four by four.
+// Transposes a block of 4 x 4.
 template <class T, class A>
 CEK_INLINE void transpose_four(const T* from, int64_t from_row, A* to, int64_t ld) {
   using S = Simd<A, 4>;
@@ -153,8 +152,8 @@ CEK_INLINE void transpose_four(const T* from, int64_t from_row, A* to, int64_t l
   S::store(to + 3 * ld, __builtin_shufflevector(ab1, cd1, 2, 3, 6, 7));
 }
 
-// to (columns, ld) = from (rows, columns) transposed; zeros where vectors touch more than the rows.
-// Sixteen rows at a time fill whole cache lines.
+// to (columns, ld) = from (rows, columns) transposed; zeros where whole vectors extend beyond the
+// rows. Sixteen rows at a time fill whole cache lines.
 template <class T, class A>
 inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, A* to,
                       int64_t ld) {
@@ -179,7 +178,7 @@ inline void transpose(const T* from, int64_t from_row, int64_t rows, int64_t col
   }
 }
 
-// One sample's rows of neighbouring channels, side by side.
+// Copies the rows of neighbouring channels of one sample next to each other.
 template <class T, class A>
 inline void gather(const T* from, int64_t channel, int64_t channels, int64_t n, A* to) {
   if (channel == n) return widen_row(from, channels * n, to);
@@ -191,8 +190,8 @@ inline int64_t group_size(int64_t weight_bytes, int64_t channels, int64_t wanted
   return larger(1, smaller(by_cache, channels / wanted_tasks));
 }
 
-// Whether the lanes of a vector are better filled with samples than with locations of the output:
-// by the vectors multiplied, and the elements transposed, which take two fifths of the time each.
+// True if vector lanes hold samples, false if they hold output locations. Compares the number of
+// vector products plus the elements transposed, each at two fifths of the time of a product.
 template <class A>
 bool samples_in_lanes(int64_t batch, int64_t n_out, int64_t n_in) {
   constexpr int64_t width = Simd<A>::width;
@@ -246,7 +245,7 @@ void forward(const LinearForward& p) {
           gather(input + (b + r) * p.input_batch + c0 * p.input_channel, p.input_channel, count,
                  p.n_in, x + r * x_row);
         }
-        for (int64_t c = 0; c < count; ++c) {  // each channel overwrites what the last wrote beyond
+        for (int64_t c = 0; c < count; ++c) {  // overwrites what the last one wrote too much
           const A* w = packed + c * matrix;
           const A* b_c = bias ? biases + c * b_row : nullptr;
           if (!lanes) {
@@ -268,8 +267,8 @@ void forward(const LinearForward& p) {
   });
 }
 
-// One pass over grad_output serves the three gradients. The sums over the batch run in the order of
-// the samples whatever the number of threads.
+// Computes the three gradients in one pass over grad_output. Sums over the batch are accumulated in
+// the order of the samples, independent of the number of threads.
 template <class T>
 void backward(const LinearBackward& p) {
   using A = acc_t<T>;

@@ -1,3 +1,4 @@
+// Selection of the instruction set of the CPU kernels.
 #include <cstdlib>
 #include <cstring>
 

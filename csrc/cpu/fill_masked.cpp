@@ -1,4 +1,4 @@
-// A constant where a mask is not 0. Works on the bits of elements of 1, 2, 4 or 8 bytes.
+// Images filled with a constant where a mask is not 0, as bits of elements of 1, 2, 4 or 8 bytes.
 #include "rows.h"
 
 namespace cekernels {
@@ -6,7 +6,7 @@ namespace cpu {
 namespace CEK_ISA {
 namespace {
 
-// `drop` is 1 for floating masks: the sign bit shifts out, so that -0.0 is not set.
+// `drop` is 1 for floating-point masks: it shifts out the sign bit, so that -0.0 counts as 0.
 template <class T, class M>
 inline void fill_row(const T* __restrict from, const M* __restrict mask, T value, int drop,
                      int64_t n, T* __restrict to) {

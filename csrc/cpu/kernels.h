@@ -1,5 +1,5 @@
-// The CPU kernels. Those that gain from wide registers are compiled once for each instruction set
-// (CEK_ISA) and chosen when the library is loaded, so that one binary runs on every machine.
+// CPU kernels. Those that benefit from wide registers are compiled once per instruction set
+// (CEK_ISA) and selected at run time, so that one binary runs on every machine.
 #pragma once
 
 #include "../params.h"
@@ -35,7 +35,8 @@ CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 #endif
 #undef CEK_DECLARE_RUN
 
-// "baseline", "avx2" or "avx512": the best of this machine, or what CEKERNELS_ISA says if lower.
+// "baseline", "avx2" or "avx512": the best supported by this machine, limited by the environment
+// variable CEKERNELS_ISA. Determined once, at the first call.
 const char* instruction_set();
 
 template <class Params>
@@ -49,7 +50,7 @@ void dispatch(const Params& p) {
   baseline::run(p);
 }
 
-// Rasterization is compiled once: its integers gain nothing from wide registers.
+// Rasterization is compiled once: its integer code does not benefit from wide registers.
 void run(const Shapes& p);
 template <>
 inline void dispatch(const Shapes& p) {

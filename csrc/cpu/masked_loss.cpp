@@ -1,5 +1,5 @@
-// Masked L2 and L1 losses and their gradient. Masks are coherent: prediction and target are read
-// only in blocks of 16 elements where the mask is set somewhere.
+// Masked L2 and L1 losses and their gradient. Masked elements are usually contiguous: prediction
+// and target are read only in blocks of 16 elements in which any mask element is set.
 #include <type_traits>
 
 #include "rows.h"
@@ -10,7 +10,7 @@ namespace CEK_ISA {
 namespace {
 
 constexpr int kBlock = 16;
-constexpr int64_t kFlush = 512;  // elements summed in the accumulation type before float64 takes over
+constexpr int64_t kFlush = 512;  // elements per partial sum in the accumulation type
 
 CEK_INLINE bool any_set(const uint8_t* mask) {
   uint64_t words[2];
@@ -59,14 +59,14 @@ CEK_INLINE Block<A> block_weights(const M* mask) {
   return Block<A>(wide);
 }
 
-// Compensated: the error of the sum does not grow with the number of terms.
+// Compensated sum: its error does not grow with the number of terms.
 struct Sum {
   double total = 0, lost = 0;
   CEK_INLINE void add(double x) {
     const double next = total + x;
     const bool larger_total = (total < 0 ? -total : total) >= (x < 0 ? -x : x);
     const double error = larger_total ? (total - next) + x : (x - next) + total;
-    lost += error == error ? error : 0;  // infinities stay infinities
+    lost += error == error ? error : 0;  // preserves infinities
     total = next;
   }
   CEK_INLINE double value() const { return total + lost; }
@@ -199,9 +199,10 @@ CEK_INLINE Block<A> slope_block(const Block<A>& w, const Block<A>& p, const Bloc
   for (int i = 0; i < Block<A>::parts; ++i) {
     const auto difference = p.v[i] - t.v[i];
     const std::decay_t<decltype(difference)> zero{};
-    // 0 for NaN, as torch.sign has it.
-    const auto slope = power == 2 ? 2 * difference
-                                  : (difference > 0 ? zero + 1 : (difference < 0 ? zero - 1 : zero));
+    // 0 for NaN, as in torch.sign.
+    const auto slope = power == 2
+                           ? 2 * difference
+                           : (difference > 0 ? zero + 1 : (difference < 0 ? zero - 1 : zero));
     grad.v[i] = w.v[i] != 0 ? w.v[i] * factor * slope : zero;
   }
   return grad;
@@ -252,7 +253,8 @@ void backward(MaskedLossBackward p) {
   });
 }
 
-// Calls f with the C++ types that a call's dtypes name: masks are bytes or accumulation-typed.
+// Calls f with values of the C++ types of image and mask; masks are bytes or of the accumulation
+// type.
 template <class T, class F>
 void with_mask_type(DType mask, const F& f) {
   mask == DType::u8 ? f(T{}, uint8_t{}) : f(T{}, acc_t<T>{});

@@ -1,5 +1,5 @@
-// Polygons and boxes, row by row: the columns where edges cross a row are sorted, and the runs
-// between them are set. The fill copies the image outside the runs and writes the value inside.
+// Polygons and boxes, row by row: the columns where edges cross a row are sorted, and the spans
+// between them are set. Filling copies the image outside the spans and writes the value inside.
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -11,32 +11,32 @@ namespace cekernels {
 namespace cpu {
 namespace {
 
-// Twice the column where an edge crosses a row, and 1 for an edge that runs down: sorts by column.
+// Twice the column where an edge crosses a row, plus 1 if the edge runs down. Sorts by column.
 using Crossing = uint32_t;
 
 struct Span {
   int32_t begin, end;
 };
 
-// Crossings kept at a time. One sample is cut into bands of rows that stay below it, except that a
-// row always fits.
+// Crossings in memory at a time. A sample is processed in bands of rows with at most this number,
+// or of a single row.
 constexpr int64_t kBandCrossings = 1 << 16;
 
-// Scratch that grows and is not cleared.
+// Scratch memory that grows as needed and is not cleared.
 template <class T>
 T* at_least(std::vector<T>& scratch, int64_t count) {
   if (int64_t(scratch.size()) < count) scratch.resize(size_t(count));
   return scratch.data();
 }
 
-// Writes runs of a row into the mask and into the filled image, and counts them.
+// Writes the spans of a row to the mask and the filled image, and adds up their area.
 class RowWriter {
  public:
   RowWriter(const Shapes& p, int64_t sample) : p_(p), sample_(sample) {
     memset(p.mask + sample * p.height * p.width, 0, size_t(p.height * p.width));
   }
 
-  // The runs ascend and lie apart.
+  // The spans must be in ascending order and disjoint.
   CEK_INLINE void write(int64_t row, const Span* first, const Span* last) {
     uint8_t* mask = p_.mask + (sample_ * p_.height + row) * p_.width;
     for (const Span* span = first; span != last; ++span) {
@@ -60,7 +60,8 @@ class RowWriter {
       const T value = static_cast<const T*>(p_.value)[c];
       const T* from = static_cast<const T*>(p_.image.data) + sample_ * p_.image.batch +
                       c * p_.image.channel + row * p_.image.row;
-      T* to = static_cast<T*>(p_.output) + ((sample_ * p_.channels + c) * p_.height + row) * p_.width;
+      T* to = static_cast<T*>(p_.output) +
+              ((sample_ * p_.channels + c) * p_.height + row) * p_.width;
       int64_t column = 0;
       for (const Span* span = first; span != last; ++span) {
         memcpy(to + column, from + column, size_t(span->begin - column) * sizeof(T));
@@ -85,8 +86,8 @@ void sort(Crossing* first, Crossing* last) {
   }
 }
 
-// Sorts the crossings of one row and writes the runs that are inside, each of at least one pixel.
-// Returns their end; `spans` has room for one more than half the crossings.
+// Sorts the crossings of one row and writes the spans inside the shape, each of at least one pixel.
+// Returns their end; `spans` must have room for half the crossings plus one.
 CEK_INLINE Span* make_spans(Crossing* first, Crossing* last, bool even_odd, int64_t width,
                             Span* spans) {
   if (last - first == 2 && (even_odd || (first[0] ^ first[1]) % 2 != 0)) {
@@ -97,7 +98,7 @@ CEK_INLINE Span* make_spans(Crossing* first, Crossing* last, bool even_odd, int6
   sort(first, last);
   const uint32_t counted = even_odd ? 1 : ~0u;  // the bits of the winding number that matter
   uint32_t winding = 0;
-  Span* span = spans;  // the one that is open or comes next
+  Span* span = spans;  // the open or the next span
   for (const Crossing* c = first; c != last; ++c) {
     const int32_t column = int32_t(*c / 2);
     const bool was_inside = (winding & counted) != 0;
@@ -108,12 +109,12 @@ CEK_INLINE Span* make_spans(Crossing* first, Crossing* last, bool even_odd, int6
       span->end = column;
       span += span->begin != column;
     } else if (span != spans && span[-1].end == column) {
-      --span;  // the last one goes on
+      --span;  // continue the last span
     } else {
       span->begin = column;
     }
   }
-  // An edge beyond the right border is not recorded: what is open there reaches the border.
+  // Edges beyond the right border are not recorded: a span still open ends at the border.
   if ((winding & counted) != 0) (span++)->end = int32_t(width);
   return span;
 }
@@ -135,7 +136,7 @@ class PolygonSample {
   }
 
  private:
-  // The edges that meet a row, and how many each row meets.
+  // Collects the edges that cross any row of centres, and counts the crossings per row.
   void collect(const Shapes& p, int64_t sample) {
     edge_count_ = 0;
     counts_.assign(size_t(p.height) + 1, 0);
@@ -145,10 +146,10 @@ class PolygonSample {
       Edge* edges = at_least(edges_, edge_count_ + range.last - range.first);
       for (int64_t v = range.first; v < range.last; ++v) {
         const int64_t next = v + 1 < range.last ? v + 1 : range.first;
-        // Made in its place: a copy would read in one piece what has just been stored in several.
+        // Constructed in place: a copy would load with one instruction what several just stored.
         const Edge& edge = *new (edges + edge_count_)
-            Edge(make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height));
-        // No branch: whether a short edge meets a row cannot be predicted.
+                               Edge(make_edge(p.vertices + 2 * v, p.vertices + 2 * next, p.height));
+        // No branch: whether a short edge crosses a row cannot be predicted.
         edge_count_ += edge.direction != 0;
         ++counts_[edge.first];
         --counts_[edge.last];
@@ -183,7 +184,7 @@ class PolygonSample {
     }
   }
 
-  // Records an edge's crossings, row by row at the end of those that are there.
+  // Appends the crossings of an edge to those of its rows.
   template <class Walk>
   static CEK_INLINE void cross(Walk walk, int32_t direction, int64_t width, Crossing** end,
                                Crossing** last) {

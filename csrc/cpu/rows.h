@@ -1,5 +1,5 @@
-// Image batches as rows. Planes that are dense in all operands are cut into rows of kDenseRow
-// elements whatever their width; the others keep their own rows.
+// Image batches as rows. Planes that are contiguous in all operands are divided into rows of
+// kDenseRow elements, whatever their width; other planes keep their own rows.
 #pragma once
 
 #include "simd.h"
@@ -9,11 +9,11 @@ namespace cpu {
 namespace {
 
 constexpr int64_t kDenseRow = 4096;
-constexpr int64_t kPieceElements = 16384;  // of one plane: the work that one thread takes at a time
+constexpr int64_t kPieceElements = 16384;  // elements of a plane per unit of work of a thread
 
 struct Rows {
-  int64_t count, width, total;  // a plane: `count` rows of `width`, the last one maybe shorter
-  int64_t pieces, piece;        // a plane in pieces of `piece` rows
+  int64_t count, width, total;  // plane: `count` rows of `width`; the last may be shorter
+  int64_t pieces, piece;        // plane: `pieces` pieces of `piece` rows
 
   template <class... Operands>
   Rows(int64_t height, int64_t plane_width, Operands&... operands) {

@@ -1,5 +1,5 @@
 // Vectors of the width of the instruction set that this file is compiled for (CEK_ISA), and scratch
-// memory. Compiled several times with different flags: everything has internal linkage.
+// memory. Compiled several times with different flags, therefore all with internal linkage.
 #pragma once
 
 #include <cstdlib>
@@ -20,7 +20,7 @@ constexpr int kVectorBytes = 32, kVectorRegisters = 16;
 constexpr int kVectorBytes = 16, kVectorRegisters = 16;
 #endif
 
-// Before a loop whose arrays must stay in registers.
+// Precedes a loop whose arrays must stay in registers.
 #define CEK_UNROLL _Pragma("GCC unroll 16")
 
 template <class T, int W = kVectorBytes / sizeof(T)>
@@ -29,13 +29,11 @@ struct Simd {
   typedef T vector __attribute__((vector_size(W * sizeof(T))));
   typedef T unaligned __attribute__((vector_size(W * sizeof(T)), aligned(1), may_alias));
 
-  static CEK_INLINE vector load(const T* from) {
-    return *reinterpret_cast<const unaligned*>(from);
-  }
+  static CEK_INLINE vector load(const T* from) { return *reinterpret_cast<const unaligned*>(from); }
   static CEK_INLINE void store(T* to, vector v) { *reinterpret_cast<unaligned*>(to) = v; }
 };
 
-// Memory of one thread for the length of a piece of work.
+// Uninitialised memory of one thread, freed at the end of its scope.
 template <class T>
 class Scratch {
  public:

@@ -1,11 +1,12 @@
-// Channel-wise linear map: a small matrix product a channel.
+// Channel-wise linear map: a small matrix product per channel.
 //
-// Square maps of the paper's 6x6 locations and of its neighbours 4x4 and 8x8 have kernels of their
-// exact size, which hold a channel's weights on chip while the batch streams by: on tensor cores
-// (16-bit types; float32 where the precision allows TF32), or in exact arithmetic. Their backward
-// reads each operand once for all three gradients. Blocks take slices of the batch; the sums of the
-// slices meet in a workspace and a second launch adds them in order. Other sizes are covered by
-// tiles of 64, in exact arithmetic. Slices and orders depend on the shape alone.
+// Square maps of 6x6 locations, as in the paper, and of 4x4 and 8x8 have kernels of their exact
+// size, which keep the weights of a channel on chip during the loop over the batch. These use
+// tensor cores (16-bit types; float32 if the precision allows TF32) or exact arithmetic. Their
+// backward pass reads each operand once for all three gradients. Blocks process slices of the
+// batch; the sums of the slices go to a workspace and are added in a fixed order by a second
+// launch. Other sizes are covered by tiles of 64 in exact arithmetic. Slices and summation orders
+// depend on the shape alone.
 #include "mma.h"
 
 namespace cekernels {
@@ -31,7 +32,7 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T, V>& pack, bool v
   }
 }
 
-// Rows of a group of channels, where they lie: (row, channel) at data + row * batch + c * channel.
+// Rows of a group of channels in place: (row, c) starts at data + row * batch + c * channel.
 template <class T>
 struct Region {
   T* data;
@@ -47,15 +48,15 @@ __device__ __forceinline__ Region<T> region(T* data, int64_t batch, int64_t chan
   return {data == nullptr ? data : data + row0 * batch + c0 * channel, batch, channel};
 }
 
-constexpr int kRegisterFile = 65536;  // of a multiprocessor; for the bounds on blocks
+constexpr int kRegisterFile = 65536;  // registers per multiprocessor, for launch bounds
 
-// How the batch is shared out: `groups` of neighbouring channels times `slices` of `rows` samples,
-// one block each.
+// Division of the work into blocks: `groups` of neighbouring channels times `slices` of `rows`
+// samples.
 struct Slices {
   int64_t groups, slices, rows;
 };
 
-// As many slices as give 24 warps to each of 128 multiprocessors, of whole tiles.
+// Slices of whole tiles; as many as give 24 warps to each of 128 multiprocessors.
 inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, int warps) {
   Slices s{divide_up(channels, group), 1, 0};
   const int64_t tiles = batch > tile ? divide_up(batch, tile) : 1;
@@ -67,34 +68,34 @@ inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, in
 
 // --- exact arithmetic ----------------------------------------------------------------------------
 
-// The products of T (float or double) by multiply-adds, of tiles in shared memory. A lane owns
-// kEach rows, a warp kColumns columns: weights are read by all lanes at once. For 36 locations in
-// float32 that is 2 + 12 loads of 16 bytes for 96 multiply-adds of a lane, which shared memory
-// serves in at most 20 cycles and the multiply-adds need 24.
+// Products of T (float or double) by multiply-adds on tiles in shared memory. Each lane computes
+// kEach rows, each warp kColumns columns: all lanes read the same weights at once. For 36 locations
+// in float32, 96 multiply-adds per lane need 2 + 12 loads of 16 bytes: at most 20 cycles of shared
+// memory, against 24 for the multiply-adds.
 template <class T, int N>
 struct Exact {
   static constexpr int kSize = N;
-  // Of a thread of the backward kernel; fewer, and sums are spilled.
+  // Registers per thread of the backward kernel; with fewer, sums are spilled.
   static constexpr int kRegisters = sizeof(T) == 8 ? 255 : N == 64 ? 200 : 160;
   static constexpr int kVector = 16 / sizeof(T);
   static constexpr int kColumns = N == 36 ? 12 : N == 64 ? 16 : 8;
   static constexpr int kEach = sizeof(T) == 8 || N == 64 ? 1 : 2;
   static constexpr int kRows = 32 * kEach;
   static constexpr int kChannels = sizeof(T) == 8 || N == 64 ? 1 : N == 36 ? 2 : 4;
-  static constexpr int kWarps = N / kColumns;  // of a channel
+  static constexpr int kWarps = N / kColumns;  // per channel
   static constexpr int kThreads = 32 * kWarps * kChannels;
-  // An odd number of 16-byte units: the rows of eight lanes lie in different banks.
+  // An odd number of 16-byte units, so that the rows of eight lanes lie in different banks.
   static constexpr int kStride = N + (N / kVector % 2 == 0 ? kVector : 0);
   static constexpr int kTile = kChannels * kRows * kStride;
   static constexpr int kWeights = kChannels * N * N;
-  static constexpr int kTallest = 4;                      // rows of grad_weight of a thread
-  static constexpr int kUnits = N / kTallest * kWarps;    // the pieces of grad_weight
-  static constexpr int kShares = 32 * kWarps / kUnits;    // threads that share a piece's batch
+  static constexpr int kTallest = 4;                    // rows of grad_weight per thread
+  static constexpr int kUnits = N / kTallest * kWarps;  // pieces of grad_weight
+  static constexpr int kShares = 32 * kWarps / kUnits;  // threads per piece, sharing its batch
   static_assert(kShares > 0 && N * N <= 2 * kRows * kStride, "");
   using Weight = T;
   using Vector = Pack<T, kVector>;
 
-  // weights[channel][column][depth].
+  // Loads weights[channel][column][depth].
   static __device__ __forceinline__ void load_weights(T* weights, const Region<const T>& from,
                                                       int channels, bool transposed) {
 #pragma unroll 2
@@ -110,7 +111,7 @@ struct Exact {
     return int(threadIdx.x) / 32 % kWarps * kColumns;
   }
 
-  // sum[e][n] of row lane + 32 e and column my_column() + n.
+  // Adds to sum[e][n] the product for row lane + 32 e and column my_column() + n.
   static __device__ __forceinline__ void product(const T* tile, const T* weights,
                                                  T (&sum)[kEach][kColumns]) {
     const T* rows = tile + (my_channel() * kRows + int(threadIdx.x) % 32) * kStride;
@@ -148,7 +149,8 @@ struct Exact {
     }
   }
 
-  // A thread's piece of the sum over the batch of grad (rows) times input (columns).
+  // The piece of one thread of grad_weight: the sum over the batch of grad (rows) times input
+  // (columns).
   struct GradWeight {
     T sum[kTallest][kColumns] = {};
 
@@ -181,7 +183,7 @@ struct Exact {
       }
     }
 
-    // The shares are added in order in shared memory (`scratch` holds both tiles).
+    // Adds the shares in order in shared memory (`scratch` has the size of both tiles).
     template <class Write>
     __device__ __forceinline__ void write(T* scratch, Write write) {
       T* total = scratch + my_channel() * N * N;
@@ -208,12 +210,12 @@ struct Exact {
 
 // --- tensor cores --------------------------------------------------------------------------------
 
-// TF32 operands; with three products also what the rounding left over.
+// TF32 operands; for three products also the rounding remainders.
 template <int kProducts, int kCount>
 struct Tf32 {
   uint32_t high[kCount], low[kProducts == 3 ? kCount : 1];
 
-  // `rounded`: the values are TF32 already.
+  // `rounded`: the values are already TF32.
   __device__ __forceinline__ Tf32(const float (&x)[kCount], bool rounded = false) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -233,45 +235,47 @@ __device__ __forceinline__ void mma(float (&d)[4], const Tf32<kProducts, 4>& a,
   mma_tf32(d, a.high, b.high);
 }
 
-// The products of T (16 bits, or float as kProducts of TF32 numbers) on tensor cores.
+// Products of T (16-bit types, or float as kProducts TF32 products) on tensor cores.
 //
-// The depth of a product may be taken in any order as long as both operands agree, and its columns
-// may be any. So lane (g, q) = (lane / 4, lane % 4) holds of each 16 elements of a row the four
-// neighbours from 4q: a fragment is two vectors, of rows g and g + 8, and two fragments of results
-// are two vectors again. Rows go from memory to registers and back without a detour.
+// The depth may be summed in any order that is the same in both operands, and the columns may be
+// permuted. Lane (g, q) = (lane / 4, lane % 4) therefore holds the four adjacent elements from 4q
+// of each 16 elements of a row: a fragment consists of two vectors, of rows g and g + 8, and two
+// result fragments are again two vectors. Rows move between global memory and registers directly.
 template <class T, int N, int kProducts>
 struct TensorCore {
   static constexpr int kSize = N;
   static constexpr bool kWide = sizeof(T) == 4;
   static constexpr int kVector = 4;
-  static constexpr int kChunks = (N + 15) / 16;  // of 16 locations, the last may be padding
-  // Of the forward kernel. Neighbouring warps take neighbouring channels of the same 16 samples:
-  // the memory sectors that two rows share meet in the L1 cache.
+  static constexpr int kChunks = (N + 15) / 16;  // chunks of 16 locations; the last may be padded
+  // Forward kernel. Neighbouring warps process neighbouring channels of the same 16 samples, so
+  // that memory sectors shared by two rows are combined in the L1 cache.
   static constexpr int kForwardWarps = kProducts == 3 ? 4 : 8;
   static constexpr int kForwardThreads = 32 * kForwardWarps;
   static constexpr int kForwardChannels = N == 64 ? 1 : 8 / sizeof(T);
-  // Of a thread of the forward and of the backward kernel; fewer, and sums are spilled.
+  // Registers per thread of the forward and the backward kernel; with fewer, sums are spilled.
   static constexpr int kForwardRegisters = kProducts == 3 ? 168 : 128;
   static constexpr int kForwardUnroll = kProducts == 3 ? 1 : kChunks;
   static constexpr int kBackwardUnroll = kWide && kProducts == 1 && N == 36 ? 1 : kChunks;
   static constexpr int kRegisters = (N == 64 ? 160 : 128) + (kProducts == 3 && N > 16 ? 64 : 0);
-  // Of the backward kernel, whose tiles and weights share 48 KiB.
+  // Backward kernel, whose tiles and weights together fit into 48 KiB.
   static constexpr int kRows = N == 16 ? 32 : N == 36 ? 48 : kWide ? 32 : 64;
   static constexpr int kChannels = N == 16 ? 4 : N == 36 && !kWide ? 2 : 1;
-  static constexpr int kWarps = kChunks;  // of a channel: each 16 rows of grad_weight
+  static constexpr int kWarps = kChunks;  // per channel, each with 16 rows of grad_weight
   static constexpr int kThreads = 32 * kWarps * kChannels;
-  // Multiples of 16 bytes for ldmatrix; 8 or 24 banks, or an odd number of 16-byte units, apart.
+  // A multiple of 16 bytes for ldmatrix; rows are 8 or 24 banks, or an odd number of 16-byte units,
+  // apart.
   static constexpr int kStride = (N + 8) / 8 * 8;
   static constexpr int kTile = kChannels * kRows * kStride;
   using Vector = Pack<T, 4>;
   using Weight = Vector;
-  static constexpr int kFragments = 2 * kChunks * kChunks * 32;  // vectors of a channel's weights
+  static constexpr int kFragments = 2 * kChunks * kChunks * 32;  // vectors per channel of weights
   static constexpr int kWeights = kChannels * kFragments;
 
   static __device__ __forceinline__ int g() { return int(threadIdx.x) % 32 / 4; }
   static __device__ __forceinline__ int q() { return int(threadIdx.x) % 4; }
 
-  // fragments[channel][chunk of the depth][8 columns][lane]; TF32 numbers for one product.
+  // Loads fragments[channel][chunk of the depth][8 columns][lane], rounded for a single TF32
+  // product.
   static __device__ __forceinline__ void load_weights(Vector* fragments,
                                                       const Region<const T>& from, int channels,
                                                       bool transposed, int group = kChannels) {
@@ -291,19 +295,19 @@ struct TensorCore {
     }
   }
 
-  // A row's vector of `chunk`, zeros beyond its end.
+  // The vector of `chunk` in a row; zeros beyond the end of the row.
   static __device__ __forceinline__ Vector row_vector(const T* row, int chunk, bool exists,
                                                       bool vectors) {
     if (!exists || 16 * chunk + 4 * q() >= N) return Vector{};
     return load_pack<T, 4>(row + 16 * chunk + 4 * q(), vectors);
   }
 
-  struct Rows {  // 16 of them, at the depth of one chunk
+  struct Rows {            // 16 rows, at the depth of one chunk
     Vector first, second;  // rows g and g + 8
   };
 
-  // d[0] and d[1]: of rows g and g + 8 the results of columns 16 column_chunk + 4q + {0, 1}, {2, 3}
-  // as the tensor core has them.
+  // Adds to d[0] and d[1] the results of rows g and g + 8 in columns 16 column_chunk + 4q + {0, 1}
+  // and + {2, 3}, in the layout of the tensor core.
   static __device__ __forceinline__ void add_product(float (&d)[2][4], const Rows& a, int chunk,
                                                      int column_chunk, const Vector* fragments) {
     const Vector* b = fragments + (2 * (chunk * kChunks + column_chunk)) * 32 + threadIdx.x % 32;
@@ -332,7 +336,7 @@ struct TensorCore {
     }
   }
 
-  // The results of row g (half 0) or g + 8, columns 16 column_chunk + 4q and on.
+  // The results of row g (half 0) or g + 8 (half 1) in the four columns from 16 column_chunk + 4q.
   static __device__ __forceinline__ Pack<float, 4> results(const float (&d)[2][4], int half) {
     return {{d[0][2 * half], d[0][2 * half + 1], d[1][2 * half], d[1][2 * half + 1]}};
   }
@@ -341,7 +345,8 @@ struct TensorCore {
     return {{narrow<T>(x.v[0]), narrow<T>(x.v[1]), narrow<T>(x.v[2]), narrow<T>(x.v[3])}};
   }
 
-  // A warp's 16 rows of the sum over the batch of grad (rows) times input (columns).
+  // The 16 rows of one warp of grad_weight: the sum over the batch of grad (rows) times input
+  // (columns).
   struct GradWeight {
     static constexpr int kBlocks = (N + 7) / 8;
     float sum[kBlocks][4] = {};
@@ -349,8 +354,7 @@ struct TensorCore {
     static __device__ __forceinline__ int my_channel() { return int(threadIdx.x) / (32 * kWarps); }
     static __device__ __forceinline__ int my_row() { return int(threadIdx.x) / 32 % kWarps * 16; }
 
-    // What the padding reads beyond a row, the next one's elements, comes into results that are
-    // not written.
+    // Padded columns read elements of the next row; they affect only results that are not written.
     __device__ __forceinline__ void add(const T* grads, const T* inputs, int rows) {
       const T* g_rows = grads + my_channel() * kRows * kStride + my_row();
       const T* x_rows = inputs + my_channel() * kRows * kStride;
@@ -398,8 +402,8 @@ struct TensorCore {
 
 // --- forward -------------------------------------------------------------------------------------
 
-// `rows` and `channels` of a region as tile[channel][row][kStride]; zeros beyond, and where `gate`
-// is given and not above 0. A thread has kTogether loads under way at once.
+// Loads `rows` and `channels` of a region into tile[channel][row][kStride]; zeros beyond them, and
+// where `gate` is given and not positive. Each thread has kTogether loads in flight.
 template <class Math, class T>
 __device__ __forceinline__ void load_tile(T* tile, const Region<const T>& from,
                                           const Region<const T>& gate, int rows, int channels,
@@ -437,7 +441,7 @@ __device__ __forceinline__ void load_tile(T* tile, const Region<const T>& from,
   }
 }
 
-// The reverse.
+// Stores `rows` and `channels` of a tile into a region.
 template <class Math, class T>
 __device__ __forceinline__ void store_tile(const T* tile, const Region<T>& to, int rows,
                                            int channels, bool vectors) {
@@ -452,7 +456,7 @@ __device__ __forceinline__ void store_tile(const T* tile, const Region<T>& to, i
   }
 }
 
-// What a block works on: a group of channels and a slice of the batch.
+// The work of a block: a group of channels and a slice of the batch.
 struct Work {
   int64_t c0, first, last;
   int channels;
@@ -479,14 +483,18 @@ __global__ void __launch_bounds__(Exact<T, N>::kThreads,
   const T* bias = static_cast<const T*>(p.bias);
   for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
     const Work work(block, s, p.batch, p.channels, Math::kChannels);
-    __syncthreads();  // the block before may still read
-    Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
-                                       p.weight_channel, 0, work.c0), work.channels, false);
+    __syncthreads();  // the previous iteration may still be reading
+    Math::load_weights(
+        weights,
+        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+        work.channels, false);
     for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
       const int rows = work.rows(row0, Math::kRows);
       __syncthreads();
-      load_tile<Math>(tile, region(static_cast<const T*>(p.input), p.input_batch, p.input_channel,
-                                   row0, work.c0), {}, rows, work.channels, vectors);
+      load_tile<Math>(
+          tile,
+          region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, row0, work.c0), {},
+          rows, work.channels, vectors);
       __syncthreads();
       T sum[Math::kEach][Math::kColumns] = {};
       Math::product(tile, weights, sum);
@@ -498,7 +506,7 @@ __global__ void __launch_bounds__(Exact<T, N>::kThreads,
 #pragma unroll
         for (int e = 0; e < Math::kEach; ++e) {
           sum[e][n] += b;
-          if (p.relu && sum[e][n] < 0) sum[e][n] = 0;  // NaN stays
+          if (p.relu && sum[e][n] < 0) sum[e][n] = 0;  // preserves NaN
         }
       }
       __syncthreads();
@@ -521,10 +529,11 @@ __global__ void __launch_bounds__(Math::kForwardThreads,
   const int my_channel = int(threadIdx.x) / 32 % kChannels;
   for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
     const Work work(block, s, p.batch, p.channels, kChannels);
-    __syncthreads();  // the block before may still read
-    Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
-                                       p.weight_channel, 0, work.c0),
-                       work.channels, false, kChannels);
+    __syncthreads();  // the previous iteration may still be reading
+    Math::load_weights(
+        weights,
+        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+        work.channels, false, kChannels);
     for (int i = int(threadIdx.x); i < kChannels * N; i += Math::kForwardThreads) {
       const bool biased = bias != nullptr && i / N < work.channels;
       biases[i] = biased ? widen(bias[(work.c0 + i / N) * p.bias_channel + i % N]) : 0.f;
@@ -536,7 +545,8 @@ __global__ void __launch_bounds__(Math::kForwardThreads,
                        work.c0 + my_channel);
     auto to = region(static_cast<T*>(p.output), p.channels * N, N, start, work.c0 + my_channel);
     constexpr int kStep = Math::kForwardWarps / kChannels * 16;
-    // Rows left from that of this lane on: a warp's lanes go round equally often.
+    // `left`: rows from the first one of this lane on. All lanes of a warp make equally many
+    // iterations.
     for (int64_t left = work.last - start; left + Math::g() > 0; left -= kStep) {
       typename Math::Rows x[Math::kChunks];
 #pragma unroll
@@ -560,7 +570,7 @@ __global__ void __launch_bounds__(Math::kForwardThreads,
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             y.v[i] += biases[my_channel * N + column + i];
-            if (p.relu && y.v[i] < 0) y.v[i] = 0;  // NaN stays
+            if (p.relu && y.v[i] < 0) y.v[i] = 0;  // preserves NaN
           }
           store_pack(to.at(8 * half, 0) + column, Math::narrow_pack(y), vectors);
         }
@@ -579,7 +589,7 @@ __device__ __forceinline__ void grad_input(Exact<T, N>, const T* grads, T* scrat
   using Math = Exact<T, N>;
   T sum[Math::kEach][Math::kColumns] = {};
   Math::product(grads, weights, sum);
-  __syncthreads();  // the inputs, whose place the results take, have been read
+  __syncthreads();  // all reads of the inputs, which the results overwrite
   Math::to_tile(sum, scratch);
   __syncthreads();
   store_tile<Math>(scratch, to, rows, channels, vectors);
@@ -587,8 +597,8 @@ __device__ __forceinline__ void grad_input(Exact<T, N>, const T* grads, T* scrat
 
 template <class T, int N, int kProducts>
 __device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T* grads, T*,
-                                           const Pack<T, 4>* weights, const Region<T>& to,
-                                           int rows, int channels, bool vectors) {
+                                           const Pack<T, 4>* weights, const Region<T>& to, int rows,
+                                           int channels, bool vectors) {
   using Math = TensorCore<T, N, kProducts>;
   const int warp = int(threadIdx.x) / 32, channel = warp / Math::kWarps;
   const int column_chunk = warp % Math::kWarps, column = 16 * column_chunk + 4 * Math::q();
@@ -615,38 +625,42 @@ __device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T*
   }
 }
 
-// Sums of a slice: (slices, channels, N N + N), those of the weight before those of the bias.
+// `partial`: sums per slice, (slices, channels, N * N + N), weight before bias; null for one slice.
 template <class Math, class T, int N>
 __global__ void __launch_bounds__(Math::kThreads,
                                   kRegisterFile / (Math::kRegisters * Math::kThreads))
     backward_square(LinearBackward p, Slices s, bool vectors, acc_t<T>* partial) {
   using A = acc_t<T>;
-  // The padding of the last rows reads into what follows it.
+  // 16 more elements: padded columns of the last row are read beyond the tile.
   alignas(16) __shared__ T tiles[2 * Math::kTile + 16];
   alignas(16) __shared__ typename Math::Weight weights[Math::kWeights];
   T* const grads = tiles;
   T* const inputs = tiles + Math::kTile;
   for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
     const Work work(block, s, p.batch, p.channels, Math::kChannels);
-    __syncthreads();  // the block before may still read
+    __syncthreads();  // the previous iteration may still be reading
     if (p.grad_input != nullptr) {
-      Math::load_weights(weights, region(static_cast<const T*>(p.weight), p.weight_row,
-                                         p.weight_channel, 0, work.c0), work.channels, true);
+      Math::load_weights(
+          weights,
+          region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+          work.channels, true);
     }
     typename Math::GradWeight grad_weight;
-    A bias_sum = 0;  // of location threadIdx.x % N of channel threadIdx.x / N
+    A bias_sum = 0;  // for location threadIdx.x % N of channel threadIdx.x / N
 
     for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
       const int rows = work.rows(row0, Math::kRows);
       __syncthreads();
-      load_tile<Math>(grads, region(static_cast<const T*>(p.grad_output), p.grad_batch,
-                                    p.grad_channel, row0, work.c0),
-                      region(static_cast<const T*>(p.output), p.output_batch, p.output_channel,
-                             row0, work.c0), rows, work.channels, vectors);
+      load_tile<Math>(
+          grads,
+          region(static_cast<const T*>(p.grad_output), p.grad_batch, p.grad_channel, row0, work.c0),
+          region(static_cast<const T*>(p.output), p.output_batch, p.output_channel, row0, work.c0),
+          rows, work.channels, vectors);
       if (p.grad_weight != nullptr) {
-        load_tile<Math>(inputs, region(static_cast<const T*>(p.input), p.input_batch,
-                                       p.input_channel, row0, work.c0), {}, rows, work.channels,
-                        vectors);
+        load_tile<Math>(
+            inputs,
+            region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, row0, work.c0),
+            {}, rows, work.channels, vectors);
       }
       __syncthreads();
       if (p.grad_weight != nullptr) grad_weight.add(grads, inputs, rows);
@@ -681,7 +695,7 @@ __global__ void __launch_bounds__(Math::kThreads,
   }
 }
 
-// The sums of the slices, added in their order.
+// Adds the sums of the slices in order.
 template <class T>
 __global__ void __launch_bounds__(256)
     add_slices(LinearBackward p, int64_t slices, const acc_t<T>* partial) {
@@ -702,12 +716,12 @@ __global__ void __launch_bounds__(256)
 
 // --- any size ------------------------------------------------------------------------------------
 
-constexpr int kTileSide = 64;  // rows and columns of a block
-constexpr int kDepth = 16;     // of the operands held in shared memory
-constexpr int kEach = 4;       // rows and columns of one thread
+constexpr int kTileSide = 64;  // rows and columns per block
+constexpr int kDepth = 16;     // depth of the operands in shared memory
+constexpr int kEach = 4;       // rows and columns per thread
 constexpr int kTileThreads = kTileSide / kEach * kTileSide / kEach;
 
-// Matrices of every channel: element (row, column) of channel c.
+// One matrix per channel: at(c, row, column).
 template <class T>
 struct View {
   const T* data;
@@ -717,8 +731,8 @@ struct View {
   }
 };
 
-// out (rows, columns) = a (rows, depth) b (depth, columns) + bias (columns), of every channel.
-// `gate` has the shape of a: where it is not above 0, a counts as 0. `row_sums` takes the sums of
+// out (rows, columns) = a (rows, depth) b (depth, columns) + bias (columns), per channel. `gate`
+// has the shape of a: where it is not positive, a is taken as 0. `row_sums` receives the sums of
 // the rows of a.
 template <class T>
 struct Product {
@@ -736,7 +750,7 @@ template <class T>
 __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
   using A = acc_t<T>;
   constexpr int kRows = kTileSide, kColumns = kTileSide, kThreads = kTileThreads;
-  // Rows of whole 16 bytes: a thread's kEach elements are one load, or two of double.
+  // Rows are multiples of 16 bytes: the kEach elements of a thread are one load (two for double).
   alignas(16) __shared__ A a_tile[kDepth][kRows + kEach];
   alignas(16) __shared__ A b_tile[kDepth][kColumns];
   const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
@@ -753,7 +767,7 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
     for (int64_t k0 = 0; k0 < p.depth; k0 += kDepth) {
       __syncthreads();
       for (int i = int(threadIdx.x); i < kDepth * kRows; i += kThreads) {
-        // Neighbouring threads read what is dense: along the depth, or along the rows.
+        // Neighbouring threads read along the contiguous dimension: the depth or the rows.
         const int k = p.a.column == 1 ? i % kDepth : i / kRows;
         const int r = p.a.column == 1 ? i / kDepth : i % kRows;
         const bool exists = row0 + r < p.rows && k0 + k < p.depth;
@@ -794,25 +808,24 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
         if (column >= p.columns) continue;
         A y = sum[m][n];
         if (p.bias != nullptr) y += A(widen(p.bias[c * p.bias_channel + column]));
-        if (p.relu && y < 0) y = 0;  // NaN stays
+        if (p.relu && y < 0) y = 0;  // preserves NaN
         p.out[c * p.out_channel + row * p.out_row + column] = narrow<T>(y);
       }
     }
   }
 }
 
-// --- choice and launch ---------------------------------------------------------------------------
+// --- selection and launch ------------------------------------------------------------------------
 
 template <class Math>
 struct Kind {
   using type = Math;
 };
 
-// Calls f(Kind<Math>, T(), Size<N>) for the kernel of exact size that serves the call, else
-// otherwise(T()).
 template <int N>
 struct Size {};
 
+// Calls f(Kind<Math>, T(), Size<N>) if there is a kernel of the exact size, else otherwise(T()).
 template <class T, int N, class F, class Otherwise>
 auto with_math(Products products, F f, Otherwise otherwise) {
   if constexpr (sizeof(T) == 2) {
@@ -824,7 +837,7 @@ auto with_math(Products products, F f, Otherwise otherwise) {
   } else if constexpr (N < 64) {
     return f(Kind<Exact<T, N>>(), T(), Size<N>());
   } else {
-    return otherwise(T());  // 32 KiB of weights leave no room for the tiles
+    return otherwise(T());  // 32 KiB of weights leave no space for the tiles
   }
 }
 
@@ -850,7 +863,7 @@ auto choose(const Params& p, F f, Otherwise otherwise) {
   }
 }
 
-// Whether rows can be moved by vectors of four elements (two of float64).
+// True if rows can be accessed in vectors of four elements (two for float64).
 template <class T>
 bool vectors_at(const void* pointer, int64_t stride = 0, int64_t other_stride = 0) {
   constexpr int64_t elements = sizeof(T) == 8 ? 2 : 4;
@@ -896,7 +909,7 @@ void backward_any(const LinearBackward& p, void* stream) {
   if (p.grad_weight != nullptr || p.grad_bias != nullptr) {
     Product<T> q{};
     q.channels = p.channels, q.rows = p.n_out, q.depth = p.batch;
-    q.columns = p.grad_weight != nullptr ? p.n_in : 0;  // 0: the sums of the rows alone
+    q.columns = p.grad_weight != nullptr ? p.n_in : 0;  // 0: only the sums of the rows
     q.a = {of<T>(p.grad_output), p.grad_channel, 1, p.grad_batch};
     q.gate = {of<T>(p.output), p.output_channel, 1, p.output_batch};
     q.b = {of<T>(p.input), p.input_channel, p.input_batch, 1};
@@ -914,8 +927,8 @@ void forward_square(Kind<TensorCore<T, N, kProducts>>, const LinearForward& p, b
   const Slices s = slices_of(p.batch, p.channels, Math::kForwardChannels,
                              16 * Math::kForwardWarps / Math::kForwardChannels,
                              Math::kForwardWarps);
-  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads,
-             stream, p, s, vectors);
+  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads, stream,
+             p, s, vectors);
 }
 
 template <class T, int N>
@@ -934,15 +947,15 @@ Slices backward_slices(const LinearBackward& p) {
 
 template <class Math, class T, int N>
 void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, void* stream) {
-  const bool vectors =
-      vectors_at<T>(p.grad_output, p.grad_batch, p.grad_channel) &&
-      vectors_at<T>(p.output, p.output_batch, p.output_channel) &&
-      vectors_at<T>(p.input, p.input_batch, p.input_channel) && vectors_at<T>(p.grad_input);
+  const bool vectors = vectors_at<T>(p.grad_output, p.grad_batch, p.grad_channel) &&
+                       vectors_at<T>(p.output, p.output_batch, p.output_channel) &&
+                       vectors_at<T>(p.input, p.input_batch, p.input_channel) &&
+                       vectors_at<T>(p.grad_input);
   const Slices s = backward_slices<Math>(p);
   const bool sums = p.grad_weight != nullptr || p.grad_bias != nullptr;
   auto* partial = sums && s.slices > 1 ? static_cast<acc_t<T>*>(workspace) : nullptr;
-  CEK_LAUNCH((backward_square<Math, T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream,
-             p, s, vectors, partial);
+  CEK_LAUNCH((backward_square<Math, T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream, p,
+             s, vectors, partial);
   if (partial != nullptr) {
     CEK_LAUNCH(add_slices<T>, grid_of(p.channels), 256, stream, p, s.slices, partial);
   }
@@ -970,8 +983,8 @@ const char* run(const LinearForward& p, void*, void* stream) {
       p,
       [&](auto kind, auto element, auto) {
         using T = decltype(element);
-        const bool vectors =
-            vectors_at<T>(p.input, p.input_batch, p.input_channel) && vectors_at<T>(p.output);
+        const bool vectors = vectors_at<T>(p.input, p.input_batch, p.input_channel) &&
+                             vectors_at<T>(p.output);
         forward_square(kind, p, vectors, stream);
       },
       [&](auto element) { forward_any<decltype(element)>(p, stream); });

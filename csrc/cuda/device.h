@@ -1,5 +1,5 @@
-// What the kernels use of CUDA. Without nvcc they are compiled for the host against
-// tests/cuda_host, which supplies the same names.
+// The parts of CUDA used by the kernels, and common device functions. Without nvcc the kernels are
+// compiled for the host against tests/helpers/cuda_host, which provides the same names.
 #pragma once
 
 #ifdef __CUDACC__
@@ -20,7 +20,8 @@ namespace cuda {
 namespace {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
-// Of 256 threads a multiprocessor. Left to itself the compiler spills a little to fit more of them.
+// Resident blocks of 256 threads per multiprocessor. Without this bound the compiler spills
+// registers to raise occupancy.
 constexpr int kResidentBlocks = 4;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,13 +31,15 @@ inline const char* launch_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// A grid's first dimension may be large; kernels walk over what exceeds it.
+// A grid of at most the largest size that CUDA allows; kernels loop over the remaining blocks.
 inline dim3 grid_of(int64_t blocks, int64_t y = 1) {
-  return dim3(unsigned(blocks < 1 ? 1 : blocks > 0x7fffffff ? 0x7fffffff : blocks),
+  return dim3(unsigned(blocks < 1            ? 1
+                       : blocks > 0x7fffffff ? 0x7fffffff
+                                             : blocks),
               unsigned(y < 65535 ? y : 65535));
 }
 
-// V elements that are read or written at once.
+// V adjacent elements that are read or written together.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Pack {
   T v[V];
@@ -46,8 +49,8 @@ inline bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % uintptr_t(bytes) == 0;
 }
 
-// a / b for a >= 0 and b > 0. The compiler's own 64-bit division is a call, which costs registers
-// (and spills) around it whether it is taken or not.
+// a / b for a >= 0 and b > 0. The compiler implements 64-bit division as a function call, which
+// costs registers (and spills) around it even if it is not executed.
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return uint32_t(a) / uint32_t(b);
   uint64_t result = 0, rest = 0;
@@ -60,13 +63,14 @@ __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   return int64_t(result);
 }
 
-// Images are worked on plane by plane in pieces, one a block and turn: where a thread stands in its
-// piece, V elements at a time. With V > 1 planes are dense; else each operand has its own row stride.
+// Planes of images are divided into pieces; a block processes one piece at a time.
 constexpr int kPieceThreads = 256;
 constexpr int64_t kPieceElements = 8192;
 
 inline int64_t pieces_of(int64_t plane) { return divide_up(plane, kPieceElements); }
 
+// The position of a thread in its piece, V elements at a time. V > 1 requires contiguous planes;
+// with V = 1 each operand has its own row stride.
 template <int V>
 struct Position {
   int64_t i, last;
@@ -97,19 +101,19 @@ struct Position {
   }
 };
 
-// Whether an operand can be loaded V elements at a time.
+// True if an operand can be loaded V elements at a time.
 template <class T, int V>
 bool packs(const Planes& planes, int64_t width) {
   return planes.row == width && planes.batch % V == 0 && planes.channel % V == 0 &&
          aligned(planes.data, V * sizeof(T));
 }
 
-// The sum over a block of up to 1024 threads, in thread 0: always in the same order.
+// The sum over a block of up to 1024 threads, in a fixed order; the result is valid in thread 0.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double warps[32];
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(kFullWarp, x, offset);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  __syncthreads();  // an earlier sum may still be read
+  __syncthreads();  // an earlier sum may still be in use
   if (lane == 0) warps[warp] = x;
   __syncthreads();
   double total = 0;

@@ -1,5 +1,5 @@
-// A constant where a mask is not 0; the image is read only where it is kept. Works on the bits of
-// elements, 16 bytes at a time where their alignment allows.
+// Images filled with a constant where a mask is not 0; the image is read only where it is kept.
+// Copies the bits of elements, 16 bytes at a time where the alignment allows it.
 #include "device.h"
 
 namespace cekernels {
@@ -11,7 +11,7 @@ constexpr int kThreads = kPieceThreads;
 template <class T, class M, int V>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks) fill(FillMasked p, int64_t pieces) {
   const int64_t plane = p.height * p.width;
-  const int drop = p.mask_floating ? 1 : 0;  // the sign bit of -0.0
+  const int drop = p.mask_floating ? 1 : 0;  // shifts out the sign bit: -0.0 counts as 0
   for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
     const int64_t b = quotient(block, pieces);
     for (Position<V> at(block - b * pieces, plane, p.width); at.inside(); at.next()) {

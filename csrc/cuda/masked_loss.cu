@@ -1,6 +1,6 @@
-// Masked L2 and L1 losses and their gradient. Prediction and target are loaded, 16 bytes at a time
-// where their alignment allows, only where the mask is set. The sum runs in two stages whose order
-// depends on the shape alone, so that every run gives the same bits.
+// Masked L2 and L1 losses and their gradient. Prediction and target are loaded only where the mask
+// is set, 16 bytes at a time where the alignment allows it. The sum is computed in two stages in an
+// order that depends on the shape alone, so that every run gives the same bits.
 #include <type_traits>
 
 #include "device.h"
@@ -21,7 +21,7 @@ __device__ __forceinline__ bool weights_of(const Pack<M, V>& mask, A (&weights)[
   return any;
 }
 
-// What normalises the sum of the losses, given that of the weights.
+// The factor that normalises the sum of the losses, given the sum of the weights.
 template <class A>
 __device__ __forceinline__ A scale_of(const MaskedLoss& p, double weight) {
   if (p.normalize == Normalize::mask) {
@@ -32,7 +32,8 @@ __device__ __forceinline__ A scale_of(const MaskedLoss& p, double weight) {
   return p.normalize == Normalize::all ? 1 / A(elements > 0 ? elements : 1) : A(1);
 }
 
-// What a term's slope is multiplied by. In one pass the scale is there already if it takes a sum.
+// The factor of the gradient. In the one-pass kernel p.scale is set already if it depends on the
+// area.
 template <class A>
 __device__ __forceinline__ A factor_of(const MaskedLoss& p, int64_t) {
   return p.normalize == Normalize::mask ? *static_cast<const A*>(p.scale) : scale_of<A>(p, 0);
@@ -43,10 +44,10 @@ __device__ __forceinline__ A factor_of(const MaskedLossBackward& p, int64_t b) {
          *static_cast<const A*>(p.scale);
 }
 
-// The loss, the gradient, or both: P is MaskedLoss or MaskedLossBackward.
+// Computes the loss, the gradient, or both; P is MaskedLoss or MaskedLossBackward.
 template <class P, bool with_grad, class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) elements(P p, int64_t pieces, double* sums,
-                                                     double* weight_sums) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    elements(P p, int64_t pieces, double* sums, double* weight_sums) {
   using A = acc_t<T>;
   constexpr bool with_sum = std::is_same<P, MaskedLoss>::value;
   const int64_t plane = p.height * p.width;
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) elements(P p, int64
   }
 }
 
-// The sum of the areas, in thread 0.
+// The sum of the areas; the result is valid in thread 0.
 __device__ __forceinline__ double total_area(const MaskedLoss& p) {
   double sum = 0;
   for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
@@ -114,8 +115,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_by_area(Maske
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) finish(MaskedLoss p, int64_t pieces, const double* sums,
-                                                   const double* weight_sums) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    finish(MaskedLoss p, int64_t pieces, const double* sums, const double* weight_sums) {
   A* loss = static_cast<A*>(p.loss);
   double sum = 0, weight = 0;
   for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) {
@@ -138,7 +139,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) finish(MaskedLoss p
 }
 
 template <class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_gradient(ScaleGradient p, int64_t pieces) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    scale_gradient(ScaleGradient p, int64_t pieces) {
   using A = acc_t<T>;
   const int64_t plane = p.height * p.width;
   for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_gradient(Scal
   }
 }
 
-// V elements at once where every pack of every operand is aligned.
+// True if V elements can be accessed at a time in all operands.
 template <class T, class M, int V, class P>
 bool packs_all(const P& p) {
   return p.height * p.width % V == 0 && packs<T, V>(p.prediction, p.width) &&

@@ -1,5 +1,5 @@
-// The tensor-core instructions of sm_80 and later, as thin functions. Without nvcc, tests/cuda_host
-// supplies the same functions, lane by lane.
+// Thin wrappers of the tensor-core instructions of sm_80 and later. Without nvcc,
+// tests/helpers/cuda_host provides the same functions, lane by lane.
 //
 // Fragments (PTX ISA, "Matrix fragments for mma.m16n8k16 / m16n8k8"), with g = lane / 4 and
 // q = lane % 4; two 16-bit elements share a register, the first in its lower half:
@@ -24,21 +24,21 @@ namespace cekernels {
 namespace cuda {
 namespace {
 
-// Rounded to TF32, to nearest, ties away from zero. Left to itself the product cuts off.
+// Rounds to nearest TF32, ties away from zero; the product alone would truncate.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return bits;
 }
 
-// All lanes of a warp must execute a product together. Up to here it is done: the compiler may not move
-// it on to where the result is used, under a condition that only some of the lanes meet.
+// Keeps the compiler from sinking mma.sync, which all lanes of a warp must execute together, into a
+// divergent branch in which its result is used.
 __device__ __forceinline__ void hold(const float (&d)[2][4]) {
   asm volatile("" ::"f"(d[0][0]), "f"(d[0][1]), "f"(d[0][2]), "f"(d[0][3]), "f"(d[1][0]),
                "f"(d[1][1]), "f"(d[1][2]), "f"(d[1][3]));
 }
 
-// d += a b, of TF32 operands.
+// d += a b with TF32 operands.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -47,24 +47,25 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d += a b, of elements T of 16 bits.
+// d += a b with 16-bit operands of type T.
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-#define CEK_MMA(T, type)                                                                        \
-  template <>                                                                                   \
-  __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4],                 \
-                                         const uint32_t (&b)[2]) {                              \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                  \
-        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                        \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                    \
+#define CEK_MMA(T, type)                                                        \
+  template <>                                                                   \
+  __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4], \
+                                         const uint32_t (&b)[2]) {              \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                  \
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"            \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                        \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));    \
   }
 CEK_MMA(BFloat16, "bf16")
 CEK_MMA(Half, "f16")
 #undef CEK_MMA
 
-// Four matrices of 8 x 8 16-bit elements in shared memory: lane l names row l % 8 of matrix l / 8,
-// 16 bytes, and receives of matrix m in r[m] the elements (rows 2q and 2q + 1, column g).
+// Loads four 8 x 8 matrices of 16-bit elements from shared memory, transposed. Lane l passes the
+// address of row l % 8 of matrix l / 8 (16 bytes) and receives in r[m] the elements of matrix m in
+// rows 2q and 2q + 1, column g.
 __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void* row) {
   const unsigned address = unsigned(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

@@ -1,8 +1,8 @@
-// Polygons and boxes: one block a tile of a sample. Its threads take the sample's edges one each and
-// add what the winding number changes by, where an edge crosses one of the tile's rows, to a table of
-// the tile's pixels in shared memory; running sums along the rows of the table are the winding
-// numbers. Integers throughout, so that the order of the additions does not matter. Mask, area and,
-// where asked for, the filled image come from the one pass.
+// Polygons and boxes: one block per tile of a sample. Each thread processes one edge at a time:
+// where the edge crosses a row of the tile, it adds the change of the winding number to a table of
+// the tile's pixels in shared memory. Prefix sums along the rows of the table give the winding
+// numbers. All arithmetic is in integers, so that the order of the additions does not matter. Mask,
+// area and, if requested, the filled image are computed in one pass.
 #include "../geometry.h"
 #include "device.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kPixels = 8;  // of one lane, side by side
+constexpr int kPixels = 8;  // adjacent pixels per lane
 constexpr int kRows = 16, kColumns = 32 * kPixels;
 
 struct Tile {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void add_polygons(const Shapes& p, const Tile& tile,
   const int64_t end = clamp(offsets[contours.last], 0, p.vertex_count);
   for (int64_t v = clamp(offsets[contours.first], 0, p.vertex_count) + threadIdx.x; v < end;
        v += kThreads) {
-    int64_t contour = contours.first;  // the last that begins at or before v
+    int64_t contour = contours.first;  // the last that starts at or before v
     for (int64_t after = contours.last; after - contour > 1;) {
       const int64_t middle = contour + (after - contour) / 2;
       (offsets[middle] <= v ? contour : after) = middle;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void add_polygons(const Shapes& p, const Tile& tile,
   }
 }
 
-// The winding number of a pixel is the number of boxes over it.
+// The winding number of a pixel is the number of boxes that cover it.
 __device__ __forceinline__ void add_boxes(const Shapes& p, const Tile& tile,
                                           int32_t (*turns)[kColumns]) {
   const Range boxes = safe_range(p.sample_offsets, tile.sample, p.vertex_count);
@@ -67,13 +67,13 @@ __device__ __forceinline__ void add_boxes(const Shapes& p, const Tile& tile,
   }
 }
 
-// Which of a lane's pixels are inside, bit j for column kPixels * lane + j, from a row of the table.
+// The pixels of a lane that are inside, from a row of the table; bit j: column kPixels * lane + j.
 __device__ __forceinline__ unsigned inside_of(const int32_t* turns, bool even_odd, int lane) {
   using Vector = Pack<int32_t, 4>;
   int32_t winding[kPixels], sum = 0;
 #pragma unroll
   for (int j = 0; j < kPixels; j += 4) {
-    // One by one the lanes' elements would lie in four of the banks.
+    // Vector loads: single elements of the lanes would fall into only four banks.
     const Vector four = *reinterpret_cast<const Vector*>(turns + kPixels * lane + j);
 #pragma unroll
     for (int v = 0; v < 4; ++v) winding[j + v] = sum += four.v[v];
@@ -95,7 +95,8 @@ __device__ __forceinline__ unsigned inside_of(const int32_t* turns, bool even_od
 }
 
 template <class T, bool boxes, bool fill>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int64_t down, int64_t across) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    draw(Shapes p, int64_t down, int64_t across) {
   alignas(16) __shared__ int32_t turns[kRows][kColumns];
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
   for (int64_t n = blockIdx.x; n < p.batch * down * across; n += gridDim.x) {
@@ -114,12 +115,12 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int6
     boxes ? add_boxes(p, tile, turns) : add_polygons(p, tile, turns);
     __syncthreads();
 
-    const int64_t columns = p.width - tile.left;  // from here to the right border
+    const int64_t columns = p.width - tile.left;  // up to the right border
     int32_t area = 0;
-    for (int64_t row = tile.top + warp; row < tile.bottom; row += kWarps) {  // may pass 2^31
+    for (int64_t row = tile.top + warp; row < tile.bottom; row += kWarps) {  // may exceed 2^31
       const unsigned bits = inside_of(turns[row - tile.top], p.even_odd && !boxes, lane);
       uint8_t* mask = p.mask + (tile.sample * p.height + row) * p.width + tile.left;
-      unsigned mine = 0;  // bit j for column 32 j + lane: neighbours write side by side
+      unsigned mine = 0;  // bit j is column 32 j + lane: coalesced writes
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
         const unsigned other = __shfl_sync(kFullWarp, bits, (32 * j + lane) / kPixels);
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) draw(Shapes p, int6
       atomicAdd(reinterpret_cast<unsigned long long*>(p.area + tile.sample),
                 static_cast<unsigned long long>(area));
     }
-    __syncthreads();  // the table is used again
+    __syncthreads();  // the table is reused
   }
 }
 

@@ -1,3 +1,4 @@
+// torch bindings of channelwise_linear and channelwise_linear_backward.
 #ifdef CEK_CUDA
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #else
@@ -9,11 +10,12 @@
 namespace cekernels {
 namespace {
 
-// --- large maps by torch's batched product -------------------------------------------------------
+// --- large maps: torch's batched product ---------------------------------------------------------
 
-// Numbers of weights per channel from which torch's batched product is faster than the kernel. CPU:
-// measured on an AMD EPYC with AVX-512; the kernel widens bfloat16, torch may multiply it as it is.
-// CUDA: such maps are bound by arithmetic, for which cuBLAS has tensor cores; not measured yet.
+// True if torch's batched product is faster than the kernel, by the number of weights per channel.
+// CPU: measured on an AMD EPYC with AVX-512; the kernel widens bfloat16, torch may multiply it
+// directly. CUDA: such maps are limited by arithmetic, for which cuBLAS uses tensor cores; not
+// measured yet.
 bool is_large(const Tensor& weight, bool backward) {
   const int64_t weights = weight.size(1) * weight.size(2);
 #ifdef CEK_CUDA
@@ -38,13 +40,14 @@ Tensor call(const char* name, const char* overload, const Operands&... operands)
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Into memory of our own: an output must not be a view, which autograd would not let change in place.
+// A contiguous copy: autograd does not allow in-place changes of an output that is a view.
 Tensor own(const Tensor& result) {
-  Tensor copy = empty(result, result.scalar_type(), {result.size(0), result.size(1), result.size(2)});
+  Tensor copy = empty(result, result.scalar_type(),
+                      {result.size(0), result.size(1), result.size(2)});
   return torch::stable::copy_(copy, result);
 }
 
-// a @ b per channel. These functions of torch do not look at autocast, which the dispatcher would.
+// a @ b per channel. These shim functions ignore autocast, unlike calls through the dispatcher.
 Tensor batched_product(const Tensor& a, const Tensor& b) {
   Tensor product = empty(a, a.scalar_type(), {a.size(0), a.size(1), b.size(2)});
   STABLE_TORCH_ERROR_CODE_CHECK(CEK_SHIM(bmm_out)(product.get(), a.get(), b.get()));
@@ -79,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor> large_backward(const Tensor& grad_output, con
   }
   const ScalarType type = grad.scalar_type();
   const Tensor g = by_channel(grad);
-  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight))) : empty(grad, type, {0});
+  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight)))
+                                  : empty(grad, type, {0});
   Tensor grad_weight = needs_weight
                            ? batched_product(torch::stable::transpose(g, 1, 2), by_channel(input))
                            : empty(grad, type, {0});
@@ -92,14 +96,14 @@ std::tuple<Tensor, Tensor, Tensor> large_backward(const Tensor& grad_output, con
   return {grad_input, grad_weight, grad_bias};
 }
 
-// --- small maps by the kernels -------------------------------------------------------------------
+// --- small maps: kernels of this package ---------------------------------------------------------
 
-// The setting of torch for products of float32, which its stable ABI does not tell: Python does.
+// torch's setting for float32 products, read through Python because the stable ABI lacks it.
 Products float32_products(DType dtype) {
 #ifdef CEK_CUDA
   if (dtype == DType::f32) return Products(cekernels_float32_products());
 #else
-  (void)dtype;  // always as it is
+  (void)dtype;  // the CPU kernels always use full float32
 #endif
   return Products::ieee;
 }
@@ -136,9 +140,10 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(
-    Tensor grad_output, Tensor input, Tensor weight, OptionalTensor output, bool needs_input,
-    bool needs_weight, bool needs_bias) {
+std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(Tensor grad_output, Tensor input,
+                                                               Tensor weight, OptionalTensor output,
+                                                               bool needs_input, bool needs_weight,
+                                                               bool needs_bias) {
   const char* op = "channelwise_linear_backward";
   expect(op, "grad_output", grad_output, grad_output, {-1, -1, -1});
   LinearBackward p{};

@@ -1,9 +1,9 @@
-// Shared by the ops as torch sees them, through the stable ABI of LibTorch: argument checks, outputs,
-// and the call of a kernel. Each file of this folder is compiled twice: for _C (CPU), and with CEK_CUDA
-// for _C_cuda. The schemas come from Python (cekernels/_register.py).
+// Common parts of the torch bindings, which use LibTorch's stable ABI: argument checks, allocation
+// of outputs, and kernel calls. Each .cpp file of this folder is compiled twice: for _C (CPU), and
+// with CEK_CUDA for _C_cuda. The schemas are defined in Python (cekernels/_register.py).
 //
-// The public functions of the Python package have better error messages. The checks here are for
-// direct calls of torch.ops.cekernels: memory is safe whatever the arguments.
+// The public functions of the Python package give better error messages. The checks here make
+// direct calls of torch.ops.cekernels memory-safe for any arguments.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -21,8 +21,9 @@
 #include "../cpu/kernels.h"
 #endif
 
-// CEK_IMPLEMENT(m, "op", function): the kernel of every overload of an op that this library
-// implements. CEK_IMPLEMENT_DIFFERENTIABLE: likewise for an op with an autograd formula.
+// CEK_IMPLEMENT(m, "op", function) registers the kernel for all overloads of an op that this
+// library implements. CEK_IMPLEMENT_DIFFERENTIABLE does the same for an op with an autograd
+// formula.
 #ifdef CEK_CUDA
 #define CEK_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(cekernels, CUDA, m)
 #define CEK_IMPLEMENT(m, op, function) m.impl(op ".cuda", TORCH_BOX(function))
@@ -40,7 +41,7 @@
   m.impl(op ".cpp_no_grad", TORCH_BOX(function))
 #endif
 
-// torch's setting for products of float32, an enum Products (cekernels/_precision.py).
+// torch's setting for float32 products, as a value of enum Products (cekernels/_precision.py).
 extern "C" __attribute__((visibility("default"))) int64_t cekernels_float32_products();
 
 namespace cekernels {
@@ -90,12 +91,12 @@ inline void expect_device(const char* op, const char* name, const Tensor& t, con
   CEK_CHECK(op, t.is_cpu(), subject + " must be on the CPU");
 #endif
   CEK_CHECK(op, t.get_device_index() == like.get_device_index(),
-            subject + " is on another device than the first argument");
+            subject + " must be on the device of the first argument");
 }
 
-// Shape and device of an operand; sizes of -1 are free.
+// Checks the device and the shape of an operand; a size of -1 matches any size.
 inline void expect(const char* op, const char* name, const Tensor& t, const Tensor& like,
-            std::initializer_list<int64_t> sizes) {
+                   std::initializer_list<int64_t> sizes) {
   const std::string subject = name;
   expect_device(op, name, t, like);
   CEK_CHECK(op, t.dim() == int64_t(sizes.size()),
@@ -114,13 +115,13 @@ inline void expect_type(const char* op, const char* name, const Tensor& t, Scala
   CEK_CHECK(op, t.scalar_type() == type, std::string(name) + " has the wrong dtype");
 }
 
-// What an image is filled with: one number per channel.
+// Checks a fill value: one number per channel of the image.
 inline void expect_value(const char* op, const Tensor& value, const Tensor& image) {
   expect(op, "value", value, image, {image.size(1)});
   expect_type(op, "value", value, image.scalar_type());
 }
 
-// The operand itself where its last dimension is dense, else a contiguous copy.
+// The operand itself if its last dimension is contiguous, else a contiguous copy.
 inline Tensor dense(const Tensor& t) {
   const int64_t d = t.dim();
   const bool is = d == 0 || t.numel() == 0 || t.size(d - 1) <= 1 || t.stride(d - 1) == 1;
@@ -138,14 +139,14 @@ inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<i
   }
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.begin(), strides, dtype,
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(),
+                                                         strides, dtype,
 #ifdef CEK_CUDA
-      aoti_torch_device_type_cuda(),
+                                                         aoti_torch_device_type_cuda(),
 #else
-      aoti_torch_device_type_cpu(),
+                                                         aoti_torch_device_type_cpu(),
 #endif
-      like.get_device_index(), &handle));
+                                                         like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
@@ -154,8 +155,7 @@ inline void execute(const Tensor& on, const Params& p) {
 #ifdef CEK_CUDA
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   const int64_t bytes = int64_t(cuda::workspace_bytes(p));
   std::optional<Tensor> workspace;
   if (bytes > 0) workspace = empty(on, ScalarType::Byte, {bytes});

@@ -1,3 +1,4 @@
+// torch binding of fill_masked.
 #include "common.h"
 
 namespace cekernels {
@@ -11,7 +12,7 @@ Tensor fill_masked(Tensor image, Tensor mask, Tensor value) {
   p.height = image.size(2), p.width = image.size(3);
   expect(op, "mask", mask, image, {p.batch, -1, p.height, p.width});
   CEK_CHECK(op, mask.size(1) == 1 || mask.size(1) == p.channels,
-            "mask must have 1 channel or those of image");
+            "mask must have 1 channel or as many as image");
   expect_value(op, value, image);
   p.element_size = element_size(op, "image", image);
   p.mask_element_size = element_size(op, "mask", mask);

@@ -1,4 +1,5 @@
-// What a library has besides its ops: threads for the CPU kernels, and answers to Python.
+// Parts of the libraries other than the ops: threads for the CPU kernels, and queries to and from
+// Python.
 #include "common.h"
 
 int64_t cekernels_float32_products() {
@@ -22,7 +23,7 @@ int64_t thread_count() { return int64_t(torch::stable::get_num_threads()); }
 }  // namespace cpu
 }  // namespace cekernels
 
-// Which instruction set the CPU kernels run with, for `python -m cekernels.info`.
+// Instruction set used by the CPU kernels, for `python -m cekernels.info`.
 extern "C" __attribute__((visibility("default"))) const char* cekernels_instruction_set() {
   return cekernels::cpu::instruction_set();
 }

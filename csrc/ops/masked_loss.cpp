@@ -1,12 +1,13 @@
+// torch bindings of the masked losses and their gradient.
 #include "common.h"
 
 namespace cekernels {
 namespace {
 
-// Operands come by reference: one that a kernel cannot read as it lies is replaced by a copy, which
-// has to live as long as the call.
+// Operands are passed by reference: where a kernel cannot read one in place, it is replaced by a
+// copy, which must outlive the kernel call.
 
-// To be called once p has the dtype and the sizes of the image.
+// Requires the dtype and the sizes of the image in p.
 template <class Params>
 void mask_operand(const char* op, Tensor& mask, const Tensor& image, Params& p) {
   expect(op, "mask", mask, image, {p.batch, -1, p.height, p.width});
@@ -22,7 +23,7 @@ void mask_operand(const char* op, Tensor& mask, const Tensor& image, Params& p) 
   mask = dense(mask);
   p.mask_channels = mask.size(1);
   CEK_CHECK(op, p.mask_channels == 1 || p.mask_channels == p.channels,
-            "mask must have 1 channel or those of the image");
+            "mask must have 1 channel or as many as the image");
   p.mask = planes(mask);
 }
 
@@ -40,8 +41,8 @@ void grad_loss_operand(const char* op, const Tensor& grad_loss, const Tensor& im
 }
 
 template <class Params>
-void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& mask,
-                   int64_t power, Params& p) {
+void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& mask, int64_t power,
+                   Params& p) {
   expect(op, "prediction", prediction, prediction, {-1, -1, -1, -1});
   p.dtype = floating(op, "prediction", prediction);
   p.batch = prediction.size(0), p.channels = prediction.size(1);
@@ -63,7 +64,7 @@ Normalize normalization(const char* op, const std::string& name) {
   fail(op, "normalize must be mask, all, sum or none");
 }
 
-// The loss and the scale; with `gradient`, that too.
+// Computes the loss and the scale and, if `gradient` is not null, the gradient.
 std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor& target,
                                      Tensor& mask, const OptionalTensor& area, int64_t power,
                                      const std::string& normalize, OptionalTensor* gradient) {
@@ -88,9 +89,9 @@ std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor&
   p.loss = loss.mutable_data_ptr(), p.scale = scale.mutable_data_ptr();
   if (gradient != nullptr) {
     CEK_CHECK(op, area.has_value() || p.normalize != Normalize::mask,
-              "area must be given where it normalises");
-    *gradient =
-        empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+              "area must be given if normalize is mask");
+    *gradient = empty(prediction, prediction.scalar_type(),
+                      {p.batch, p.channels, p.height, p.width});
     p.grad = (*gradient)->mutable_data_ptr();
   }
   execute(prediction, p);
@@ -138,7 +139,8 @@ Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, T
   expect_type(op, "scale", scale, type);
   p.scale = scale.const_data_ptr();
   grad_loss_operand(op, grad_loss, prediction, p);
-  Tensor grad = empty(prediction, prediction.scalar_type(), {p.batch, p.channels, p.height, p.width});
+  Tensor grad = empty(prediction, prediction.scalar_type(),
+                      {p.batch, p.channels, p.height, p.width});
   p.grad = grad.mutable_data_ptr();
   if (grad.numel() > 0) execute(prediction, p);
   return grad;

@@ -1,10 +1,11 @@
+// torch bindings of rasterize_polygons, rasterize_boxes, fill_polygons and fill_boxes.
 #include "common.h"
 
 namespace cekernels {
 namespace {
 
-// On the CPU offsets that no shape can have are an error. On a GPU reading them would wait for it: the
-// kernels stay within memory whatever they are.
+// Checks on the CPU that offsets are non-decreasing and in range. On a GPU reading them would
+// synchronize; there the kernels clamp them, so that invalid offsets cause no out-of-bounds access.
 void expect_offsets(const char* op, const char* name, const Tensor& offsets, int64_t limit,
                     const char* what) {
 #ifdef CEK_CUDA
@@ -28,8 +29,9 @@ void expect_offsets(const char* op, const char* name, const Tensor& offsets, int
 #endif
 }
 
-// Shapes without contour_offsets are boxes. Makes the masks and the areas; like the operands of a
-// loss, those of a shape are replaced where a kernel cannot read them.
+// Checks the operands, fills p and allocates masks and areas. Without contour_offsets the shapes
+// are boxes. As in masked_loss.cpp, operands that a kernel cannot read in place are replaced by
+// copies.
 std::tuple<Tensor, Tensor> shapes_operands(const char* op, Tensor& vertices,
                                            OptionalTensor& contour_offsets, Tensor& sample_offsets,
                                            Shapes& p) {

@@ -1,4 +1,4 @@
-"""The benchmarks' bookkeeping: bytes counted, samples replayed, reports, comparisons."""
+"""Bookkeeping of the benchmarks: bytes counted, samples replayed, reports, comparisons."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_bytes_of_channelwise_linear() -> None:
 
 
 def test_bytes_of_the_paper_s_layer() -> None:
-    # 331,776 weights and 9,216 biases; 256 maps of 6 x 6 for each of 64 pictures in and out.
+    # 331,776 weights and 9,216 biases; 256 maps of 6 x 6 for each of 64 images in and out.
     assert channelwise_bytes(64, 256, 36, 36, 4, "forward") == 4 * (340_992 + 2 * 589_824)
 
 
 def test_bytes_of_masked_loss() -> None:
     mask = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
-    mask[0, 0, :2, :3] = True  # 6 of 32 pixels, of 3 channels, in both pictures
+    mask[0, 0, :2, :3] = True  # 6 of 32 pixels, 3 channels, in both images
     assert loss_bytes(mask, 3, 4, "forward") == 32 + 2 * 4 * 3 * 6 + 4
     assert loss_bytes(mask, 3, 2, "backward") == 32 + 2 * 2 * 3 * 6 + 4 + 2 * 3 * 32
     assert loss_bytes(mask, 3, 4, "both") == 180 + 180 + 4 * 96
@@ -64,7 +64,7 @@ def test_exact_masks_by_hand() -> None:
     triangle = np.array([(0.0, 0.0), (4.0, 0.0), (0.0, 4.0)])
     expected = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
     assert (exact_masks([[triangle], []], 4) == np.stack([expected, np.zeros((4, 4), bool)])).all()
-    # Centres on the left and top edges are inside, those on the right and bottom ones are not.
+    # Centres on the left and top edges are inside, those on the right and bottom edges are not.
     box = np.array([(0.5, 0.5), (2.5, 0.5), (2.5, 2.5), (0.5, 2.5)])
     assert np.argwhere(exact_masks([[box]], 4)[0]).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
@@ -73,7 +73,7 @@ def test_exact_masks_by_hand() -> None:
 
 
 class Sleeps(Problem):
-    """Providers that take known times, one of which is wrong and one of which cannot."""
+    """Providers with known times, and ones that are absent, wrong or broken."""
 
     bytes, flops, items, limit = 10**6, 100, 2, 0.5
     seconds = {"auto": 0.002, "peer": 0.006}  # noqa: RUF012
@@ -108,7 +108,7 @@ def test_a_race_measures_checks_and_says_why_not() -> None:
 
 
 def test_speedup_pairs_the_rounds() -> None:
-    # The machine got three times slower on the way; each round still says "twice".
+    # The machine became three times slower midway; the ratio within each round is still 2.
     own = [1.0, 1.0, 3.0, 3.0]
     assert speedup(own, [2 * seconds for seconds in own]) == 2
     assert quantiles([4.0, 0.0, 1.0, 3.0, 2.0]) == pytest.approx((0.8, 2.0, 3.2))
@@ -136,7 +136,7 @@ def test_modes_compute_what_they_say() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A result file of the smallest row that is measured anywhere."""
+    """A result file of the smallest benchmark row."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
     select = ["bench/test_rasterize.py", "-k", "16x3x128x128-central", "-p", "no:cacheprovider"]
     subprocess.run(
@@ -148,11 +148,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the row that is picked is the CPU's")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the selected row is a CPU row")
 def test_pytest_bench_writes_what_the_report_reads(measured: Path) -> None:
     content = json.loads(measured.read_text())
     for entry in content["benchmarks"]:
-        # The samples that pytest-benchmark shows are those of the interleaved rounds.
+        # pytest-benchmark shows the samples of the interleaved rounds.
         assert entry["stats"]["median"] == pytest.approx(entry["extra_info"]["p50"], rel=0.2)
     results = report.Results.read(measured)
     (key, providers), *others = results.rows.items()
@@ -231,7 +231,7 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 def test_the_table(tmp_path: Path, content: dict[str, Any]) -> None:
     text = report.markdown(report.Results.read(write(tmp_path / "r.json", content)))
     lines = [line for line in text.splitlines() if line.startswith("| auto (cpp)")]
-    # 10 MB in 1 ms: 10 GB/s, half of the 20 that a copy reaches.
+    # 10 MB in 1 ms: 10 GB/s, half of the 20 GB/s of a copy.
     expected = "| auto (cpp) | 950 µs | 1 ms | 1.05 ms | 10 | 10 | 50% | 1.0e-07 | 1 MiB | 0.50 |"
     assert lines[0] == expected + "  | 2.00 |"
     assert (
@@ -309,9 +309,9 @@ def test_a_planted_regression_is_found(
 def test_a_slower_machine_is_no_regression(tmp_path: Path, content: dict[str, Any]) -> None:
     everything = {"auto", "einsum", "bmm(out=)"}
     assert run_compare(tmp_path, slowed(content, 2.0, everything), content, 5) == 0
-    # Peers that got faster while ours did not are one.
+    # A regression: the peers got faster, ours did not.
     assert run_compare(tmp_path, slowed(content, 0.5, {"einsum", "bmm(out=)"}), content, 5) == 1
-    # Within the spread of the samples nothing is.
+    # No regression: within the spread of the samples.
     assert run_compare(tmp_path, slowed(content, 1.08, {"auto"}), content, 5) == 0
 
 

@@ -32,7 +32,7 @@ def integers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
 
 
 def by_definition(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """The sum as it is written, one output element at a time."""
+    """The defining sum, evaluated one output element at a time."""
     B, C, _ = input.shape
     n_out = weight.shape[1]
     output = input.new_zeros(B, C, n_out)
@@ -99,18 +99,18 @@ def test_error_is_that_of_a_sum_of_rounded_products(dtype: torch.dtype) -> None:
     input, weight = draw(8, 16, 36, dtype=dtype), draw(16, 36, 36, dtype=dtype)
     exact = by_definition(input.double()[:1], weight.double(), None, False)
     error = (channelwise_linear(input, weight)[:1].double() - exact).abs()
-    # the terms' magnitudes bound the error of a sum: n u for float32, one rounding for 16 bits
+    # the terms' magnitudes bound the error of a sum: n u in float32, one rounding in 16 bits
     magnitude = by_definition(input.double()[:1].abs(), weight.double().abs(), None, False)
     unit = torch.finfo(dtype).eps / 2
     steps = 36 if dtype == torch.float32 else 2
     assert (error <= steps * unit * magnitude).all()
 
 
-# --- what the paper means by it ---------------------------------------------------------------
+# --- equivalent layers of the paper -----------------------------------------------------------
 
 
 def test_equals_the_grouped_convolution_of_the_authors() -> None:
-    """kernel 6, num_output C * 36, groups C on maps of 6 x 6, then a reshape."""
+    """Kernel size 6, C * 36 output channels, C groups on maps of 6 x 6, then a reshape."""
     C = 8
     input, weight, bias = draw(3, C, 6, 6), draw(C, 36, 36), draw(C, 36)
     grouped = F.conv2d(input, weight.reshape(C * 36, 1, 6, 6), bias.reshape(-1), groups=C)
@@ -130,7 +130,7 @@ def test_equals_a_block_diagonal_linear_layer() -> None:
 
 
 def reaches_its_own_map_and_no_other(layer: Layer) -> bool:
-    """Change one element of the input at a time and look which ones of the output change."""
+    """Whether a change of one input element alters all of its own output map and nothing else."""
     C, N = 3, 4
     weight, input = draw(C, N, N).abs() + 0.1, draw(1, C, N)
     changed = input.repeat(C * N, 1, 1)
@@ -223,7 +223,7 @@ def test_an_empty_batch_gives_empty_output_and_zero_weight_gradient() -> None:
 
 
 def away_from_kinks(relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Operands of which no pre-activation lies close to the kink of the ReLU."""
+    """Operands without a pre-activation close to the kink of the ReLU."""
     tensors = draw(2, 3, 4), draw(3, 2, 4), draw(3, 2)
     if relu:
         size = by_definition(*tensors, False).abs()
@@ -259,7 +259,7 @@ def test_gradients_of_some_inputs_only(needs: tuple[int, ...], activation: Any) 
 
 
 def plain_layer(input: Tensor, weight: Tensor, bias: Tensor, activation: Any) -> Tensor:
-    """The layer out of PyTorch's own differentiable operations."""
+    """The layer built from PyTorch's own differentiable operations."""
     output = (weight @ input.unsqueeze(-1)).squeeze(-1) + bias
     return output.relu() if activation else output
 
@@ -283,7 +283,7 @@ def test_relu_passes_no_gradient_at_zero() -> None:
     weight = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])
     channelwise_linear(input, weight, activation="relu").sum().backward()
     assert input.grad is not None
-    assert input.grad.tolist() == [[[1.0, 0.0]]]  # the first row's sum is 0, only the second acts
+    assert input.grad.tolist() == [[[1.0, 0.0]]]  # the first row's sum is 0: no gradient
 
 
 def test_torch_func_transforms_and_forward_mode() -> None:
@@ -311,7 +311,8 @@ def test_torch_func_transforms_and_forward_mode() -> None:
         dual = torch.autograd.forward_ad.make_dual(input, torch.ones_like(input))
         tangent = torch.autograd.forward_ad.unpack_dual(channelwise_linear(dual, weight)).tangent
     torch.testing.assert_close(tangent, weight.sum(2).expand(2, 3, 2))
-    with pytest.raises(ImplementationError, match=r"impl='cpp' cannot serve this call: torch.func"):
+    refusal = r"impl='cpp' cannot handle this call: torch.func"
+    with pytest.raises(ImplementationError, match=refusal):
         torch.func.vmap(lambda w: channelwise_linear(input, w, impl="cpp"))(weights)
 
 
@@ -449,8 +450,8 @@ META_W, META_V = W.to("meta"), V.to("meta")
         (TypeError, "bias", V.half(), "the dtype of input, torch.float32, got a float16"),
         (ValueError, "weight", META_W, "must be on the device of input, cpu, got .* meta"),
         (ValueError, "bias", META_V, "must be on the device of input, cpu, got .* meta"),
-        (ValueError, "weight", W[:2], r"\(2, 5, 4\) fits an input of 2 channels of 4 locations"),
-        (ValueError, "weight", W[..., :3], r"3 channels of 3 locations, got .* \(2, 3, 4\)"),
+        (ValueError, "weight", W[:2], r"\(2, 5, 4\) needs an input of 2 channels with 4 locations"),
+        (ValueError, "weight", W[..., :3], r"3 channels with 3 locations, got .* \(2, 3, 4\)"),
         (ValueError, "bias", V[0], r"must have shape \(3, 5\) .* got .* shape \(5,\)"),
         (ValueError, "activation", "gelu", "must be one of None, 'relu', got 'gelu'"),
         (ValueError, "impl", "fast", "must be one of 'auto', .*, 'cuda', got 'fast'"),
@@ -500,7 +501,7 @@ def test_module_copies_pickles_and_loads() -> None:
         assert other.weight.data_ptr() != layer.weight.data_ptr()
     fresh = ChannelwiseLinear(3, (2, 2), activation="relu")
     fresh.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(fresh(input), layer(input))  # by another implementation
+    torch.testing.assert_close(fresh(input), layer(input))  # run by another implementation
     assert "3, in_size=(2, 2), out_size=(2, 2), bias=True" in repr(layer)
     assert "activation='relu', impl='reference'" in repr(layer)
 
@@ -547,7 +548,7 @@ def test_module_refuses_options_and_maps_of_another_size() -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 18 * 18), (2, 1, 4), (0, 2, 4)], ids=str)
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_the_output_may_be_changed_in_place(shape: tuple[int, ...], impl: Any) -> None:
-    """It is no view of a product, not even where a transposition copies nothing."""
+    """It is not a view of a product, not even where a transposition needs no copy."""
     input = draw(*shape, dtype=torch.float32)
     weight = draw(*shape[1:], shape[2], dtype=torch.float32, seed=1).requires_grad_()
     output = channelwise_linear(input, weight, impl=impl)

@@ -1,8 +1,8 @@
-"""The CUDA kernels, executed on the host by tests/helpers/cuda_host: their logic, not their speed.
+"""Logic of the CUDA kernels, executed on the host by tests/helpers/cuda_host.
 
-The same tests run the CPU kernels, compiled without torch. For both under AddressSanitizer and
-UndefinedBehaviorSanitizer set CEKERNELS_SANITIZE=1, LD_PRELOAD="$(g++ -print-file-name=libasan.so)"
-and ASAN_OPTIONS=detect_leaks=0.
+The same tests run the CPU kernels, compiled without torch. To run both under AddressSanitizer
+and UndefinedBehaviorSanitizer, set CEKERNELS_SANITIZE=1, ASAN_OPTIONS=detect_leaks=0 and
+LD_PRELOAD="$(g++ -print-file-name=libasan.so)".
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 def kernels(
     library: Kernels, cpu_library: Kernels, request: pytest.FixtureRequest
 ) -> Iterator[Kernels]:
-    """The CUDA kernels, the threads of a block started in either order, and the CPU kernels."""
+    """The CUDA kernels with the threads of a block started in either order, and the CPU kernels."""
     library.library.set_reversed(request.param == "cuda reversed")
     yield cpu_library if request.param == "cpu" else library
     library.library.set_reversed(False)
@@ -65,7 +65,7 @@ def test_a_missing_barrier_shows(library: Kernels, threads: int) -> None:
         found = torch.empty_like(given)
         function(given.data_ptr(), found.data_ptr(), threads, True)
         assert torch.equal(found, given.roll(-1))
-        other = -given  # not what the barrier's run left in shared memory
+        other = -given  # differs from what the run before left in shared memory
         function(other.data_ptr(), found.data_ptr(), threads, False)
         wrong.append(not torch.equal(found, other.roll(-1)))
     library.library.set_reversed(False)
@@ -225,7 +225,7 @@ def test_fill_masked(kernels: Kernels, dtype: torch.dtype, mask_dtype: torch.dty
 
 # --- any layout -----------------------------------------------------------------------------------
 #
-# Values are small integers, so that sums are exact and equality is the measure.
+# Values are small integers: sums are exact and results compare equal.
 
 
 def numbers(*shape: int, seed: int, dtype: torch.dtype, limit: int = 1) -> Tensor:
@@ -239,8 +239,8 @@ def poison(dtype: torch.dtype) -> float:
 
 @st.composite
 def layouts(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, limit: int = 1) -> Tensor:
-    """Numbers of ``shape`` whose last dimension is dense: the others in any order and any distance,
-    some broadcast, from any element on, with poison between."""
+    """Numbers of ``shape`` with a dense last dimension; the others have any order and any stride,
+    some are broadcast, at any storage offset, with poison between."""
     leading = range(len(shape) - 1)
     broadcast = [draw(st.booleans()) and draw(st.booleans()) for _ in leading]
     stored = [1 if b else n for b, n in zip((*broadcast, False), shape, strict=True)]
@@ -275,7 +275,7 @@ def test_linear_of_any_layout(kernels: Kernels, data: st.DataObject, dtype: torc
     b = data.draw(st.none() | layouts((channels, n_out), dtype))
     g = data.draw(layouts((batch, channels, n_out), dtype))
     relu = data.draw(st.booleans())
-    if batch * channels * n_out > 0:  # else the bindings do not call
+    if batch * channels * n_out > 0:  # the bindings skip empty operands
         y = kernels.channelwise_linear(x, w, b, relu)
         assert torch.equal(y, reference.channelwise_linear(x, w, b, relu))
     gate = data.draw(layouts((batch, channels, n_out), dtype)) if relu else None
@@ -289,7 +289,7 @@ def test_linear_of_any_layout(kernels: Kernels, data: st.DataObject, dtype: torc
 
 @st.composite
 def images(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    """Mostly small; now and then more than one piece of a plane, or a wide one."""
+    """Mostly small sizes; sometimes a plane of several pieces, or a wide one."""
     size = draw(st.sampled_from([(5, 5)] * 6 + [(1, 300), (97, 90), (2, 8200)]))
     height, width = (draw(st.integers(0, n)) if n < 9 else n for n in size)
     return draw(st.integers(0, 3)), draw(st.integers(0, 3)), height, width
@@ -316,7 +316,7 @@ def test_loss_of_any_layout(
     loss, scale = kernels.masked_loss(p, t, mask, area, power, normalize)
     right = reference.masked_loss(p, t, mask, area, power, normalize)
     assert torch.equal(scale, right[1])
-    exact = {"rtol": 4 * torch.finfo(sums).eps, "atol": 0}  # sums are exact, their scaling rounds
+    exact = {"rtol": 4 * torch.finfo(sums).eps, "atol": 0}  # sums are exact, scaling rounds
     torch.testing.assert_close(loss, right[0], **exact)
 
     each = data.draw(st.booleans())
@@ -376,7 +376,7 @@ def offsets(draw: st.DrawFn, pieces: int, total: int, ordered: bool) -> Tensor:
 @any_example
 @given(st.data(), st.booleans())
 def test_shapes_of_any_layout(kernels: Kernels, data: st.DataObject, ordered: bool) -> None:
-    """Offsets that are not in order give some mask; nothing is read beyond the vertices."""
+    """Unordered offsets give an unspecified mask; nothing is read beyond the vertices."""
     samples, contours = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 5))
     count = data.draw(st.integers(0, 12) | st.sampled_from([300, 1100]))
     height, width = data.draw(st.integers(0, 40)), data.draw(st.integers(0, 40) | st.just(270))
@@ -417,7 +417,7 @@ def test_shapes_of_any_layout(kernels: Kernels, data: st.DataObject, ordered: bo
 
 
 def far(values: Tensor, dim: int) -> Tensor:
-    """The same values, with more than 2**31 elements from one index of ``dim`` to the next."""
+    """The same values with a stride of more than 2**31 elements in ``dim``."""
     strides = list(values.contiguous().stride())
     strides[dim] = 2**31 + 24
     memory = sparse(strides[dim] * (values.shape[dim] - 1) + values.numel(), values.dtype)
@@ -462,7 +462,7 @@ def test_images_far_apart(kernels: Kernels, dim: int) -> None:
 
 @pytest.fixture
 def ends_only(kernels: Kernels) -> Iterator[None]:
-    """Of the blocks of a grid, or of the tasks of a loop, only the first and the last run."""
+    """Run only the first and the last block of a grid, or task of a loop."""
     kernels.library.set_ends_only(True)
     yield
     kernels.library.set_ends_only(False)
@@ -479,7 +479,7 @@ def test_results_of_more_than_2_to_the_31_elements(kernels: Kernels) -> None:
     def check(result: Tensor, right: Tensor) -> None:
         assert torch.equal(result[0, 0, 0], right)
         assert torch.equal(result[-1, 0, -1], right)
-        assert not result[samples // 2, 0, 100].any(), "only the ends are made here"
+        assert not result[samples // 2, 0, 100].any(), "only the two ends are computed"
 
     check(kernels.fill_masked(image, mask, value), row)
     grad = kernels.masked_loss_backward(one, one, image, torch.zeros(1, 1, 1, 256).expand_as(image),
@@ -503,7 +503,7 @@ def test_results_of_more_than_2_to_the_31_elements(kernels: Kernels) -> None:
 
 @pytest.mark.parametrize("height", [2**31 - 1, 2**31 - 9, 2**31 - 17])
 def test_the_tallest_images(library: Kernels, height: int) -> None:
-    """The rows of a tile, a few at a time, pass 2**31 on their way beyond the last."""
+    """The row counter of a tile, advanced past the last row, exceeds 2**31."""
     box = torch.tensor([[0, 0, 256, 512]], dtype=torch.int32)
     library.library.set_ends_only(True)
     mask, area = library.rasterize_boxes(box, torch.tensor([0, 1]), height, 1)
@@ -530,7 +530,7 @@ def test_quotients(library: Kernels, limit: int) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("source", sorted((CSRC / "cuda").glob("*.cu")), ids=lambda p: p.stem)
 def test_nvcc_keeps_every_kernel_in_registers(source: Path, tmp_path: Path) -> None:
-    """For A100, H100 and, where nvcc knows it, B200: no spills and no arrays in local memory."""
+    """No spills and no arrays in local memory on A100, H100 and, if nvcc supports it, B200."""
     known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
     architectures = [a for a in ("80", "90", "100") if f"compute_{a}" in known]
     command = ["nvcc", "-O3", "-Xptxas=-v", "-fatbin", str(source), "-o", str(tmp_path / "fatbin")]

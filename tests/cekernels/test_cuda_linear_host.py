@@ -1,4 +1,4 @@
-"""The CUDA kernels of the channel-wise linear map on the host, and what nvcc makes of them."""
+"""The CUDA kernels of the channel-wise linear map: run on the host, and compiled by nvcc."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.implementation_cases import assert_close, generator, integers
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 ALL = (True, True, True)
 IEEE, TF32X3, TF32 = range(3)
-# dtype and, of float32, how it is multiplied
+# dtype and, for float32, the kind of products
 KINDS = [
     pytest.param(torch.float32, IEEE, id="float32"),
     pytest.param(torch.float32, TF32X3, id="float32-tf32x3"),
@@ -31,8 +31,8 @@ KINDS = [
     pytest.param(torch.float16, IEEE, id="float16"),
 ]
 every_kind = pytest.mark.parametrize(("dtype", "products"), KINDS)
-# (batch, channels, n_out, n_in): a single sample, odd batches, more channels than a block has, more
-# blocks than the host's grid; several slices of the batch; sizes without a kernel of their own.
+# (batch, channels, n_out, n_in): one sample, odd batches, more channels than one block handles,
+# more blocks than the host's grid, several slices of the batch, sizes without a specialised kernel.
 SHAPES = [
     (1, 1, 36, 36),
     (7, 3, 16, 16),
@@ -55,7 +55,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
 
 @pytest.fixture(params=["forwards", "backwards"])
 def kernels(library: Kernels, request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """The threads of a block started in either order."""
+    """The library with the threads of a block started in either order."""
     library.library.set_reversed(request.param == "backwards")
     yield library
     library.library.set_reversed(False)
@@ -80,7 +80,7 @@ def operands(
 
 
 def nearest_tf32(values: Tensor) -> Tensor:
-    """To 10 bits of mantissa, ties away from zero, in float64."""
+    """``values`` rounded to 10 bits of mantissa, ties away from zero, in float64."""
     mantissa, exponent = torch.frexp(values.double())
     scaled = mantissa * 2**11
     return torch.ldexp(scaled.sign() * (scaled.abs() + 0.5).floor() / 2**11, exponent)
@@ -90,7 +90,7 @@ def nearest_tf32(values: Tensor) -> Tensor:
 
 
 def registers(matrix: Tensor, rows: list[list[int]], columns: list[list[int]]) -> Tensor:
-    """What each lane (dimension 0) holds in each element of its fragment (dimension 1)."""
+    """Fragments of ``matrix``: lane in dimension 0, element of its fragment in dimension 1."""
     return matrix[torch.tensor(rows), torch.tensor(columns)]
 
 
@@ -99,7 +99,7 @@ def test_mma_multiplies_fragments_in_the_documented_layout(
     library: Kernels, dtype: torch.dtype
 ) -> None:
     """PTX ISA, "Matrix Fragments for mma.m16n8k16" with 16-bit types and "mma.m16n8k8" with .tf32,
-    by its formulas for the row and column of element i of a lane."""
+    after its formulas for the row and column of element i of a lane."""
     depth = 8 if dtype == torch.float32 else 16
     a, b = normal(16, depth, seed=0, dtype=dtype), normal(depth, 8, seed=1, dtype=dtype)
     c = normal(16, 8, seed=2, dtype=torch.float32)
@@ -124,7 +124,7 @@ def test_mma_multiplies_fragments_in_the_documented_layout(
     library.library.run_mma(
         kind, *(ctypes.c_void_p(t.data_ptr()) for t in (held_a, held_b, held_d))
     )
-    if dtype == torch.float32:  # the hardware cuts what TF32 does not hold
+    if dtype == torch.float32:  # the hardware truncates to TF32
         a, b = ((t.view(torch.int32) & -0x2000).view(torch.float32) for t in (a, b))
     truth = registers(c.double() + a.double() @ b.double(), d_rows, d_columns)
     assert (held_d - truth).abs().max() < 1e-5
@@ -133,7 +133,7 @@ def test_mma_multiplies_fragments_in_the_documented_layout(
 def test_transposed_matrices_arrive_in_the_documented_layout(library: Kernels) -> None:
     rows = torch.arange(32 * 8, dtype=torch.int16).reshape(32, 8)
     storage = torch.zeros(32 * 24 + 8, dtype=torch.int16)
-    start = -storage.data_ptr() // 2 % 8  # rows lie at multiples of 16 bytes
+    start = -storage.data_ptr() // 2 % 8  # aligns rows to 16 bytes
     padded = storage[start : start + 32 * 24].view(32, 24)
     padded[:, :8] = rows
     found = torch.empty(32, 4, 2, dtype=torch.int16)
@@ -171,14 +171,15 @@ def test_rounding_to_tf32(library: Kernels) -> None:
 def test_against_float64(
     kernels: Kernels, shape: tuple[int, int, int, int], dtype: torch.dtype, products: int
 ) -> None:
-    """The peer's sums run in another order, by luck a better one: some roundings are allowed where
-    operands are not rounded. Three TF32 products lose 2**-22 thrice: in the rest of either operand
-    and in the product of both rests. Of float64 the truth itself is one order of several."""
+    """Errors are bounded by PyTorch's, plus a few roundings where operands are not rounded, as the
+    peer's order of summation may happen to be better. Three TF32 products lose 2**-22 three times:
+    in the remainder of each operand and in the product of both remainders. In float64 the truth
+    itself depends on the order of summation."""
     roundings = {torch.float64: 16, torch.float32: 12 if products == TF32X3 else 4}.get(dtype, 1)
     x, w, b, g = operands(shape, dtype)
     truth_of = [t.double() for t in (x, w, b, g)]
     same = [x, w, b, g]
-    if products == TF32:  # PyTorch has no TF32 on the CPU: it gets rounded operands
+    if products == TF32:  # PyTorch has no TF32 on the CPU: round its operands
         same = [nearest_tf32(x).float(), nearest_tf32(w).float(), b, nearest_tf32(g).float()]
     for relu in (False, True):
         y = kernels.channelwise_linear(x, w, b, relu, products)
@@ -198,7 +199,7 @@ def test_against_float64(
 
 
 def test_tf32_is_tf32(library: Kernels) -> None:
-    """That "tf32" rounds and that the others do not: else their kernels were the same."""
+    """Only "tf32" rounds its operands: shows that the kernels differ."""
     x, w, b, g = operands((20, 2, 36, 36), torch.float32)
     exact = reference.channelwise_linear(x.double(), w.double(), b.double(), False)
     rounded = torch.einsum("bci,coi->bco", nearest_tf32(x), nearest_tf32(w)) + b.double()
@@ -225,9 +226,8 @@ def test_tf32_is_tf32(library: Kernels) -> None:
 def test_integers_are_exact_however_they_lie(
     library: Kernels, n: int, dtype: torch.dtype, products: int
 ) -> None:
-    """Slices of something larger that holds NaN, permuted, broadcast, and one element off the
-    alignment; any subset of the gradients. float64 says what they are: of bfloat16 the last
-    rounding alone is left."""
+    """Slices of a larger tensor of NaN, permuted, broadcast, and one element off alignment; any
+    subset of the gradients. The truth is float64; in bfloat16 only the last rounding remains."""
     x, w, b, g = operands((9, 3, n, n), dtype, whole=True)
     wide = [t.double() for t in (x, w, b, g)]
     exact = reference.channelwise_linear(*wide[:3], True).to(dtype)
@@ -254,7 +254,7 @@ def test_integers_are_exact_however_they_lie(
 
 
 def map_dense(tensor: Tensor) -> list[Tensor]:
-    """Its layouts whose last dimension is dense, and one that starts at an odd element."""
+    """Layouts of ``tensor`` with a dense last dimension, and one that starts at an odd element."""
     odd = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
     assert odd.data_ptr() % (4 * tensor.element_size()) != 0
     return [t for t in (*layouts(tensor), odd) if t.stride(-1) == 1]
@@ -276,7 +276,7 @@ def test_an_empty_batch(library: Kernels, n: int, dtype: torch.dtype, products: 
 def test_batches_in_slices_repeat_bit_for_bit(
     library: Kernels, n: int, dtype: torch.dtype, products: int
 ) -> None:
-    """In whichever order the threads run; and the slices are there: sums in another order."""
+    """Bit-identical gradients for either order of the threads, with the batch in slices."""
     x, w, _, g = operands((200, 1, n, n), dtype)
     runs = []
     for order in (False, True, False):
@@ -292,7 +292,7 @@ def test_batches_in_slices_repeat_bit_for_bit(
 def test_samples_and_channels_do_not_mix(
     library: Kernels, n: int, dtype: torch.dtype, products: int
 ) -> None:
-    """A NaN stays in its sample and channel, though fragments are padded and tiles shared."""
+    """A NaN stays in its sample and channel although fragments are padded and tiles shared."""
     x, w, b, g = operands((19, 3, n, n), dtype, whole=True)
     y = library.channelwise_linear(x, w, b, True, products)
     grads = library.channelwise_linear_backward(g, x, w, y, *ALL, products)
@@ -310,7 +310,7 @@ def test_samples_and_channels_do_not_mix(
     assert gb[2, 0].isnan()
     gx[18, 2], gw[2, 0], gb[2, 0] = plain[0][18, 2], plain[1][2, 0], plain[2][2, 0]
     assert all(map(torch.equal, (gx, gw, gb), plain))
-    # A closed gate keeps it out.
+    # Where the ReLU is inactive, the NaN has no effect.
     y[18, 2, 0] = 0
     gated = library.channelwise_linear_backward(g2, x, w, y, *ALL, products)
     assert not any(t.isnan().any() for t in (*gated, *grads))

@@ -1,4 +1,4 @@
-"""Which implementation serves a call: order, reasons, the environment variable, the report."""
+"""Implementation selection: order, fallback reasons, environment variable, report."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ needs_cpp = pytest.mark.skipif(not HAS_CPP, reason="C++ kernels are not built")
 
 
 class Machine:
-    """What is installed in a test: nothing but the reference, until something is added.
+    """Simulated set of installed implementations: only the reference until one is added.
 
-    An implementation that is added serves by the reference, and writes down what it is asked.
+    An added implementation computes by the reference, and records the calls and support queries.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,11 +61,11 @@ class Machine:
         self.device("cpu")
 
     def environment(self, impl: str) -> None:
-        """As a process that started with this in its environment variable."""
+        """Simulate a process that started with this value of CEKERNELS_IMPL."""
         self.monkeypatch.setattr(_backends, "DEFAULT", impl)
 
     def device(self, kind: str) -> None:
-        """As if the tensors of the calls were on such a device."""
+        """Simulate calls with tensors on a device of this kind."""
         for module in (_backends, _auto):
             self.monkeypatch.setattr(module, "device_of", lambda _: torch.device(kind))
 
@@ -140,7 +140,7 @@ for call in (cekernels.channelwise_linear, compiled):
     lines = python("-c", NO_LIBRARY + program).splitlines()
     assert len(set(lines)) == 1, lines
     assert len(lines) == 4
-    expected = f"channelwise_linear: impl='{name}' cannot serve this call: "
+    expected = f"channelwise_linear: impl='{name}' cannot handle this call: "
     assert lines[0].startswith(expected)
     reasons = ("cannot be imported: ", "not built: ", "built with torch")
     assert lines[0].removeprefix(expected).startswith(reasons)
@@ -157,7 +157,7 @@ def test_a_library_that_does_not_load_is_a_reason_not_a_crash(
     )
     reason = _backends.load_library.__wrapped__("_C")
     assert reason is not None
-    assert reason.startswith("built with torch 2.13.0 but cannot load: ")
+    assert reason.startswith("built with torch 2.13.0 but cannot be loaded: ")
     assert reason.endswith("; install again")
 
 
@@ -174,7 +174,7 @@ def test_auto_passes_over_what_is_unavailable(machine: Machine) -> None:
     machine.device("cuda")
     machine.reasons["triton"] = "built for another processor"
     assert _auto.selected(LINEAR, ARGS) == "reference"
-    assert machine.questions == [("channelwise_linear", *ARGS)]  # of the reference alone
+    assert machine.questions == [("channelwise_linear", *ARGS)]  # only for the reference
     with pytest.raises(ImplementationError, match=r": built for another processor$"):
         _backends.run_triton(LINEAR, *ARGS)
 
@@ -184,7 +184,7 @@ def test_auto_passes_over_what_does_not_support_the_call(machine: Machine) -> No
     machine.add("triton")
     machine.unsupported["triton", "channelwise_linear"] = "N_out = 5 is odd"
     assert _auto.selected(LINEAR, ARGS) == "reference"
-    op, input, weight, bias, relu = machine.questions[0]  # asked with the arguments of the op
+    op, input, weight, bias, relu = machine.questions[0]  # queried with the arguments of the op
     assert (op, bias, relu) == ("channelwise_linear", None, False)
     assert input is INPUT
     assert weight is WEIGHT
@@ -222,7 +222,7 @@ def test_order_on_each_device(machine: Machine, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_libraries_implement_what_the_ops_say() -> None:
-    """``Op.compiled`` against torch's own table; the CUDA library is read as source."""
+    """``Op.compiled`` against torch's own table; for the CUDA library against its source."""
     sources = "".join(p.read_text() for p in (ROOT / "csrc/ops").glob("*.cpp"))
     for op in OPS.values():
         named = re.findall(rf'CEK_IMPLEMENT(_DIFFERENTIABLE)?\(m, "{op.name}"', sources)
@@ -261,20 +261,20 @@ def test_a_backward_pass_asks_for_the_gradients_that_are_needed() -> None:
 
 
 def test_the_environment_forces_what_is_left_to_auto(machine: Machine) -> None:
-    def serving(impl: str = "auto") -> str:
+    def overload(impl: str = "auto") -> str:
         with Seen() as seen:
             run(impl=impl)
         return seen.overloads[0]
 
     machine.environment("reference")
-    assert serving() == "channelwise_linear.reference_no_grad"
+    assert overload() == "channelwise_linear.reference_no_grad"
     if HAS_CPP:
-        assert serving("cpp") == "channelwise_linear.cpp_no_grad"  # the argument wins
+        assert overload("cpp") == "channelwise_linear.cpp_no_grad"  # the argument wins
     machine.environment("cuda")
-    with pytest.raises(ImplementationError, match="impl='cuda' cannot serve this call"):
+    with pytest.raises(ImplementationError, match="impl='cuda' cannot handle this call"):
         run()
     machine.environment("auto")
-    assert serving() == "channelwise_linear.no_grad"
+    assert overload() == "channelwise_linear.no_grad"
 
 
 @pytest.mark.parametrize("value", ["", "auto", "reference"])
@@ -309,7 +309,7 @@ def test_each_op_takes_the_arguments_of_its_reference(op: str) -> None:
 
 
 class Seen(TorchDispatchMode):
-    """Writes down the ops of the package that the dispatcher sees."""
+    """Records the ops of the package that the dispatcher sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ def test_frames_from_the_public_function_to_the_kernel() -> None:
     """At most 4 nested Python frames without gradients and 6 with, argument checks aside."""
     weight, image = WEIGHT.clone().requires_grad_(), torch.ones(1, 1, 2, 2)
     prediction = image.clone().requires_grad_()
-    calls: list[tuple[Any, int]] = [  # the frames of each
+    calls: list[tuple[Any, int]] = [  # call and its number of frames
         (lambda: channelwise_linear(INPUT, WEIGHT), 2),
         (lambda: channelwise_linear(INPUT, weight), 5),
         (lambda: channelwise_linear(INPUT, weight, impl="cpp"), 5),
@@ -348,7 +348,7 @@ def test_frames_from_the_public_function_to_the_kernel() -> None:
 
 
 def _frames_of_the_kernel(call: Any) -> int:
-    """The nested Python frames below ``call`` where torch's C++ is entered for the last time."""
+    """Nested Python frames below ``call`` at the last entry into torch's C++."""
     deepest = 0
 
     def profile(frame: Any, event: str, _: Any) -> None:
@@ -390,7 +390,7 @@ def test_whoever_looks_at_the_dispatcher_sees_the_ops() -> None:
 
 
 def test_the_vmap_of_autograd_functional() -> None:
-    """It is older than torch.func's, and looks through the ops as the dispatcher runs them."""
+    """The legacy vmap, older than torch.func's: it batches the ops through the dispatcher."""
 
     def function(weight: Tensor) -> Tensor:
         return channelwise_linear(INPUT, weight, impl="reference")
@@ -449,7 +449,7 @@ def test_tracing_before_dispatch_and_function_modes_see_the_ops() -> None:
 
 
 def test_negative_bits_are_resolved_before_a_kernel() -> None:
-    """A kernel that reads memory does not see them."""
+    """A kernel reads memory, where the negation is not applied yet."""
     negative = torch._neg_view(INPUT)
     for weight in (WEIGHT, WEIGHT.clone().requires_grad_()):
         for impl in ("auto", "reference", *(["cpp"] if HAS_CPP else [])):
@@ -466,7 +466,7 @@ def test_a_tensor_of_another_class_keeps_its_class() -> None:
 
 
 def test_a_training_step_by_the_default_compiler() -> None:
-    """Fill, layer and loss in one graph; what lies between the ops needs no C++ compiler."""
+    """Fill, layer and loss in one graph; the code between the ops needs no C++ compiler."""
     torch._dynamo.reset()
     layer = ChannelwiseLinear(3, (4, 6), activation="relu")
     boxes = torch.tensor([[256 * k, 0, 256 * k + 512, 768] for k in range(5)], dtype=torch.int32)
@@ -492,7 +492,7 @@ def python(*arguments: str, **environment: str) -> str:
         [sys.executable, *arguments], env=clean | environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert "RuntimeWarning" not in result.stderr  # runpy's, of a module imported already
+    assert "RuntimeWarning" not in result.stderr  # runpy's, about a module already imported
     return result.stdout
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, devices, graphs, huge tensors, memory checking."""
+"""Behaviour that needs a GPU: streams, devices, graphs, huge tensors, memory checking."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def training_inputs(device: str = "cuda") -> list[Tensor]:
 
 
 def step(impl: str, inputs: list[Tensor]) -> list[Tensor]:
-    """Every op once, forward and backward, as a training step chains them."""
+    """Every op once, forward and backward, chained as in a training step."""
     x, w, b, target, *shapes = inputs
     w, b = w.detach().requires_grad_(), b.detach().requires_grad_()
     holed, mask, area = cekernels.fill_polygons(x, 0.0, *shapes, impl=impl)
@@ -67,7 +67,7 @@ def test_step_repeats_bit_for_bit(target: Target) -> None:
 def test_sums_of_a_split_batch_repeat_bit_for_bit(
     target: Target, dtype: torch.dtype, precision: str
 ) -> None:
-    """A batch so large that many blocks share the sums of one channel."""
+    """The batch is large enough for many blocks to share the sums of one channel."""
     before = torch.get_float32_matmul_precision()
     r = cases.generator()
     x, w, g = (torch.randn(s, generator=r).to("cuda", dtype)
@@ -90,7 +90,7 @@ def test_sums_of_a_split_batch_repeat_bit_for_bit(
 
 @every_target
 def test_tf32_is_used_where_the_precision_allows_it(target: Target) -> None:
-    """And is all that is lost: the kernel agrees with float64 on operands rounded to TF32."""
+    """The only loss is that rounding: results match float64 on operands rounded to TF32."""
     before = torch.get_float32_matmul_precision()
     r = cases.generator()
     x, w = (torch.randn(s, generator=r).cuda() for s in ((64, 8, 36), (8, 36, 36)))
@@ -114,8 +114,8 @@ def test_tf32_is_used_where_the_precision_allows_it(target: Target) -> None:
 
 @every_target
 def test_runs_on_the_current_stream(target: Target) -> None:
-    """Inputs become right only after a long wait on a side stream: who does not queue there
-    reads the wrong ones."""
+    """Inputs become valid only after a long wait on a side stream: a kernel on another stream
+    reads stale ones."""
     inputs = training_inputs()
     truth = step(target.impl, inputs)
     torch.cuda.synchronize()
@@ -144,7 +144,7 @@ def test_runs_on_the_device_of_its_tensors(target: Target) -> None:
 
 @every_target
 def test_replays_from_a_cuda_graph(target: Target) -> None:
-    """Captured with some inputs, replayed with others: mask generation included."""
+    """Captured with one set of inputs and replayed with another, mask generation included."""
     static = training_inputs()
     others = training_inputs()
     others[0] = others[0].flip(0)
@@ -200,7 +200,7 @@ def test_compiles_without_a_graph_break(target: Target, dynamic: bool) -> None:
 
 
 def test_gradcheck_on_the_device() -> None:
-    """float64, hence the reference: the formulas through ``impl="auto"`` on a GPU."""
+    """float64, hence the reference: checks the formulas through ``impl="auto"`` on a GPU."""
     r = cases.generator()
     x, w, b = (torch.rand(s, generator=r, dtype=torch.float64).cuda().requires_grad_()
                for s in ((2, 3, 4), (3, 5, 4), (3, 5)))  # fmt: skip
@@ -216,7 +216,7 @@ def test_gradcheck_on_the_device() -> None:
 
 @every_target
 def test_more_than_2_to_the_31_elements(target: Target) -> None:
-    """The last samples of a tensor whose offsets an int32 cannot hold."""
+    """The last samples of a tensor whose offsets exceed int32."""
     if torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free memory")
     n = 36

@@ -1,4 +1,4 @@
-"""The implementations against the reference, each where it can run.
+"""The implementations against the reference, on each device that they run on.
 
 Triton's kernels run here only in its interpreter: see test_triton_interpreter.py.
 """
@@ -29,7 +29,7 @@ def _precision() -> Iterator[None]:
 
 
 def int64_offsets(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make small tensors take the path of those beyond 2**31 elements."""
+    """Make small tensors take the code path for more than 2**31 elements."""
     if target.impl != "triton":
         pytest.skip(f"{target.impl} has no switch between int32 and int64 offsets")
     from cekernels.triton import _runtime
@@ -39,8 +39,8 @@ def int64_offsets(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- channel-wise linear ----------------------------------------------------------------------
 
-# (B, C, N_in, N_out): the paper's maps, odd sizes, one location, tiles with a rest, and maps
-# beyond the tiles; on a GPU larger ones too.
+# (B, C, N_in, N_out): the paper's maps, odd sizes, one location, partial tiles, and maps
+# larger than a tile; on a GPU also larger ones.
 LINEAR = [(5, 3, 36, 36), (35, 2, 36, 20), (3, 2, 1, 7), (2, 1, 65, 100), (2, 1, 130, 129)]
 LINEAR_ON_GPU = [(1024, 256, 36, 36), (300, 7, 64, 49), (64, 512, 16, 16), (33, 5, 128, 128)]
 
@@ -59,7 +59,7 @@ def linear_with_gradients(
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_linear_against_float64(target: Target, dtype: torch.dtype, precision: str) -> None:
     if dtype != torch.float32 and precision != "highest":
-        pytest.skip("precision is of float32 alone")
+        pytest.skip("precision applies to float32 only")
     cases.needs(target, "channelwise_linear")
     torch.set_float32_matmul_precision(precision)
     shapes = LINEAR + (LINEAR_ON_GPU if target.device == "cuda" else [])
@@ -69,7 +69,7 @@ def test_linear_against_float64(target: Target, dtype: torch.dtype, precision: s
         w = (torch.randn(channels, n_out, n_in, generator=r) / n_in**0.5).to(x)
         b = torch.randn(channels, n_out, generator=r).to(x)
         g = torch.randn(batch, channels, n_out, generator=r).to(x)
-        # Where a sum is all but zero its sign, and with it ReLU's gradient, is open.
+        # Where a sum is close to zero, rounding decides its sign and with it ReLU's gradient.
         g[reference.channelwise_linear(x.double(), w.double(), b.double(), False).abs() < 0.05] = 0
         inputs = operands = [x, w, b, g]
         if target.device == "cpu" and precision == "medium":
@@ -94,7 +94,7 @@ def linear_integers(
 @every_target
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_linear_of_integers_is_exact(target: Target, dtype: torch.dtype) -> None:
-    """However it lies. Sums stay below 256, which bfloat16 holds exactly."""
+    """In every layout. Sums stay below 256, which bfloat16 represents exactly."""
     cases.needs(target, "channelwise_linear")
     for batch, channels, n_in, n_out in ((7, 2, 12, 9), (0, 2, 5, 4)):
         x, w, b, g = linear_integers(batch, channels, n_in, n_out, dtype, target.device)
@@ -136,7 +136,7 @@ def test_linear_with_int64_offsets(target: Target, monkeypatch: pytest.MonkeyPat
 def test_linear_keeps_nan_and_infinity_in_their_rows(target: Target) -> None:
     cases.needs(target, "channelwise_linear")
     x, w, b, g = linear_integers(6, 2, 9, 9, torch.float32, target.device)
-    w[0] += 0.5  # no zeros, so that infinity times zero does not come into it
+    w[0] += 0.5  # no zeros, to avoid infinity times zero
     x[1, 0, 3], x[4, 0, 5], x[5, 1, 2] = float("nan"), float("inf"), float("nan")
     for activation in (None, "relu"):
         ours = linear_with_gradients(target.impl, x, w, b, g, activation)
@@ -196,7 +196,7 @@ def test_loss_against_float64(target: Target, dtype: torch.dtype, power: int) ->
             every = slice(None if normalize == "mask" else 1)
             for p_, t_ in list(zip(cases.layouts(p), cases.layouts(t), strict=True))[every]:
                 ours = loss_with_gradients(target.impl, p_, t_, m, power, grad, **options)
-                # a loss: difference, error, sum and scale are rounded
+                # the loss rounds difference, error, sum and scale
                 cases.assert_close(ours[0], plain[0], truth[0], factor=2, roundings=4)
                 for triple in zip(ours[1:], plain[1:], truth[1:], strict=True):
                     cases.assert_close(*triple, factor=3)
@@ -259,7 +259,7 @@ def test_loss_of_nothing_is_zero(target: Target, normalize: str, empty: str) -> 
 def test_loss_and_gradient_in_one_pass(
     target: Target, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the area known; the gradient is scaled once, and a second backward starts afresh."""
+    """With a given area; the gradient is scaled once, and a second backward pass recomputes it."""
     from cekernels.ops import masked_loss
 
     cases.needs(target, "masked_loss_and_gradient")
@@ -343,7 +343,7 @@ def test_boxes_are_the_reference_bit_for_bit(target: Target) -> None:
 
 @every_target
 def test_wrong_offsets_read_nothing_out_of_bounds(target: Target) -> None:
-    """On a GPU nobody looks at the offsets; the kernel must stay within its arrays."""
+    """On a GPU the offsets are not checked; the kernel must stay within its arrays."""
     if target.impl == "cpp":
         pytest.skip("on the CPU such offsets are refused")
     vertices = cases.star((4, 4), 4, 5, 0).to(target.device)
@@ -459,7 +459,7 @@ def test_registration(target: Target, op: str) -> None:
 @every_target
 def test_float64_is_left_to_the_reference(target: Target) -> None:
     if target.impl != "triton":
-        pytest.skip(f"{target.impl} may serve it")
+        pytest.skip(f"{target.impl} may handle it")
     x = torch.rand(2, 3, 4, dtype=torch.float64, device=target.device)
     w = torch.rand(3, 4, 4, dtype=torch.float64, device=target.device)
     with pytest.raises(cekernels.ImplementationError, match="float64"):
@@ -476,7 +476,7 @@ def test_float64_is_left_to_the_reference(target: Target) -> None:
 def test_random_words(
     target: Target, shape: tuple[int, ...], key: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against the reference, which test_random.py holds to the published vectors."""
+    """Against the reference, which test_random.py checks against the published vectors."""
     cases.needs(target, "philox4x32")
     r = cases.generator()
     counter = [torch.randint(-(2**40), 2**40, shape, generator=r) for _ in range(4)]
@@ -493,7 +493,7 @@ def test_random_words(
 
 @every_target
 def test_random_words_of_rows_and_columns(target: Target) -> None:
-    """Rows and columns that broadcast, as a sampler of masks makes its counter."""
+    """Rows and columns that broadcast, as in the counters of a mask sampler."""
     cases.needs(target, "philox4x32")
     rows, columns = (
         torch.arange(6)[:, None].to(target.device),

@@ -26,7 +26,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def image_pair(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Prediction and target that differ by more than 0.1 everywhere: no kink of L1 is near."""
     target = torch.randn(shape, generator=generator(0), dtype=torch.float64)
     offset = torch.rand(shape, generator=generator(1), dtype=torch.float64) + 0.1
@@ -44,7 +44,7 @@ def holes(*shape: int) -> Tensor:
 def by_definition(
     loss: Loss, prediction: Tensor, target: Tensor, mask: Tensor, normalize: str
 ) -> Tensor:
-    """One element after the other, in Python's floats and exact sums."""
+    """The loss one element at a time, in Python floats with exact sums."""
     B, C, H, W = prediction.shape
     power = 2 if loss is masked_l2_loss else 1
     sums, total = [], 0.0
@@ -90,7 +90,7 @@ def masks(*shape: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("kind", masks(1, 1, 2, 1))
 def test_equals_its_definition(loss: Loss, normalize: str, kind: str) -> None:
-    prediction, target = pictures(2, 3, 4, 5)
+    prediction, target = image_pair(2, 3, 4, 5)
     mask = masks(2, 3, 4, 5)[kind]
     result = loss(prediction, target, mask, normalize=normalize)
     torch.testing.assert_close(result, by_definition(loss, prediction, target, mask, normalize))
@@ -100,7 +100,7 @@ def test_hand_computed_case() -> None:
     prediction = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[0.0, 0.0]], [[0.0, 5.0]]]])
     target = torch.zeros(2, 2, 1, 2)
     mask = torch.tensor([[[[True, False]]], [[[False, True]]]])
-    # the mask takes 1 and 3 from the first sample, 0 and 5 from the second
+    # the mask selects 1 and 3 in the first sample, 0 and 5 in the second
     for normalize, l2, l1 in (("sum", 35, 9), ("mask", 35 / 4, 9 / 4), ("all", 35 / 8, 9 / 8)):
         assert masked_l2_loss(prediction, target, mask, normalize=normalize).item() == l2
         assert masked_l1_loss(prediction, target, mask, normalize=normalize).item() == l1
@@ -126,7 +126,7 @@ def test_result_is_float32_or_wider_and_exact_on_small_integers(
 
 
 def test_equals_mse_and_l1_loss_over_a_full_mask_and_over_indexed_elements() -> None:
-    prediction, target = pictures(2, 3, 6, 7)
+    prediction, target = image_pair(2, 3, 6, 7)
     full, mask = torch.ones(2, 1, 6, 7, dtype=torch.bool), holes(2, 1, 6, 7)
     inside = mask.expand_as(prediction)
     for ours, theirs in ((masked_l2_loss, F.mse_loss), (masked_l1_loss, F.l1_loss)):
@@ -141,7 +141,7 @@ def test_half_precision_sums_do_not_overflow(loss: Loss) -> None:
     prediction = torch.full((4, 3, 64, 64), 250.0, dtype=torch.float16, requires_grad=True)
     target = torch.full_like(prediction, -6.0).detach()
     mask = torch.ones(4, 1, 64, 64, dtype=torch.bool)
-    error = 256.0 if loss is masked_l1_loss else 65536.0  # more than float16 holds
+    error = 256.0 if loss is masked_l1_loss else 65536.0  # beyond the range of float16
     assert loss(prediction, target, mask).item() == error
     assert loss(prediction, target, mask, normalize="none").tolist() == [error * 3 * 64 * 64] * 4
     (grad,) = torch.autograd.grad(loss(prediction, target, mask, normalize="sum"), prediction)
@@ -150,7 +150,7 @@ def test_half_precision_sums_do_not_overflow(loss: Loss) -> None:
 
 
 def test_float32_loss_is_accurate() -> None:
-    prediction, target = pictures(8, 3, 64, 64, dtype=torch.float32)
+    prediction, target = image_pair(8, 3, 64, 64, dtype=torch.float32)
     mask = holes(8, 1, 64, 64)
     for loss in (masked_l2_loss, masked_l1_loss):
         exact = loss(prediction.double(), target.double(), mask)
@@ -162,23 +162,23 @@ def test_float32_loss_is_accurate() -> None:
 @LOSSES
 @pytest.mark.parametrize("kind", ["bool", "bool, each channel its own", "band of weight 10"])
 def test_area_given_is_area_counted(loss: Loss, kind: str) -> None:
-    prediction, target = pictures(2, 3, 4, 5)
+    prediction, target = image_pair(2, 3, 4, 5)
     mask = masks(2, 3, 4, 5)[kind]
     area = mask.sum((1, 2, 3))
     counted = loss(prediction, target, mask)
     torch.testing.assert_close(loss(prediction, target, mask, area=area), counted)
     torch.testing.assert_close(loss(prediction, target, mask, area=area.float()), counted)
-    # it is trusted: twice the area, half the loss
+    # a given area is trusted: twice the area, half the loss
     torch.testing.assert_close(loss(prediction, target, mask, area=2 * area), counted / 2)
 
 
-# --- what lies outside the mask ---------------------------------------------------------------
+# --- elements outside the mask ----------------------------------------------------------------
 
 
 @LOSSES
 @pytest.mark.parametrize("normalize", NORMALIZE)
 def test_an_empty_mask_gives_zero_and_zero_gradient(loss: Loss, normalize: str) -> None:
-    prediction, target = pictures(2, 3, 4, 5)
+    prediction, target = image_pair(2, 3, 4, 5)
     prediction[0, 0, 0, 0] = math.nan
     prediction.requires_grad_()
     for area in (None, torch.zeros(2, dtype=torch.int64)):
@@ -199,7 +199,7 @@ def test_what_lies_under_weight_zero_reaches_no_derivative(
     outside = (mask == 0).expand(2, 3, 4, 5)
 
     def derivatives(value: float, where: int) -> list[Tensor]:
-        tensors = list(pictures(2, 3, 4, 5))
+        tensors = list(image_pair(2, 3, 4, 5))
         tensors[where] = tensors[where].masked_fill(outside, value)
         for tensor in tensors:
             tensor.requires_grad_()
@@ -220,7 +220,7 @@ def test_what_lies_under_weight_zero_reaches_no_derivative(
 
 
 def test_what_arrives_outside_the_mask_reaches_no_derivative() -> None:
-    prediction, target = (t.requires_grad_() for t in pictures(2, 3, 4, 5))
+    prediction, target = (t.requires_grad_() for t in image_pair(2, 3, 4, 5))
     mask = holes(2, 1, 4, 5)
     grads = torch.autograd.grad(
         masked_l2_loss(prediction, target, mask), (prediction, target), create_graph=True
@@ -232,7 +232,7 @@ def test_what_arrives_outside_the_mask_reaches_no_derivative() -> None:
 
 @LOSSES
 def test_what_is_not_finite_inside_the_mask_shows(loss: Loss) -> None:
-    prediction, target = pictures(2, 3, 4, 5)
+    prediction, target = image_pair(2, 3, 4, 5)
     mask = torch.ones(2, 1, 4, 5, dtype=torch.bool)
     prediction[1, 0, 0, 0] = math.nan
     assert loss(prediction, target, mask).isnan()
@@ -254,7 +254,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @LOSSES
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_does_not_matter(loss: Loss, layout: str) -> None:
-    prediction, target = (LAYOUTS[layout](t) for t in pictures(2, 3, 4, 5))
+    prediction, target = (LAYOUTS[layout](t) for t in image_pair(2, 3, 4, 5))
     mask = LAYOUTS[layout](masks(2, 3, 4, 5)["weights, each channel"])
     plain = [t.clone(memory_format=torch.contiguous_format) for t in (prediction, target, mask)]
     plain[0].requires_grad_()
@@ -286,7 +286,7 @@ def test_empty_inputs(loss: Loss, shape: tuple[int, ...]) -> None:
 @LOSSES
 @pytest.mark.parametrize("normalize", NORMALIZE)
 def test_gradients_of_first_and_second_order(loss: Loss, normalize: str) -> None:
-    tensors = tuple(t.requires_grad_() for t in pictures(2, 2, 2, 3))
+    tensors = tuple(t.requires_grad_() for t in image_pair(2, 2, 2, 3))
     for kind in ("bool", "weights, each channel"):
         mask = masks(2, 2, 2, 3)[kind]
 
@@ -300,7 +300,7 @@ def test_gradients_of_first_and_second_order(loss: Loss, normalize: str) -> None
 @LOSSES
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_gradient_of_one_picture_only(loss: Loss, wanted: int) -> None:
-    tensors, mask = list(pictures(2, 3, 4, 5)), holes(2, 1, 4, 5)
+    tensors, mask = list(image_pair(2, 3, 4, 5)), holes(2, 1, 4, 5)
     tensors[wanted].requires_grad_()
     (grad,) = torch.autograd.grad(loss(*tensors, mask), tensors[wanted])
     difference = (tensors[0] - tensors[1]).detach() * (-1 if wanted else 1)
@@ -319,7 +319,7 @@ def test_l1_passes_no_gradient_at_equality() -> None:
 
 @LOSSES
 def test_torch_func_transforms(loss: Loss) -> None:
-    prediction, target = pictures(4, 3, 4, 5)
+    prediction, target = image_pair(4, 3, 4, 5)
     mask = holes(4, 1, 4, 5)
     (expected,) = torch.autograd.grad(
         loss(prediction.requires_grad_(), target, mask, normalize="sum"), prediction
@@ -337,7 +337,7 @@ def test_torch_func_transforms(loss: Loss) -> None:
         (torch.ones_like(expected),),
     )
     torch.testing.assert_close(tangent, expected.sum())
-    with pytest.raises(ImplementationError, match=r"impl='triton' cannot serve .* torch\.func"):
+    with pytest.raises(ImplementationError, match=r"impl='triton' cannot handle .* torch\.func"):
         torch.func.grad(lambda p: loss(p, target, mask, impl="triton"))(prediction)
 
 
@@ -348,7 +348,7 @@ def test_torch_func_transforms(loss: Loss) -> None:
 def test_opcheck(power: int) -> None:
     op = torch.ops.cekernels.masked_loss
     backward = torch.ops.cekernels.masked_loss_backward
-    prediction, target = (t.requires_grad_() for t in pictures(2, 3, 4, 5, dtype=torch.float32))
+    prediction, target = (t.requires_grad_() for t in image_pair(2, 3, 4, 5, dtype=torch.float32))
     kinds = masks(2, 3, 4, 5)
     area = kinds["bool"].sum((1, 2, 3))
     opcheck(op.default, (prediction, target, kinds["bool"], area, power, "mask"))
@@ -373,7 +373,7 @@ def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:
         mask = holes(B, 1, H, W)
         results = []
         for f in (both, compiled):
-            tensors = [t.requires_grad_() for t in pictures(B, 3, H, W, dtype=torch.float32)]
+            tensors = [t.requires_grad_() for t in image_pair(B, 3, H, W, dtype=torch.float32)]
             result = f(*tensors, mask, mask.sum((1, 2, 3)))
             results.append((result, *torch.autograd.grad(result, tensors)))
         torch.testing.assert_close(*results)
@@ -383,7 +383,7 @@ def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:
 @LOSSES
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_promotes_and_keeps_the_loss_in_float32(loss: Loss, compiled: bool) -> None:
-    prediction, target = pictures(2, 3, 4, 5, dtype=torch.float32)
+    prediction, target = image_pair(2, 3, 4, 5, dtype=torch.float32)
     prediction, mask = prediction.bfloat16().requires_grad_(), holes(2, 1, 4, 5)
     step = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
     with torch.autocast("cpu", torch.bfloat16):
@@ -401,7 +401,7 @@ def test_autocast_promotes_and_keeps_the_loss_in_float32(loss: Loss, compiled: b
 
 @LOSSES
 def test_on_meta_and_in_inference_mode(loss: Loss) -> None:
-    prediction, target = pictures(2, 3, 4, 5)
+    prediction, target = image_pair(2, 3, 4, 5)
     mask = holes(2, 1, 4, 5)
     result = loss(prediction.to("meta"), target.to("meta"), mask.to("meta"), normalize="none")
     assert (result.shape, result.dtype, result.device.type) == ((2,), torch.float64, "meta")
@@ -437,7 +437,7 @@ P, M, A = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5), torch.zeros(2)
         (ValueError, "mask", M.clone().requires_grad_(), r"has no gradient here.*mask.detach\(\)"),
         (ValueError, "normalize", "mean", r"must be one of 'mask', 'all', 'sum', 'none', got 'me"),
         (ValueError, "impl", "numpy", r"must be one of 'auto', .* got 'numpy'"),
-        (ValueError, "area", A[:1], r"must have shape \(2,\) \(one number a sample\), .* \(1,\)"),
+        (ValueError, "area", A[:1], r"must have shape \(2,\) \(one number per sample\), .* \(1,\)"),
         (TypeError, "area", A.int(), r"must have dtype int64, float32, float64, got a int32"),
         (ValueError, "area", A.to("meta"), r"must be on the device of prediction, cpu, got"),
         (ValueError, "area", A.clone().requires_grad_(), r"has no gradient here.*area.detach\(\)"),

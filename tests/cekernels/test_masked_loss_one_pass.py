@@ -1,4 +1,4 @@
-"""The masked loss that makes its gradient in the forward pass, as it does on a GPU."""
+"""The masked loss with its gradient computed in the forward pass, as on a GPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_gradients_of_any_order(loss: Callable[..., Tensor], options: dict[str, 
 def test_the_gradient_is_handed_over_once(
     loss: Callable[..., Tensor], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kept graph gives the same gradient again, and does not touch the one it gave before."""
+    """A retained graph gives the same gradient again and leaves the earlier one unchanged."""
     p, t, mask = inputs()
     value = loss(p, t, mask, **arguments(mask, options))
     grad = torch.full_like(value, 3.0)
@@ -87,7 +87,7 @@ def test_only_where_it_pays() -> None:
     loss = cekernels.masked_l2_loss
     assert in_one_pass(loss(p, t, mask, normalize="sum"))
     assert not in_one_pass(loss(p, t, mask)), "the area is not known"
-    assert not in_one_pass(loss(p.half(), t.half(), mask, normalize="sum")), "it would vanish"
+    assert not in_one_pass(loss(p.half(), t.half(), mask, normalize="sum")), "it would underflow"
     with torch.no_grad():
         assert loss(p, t, mask, normalize="sum").grad_fn is None
     value = torch.func.grad(lambda p: loss(p, t.detach(), mask, normalize="sum"))(p.detach())
@@ -102,7 +102,7 @@ def test_only_where_it_pays() -> None:
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 @pytest.mark.parametrize("op", ["masked_loss_and_gradient", "scale_gradient_"])
 def test_what_runs_on_a_gpu_has_it(name: str, op: str) -> None:
-    """Nobody would notice its absence: the reference would serve instead."""
+    """Its absence would go unnoticed: the reference would run instead."""
     if name == "triton":
         pytest.importorskip("triton")
     assert _backends.kernel(OPS[op], name) is not None
@@ -111,7 +111,7 @@ def test_what_runs_on_a_gpu_has_it(name: str, op: str) -> None:
 def test_opcheck() -> None:
     p, t, mask = inputs(torch.float32)
     area = mask.sum((1, 2, 3))
-    # not the comparison of compiled with eager gradients: it looks at the gradient that the
+    # without the comparison of compiled and eager gradients: it reads the gradient that the
     # backward pass scales in place
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     op = torch.ops.cekernels.masked_loss_and_gradient.default

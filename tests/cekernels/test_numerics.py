@@ -1,4 +1,4 @@
-"""The page docs/numerics.md says what the code does."""
+"""Agreement of docs/numerics.md with the code."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_page_shows_the_recorded_results() -> None:
 
 @pytest.mark.parametrize("name", numerics.IMPLEMENTATIONS)
 def test_errors_are_those_of_the_page(name: str) -> None:
-    """Other machines' matrix libraries add in another order: up to twice as far off."""
+    """Matrix libraries of other machines sum in another order: up to twice the stated error."""
     if not numerics.can_measure(name):
         pytest.skip("cannot be measured here")
     if name not in recorded():
         pytest.skip("the page says: not measured")
     now = numerics.measure(name)
-    assert now == numerics.measure(name), "the page says that it repeats bit for bit"
+    assert now == numerics.measure(name), "the page says that results repeat bit for bit"
     assert now.keys() == recorded()[name].keys()
     for case, errors in now.items():
         for error, stated in zip(errors, recorded()[name][case], strict=True):

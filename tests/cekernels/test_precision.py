@@ -1,4 +1,4 @@
-"""How float32 is multiplied on a GPU, by each way to tell PyTorch."""
+"""Precision of float32 products on a GPU for each of PyTorch's settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# A process each: PyTorch does not undo a mix of the older and the newer way.
+# One process per case: PyTorch cannot undo a mix of the older and the newer settings.
 OLDER = "torch.set_float32_matmul_precision({!r})".format
 NEWER = "torch.backends.cuda.matmul.fp32_precision = {!r}".format
 

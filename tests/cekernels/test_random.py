@@ -1,4 +1,4 @@
-"""philox4x32 and random_below against the published vectors and against Python's own integers."""
+"""philox4x32 and random_below against the published vectors and Python's integers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_words_are_uniform_and_uncorrelated():
     ones = ((words[..., None] >> torch.arange(32)) & 1).double().mean(1)
     assert (ones - 0.5).abs().max() < 5 * 0.5 / 256  # five standard deviations, all 128 bits
     unit = words.double() / 2**32 - 0.5
-    streams = torch.cat((unit, unit.roll(1, dims=1)))  # and the next counter's words
+    streams = torch.cat((unit, unit.roll(1, dims=1)))  # paired with the next counter's words
     correlation = torch.corrcoef(streams)
     assert (correlation - torch.eye(8)).abs().max() < 5 / 256
 

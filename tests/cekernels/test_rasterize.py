@@ -90,7 +90,7 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
 
 
 def winding(sample: Sample, x: int, y: int) -> int:
-    """The winding number of a point: Python's integers, and no division."""
+    """The winding number of a point, in Python integers and without division."""
     limit, total = 2**28, 0
     for contour in sample:
         clamped = [(min(max(x, -limit), limit), min(max(y, -limit), limit)) for x, y in contour]
@@ -123,7 +123,7 @@ def test_a_centre_on_the_left_or_top_edge_is_inside_on_the_right_or_bottom_outsi
 
 
 def test_triangles() -> None:
-    lower_left = px((0, 0), (4, 4), (0, 4))  # the diagonal, its right edge, meets centres
+    lower_left = px((0, 0), (4, 4), (0, 4))  # the diagonal, its right edge, passes through centres
     assert drawn(polygons([[lower_left]], 4, 4)[0]) == ["....", "#...", "##..", "###."]
     upper_right = px((0, 0), (4, 0), (4, 4))  # here it is the left edge
     assert drawn(polygons([[upper_right]], 4, 4)[0]) == ["####", ".###", "..##", "...#"]
@@ -291,8 +291,8 @@ def test_a_whole_batch_at_full_size() -> None:
     assert torch.equal(area, mask.sum((1, 2, 3)))
     assert torch.equal(
         mask, mask.flip(2)
-    )  # the circle is symmetric about the picture's centre line
-    assert (mask[1:] >= mask[:-1]).all()  # each lies in the next
+    )  # circles are symmetric about the image's horizontal centre line
+    assert (mask[1:] >= mask[:-1]).all()  # each circle lies inside the next
 
 
 def test_moving_by_whole_pixels_moves_the_mask() -> None:
@@ -333,7 +333,7 @@ def test_to_fixed_point() -> None:
 # --- filling ------------------------------------------------------------------------------------
 
 
-def picture(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw_image(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return (torch.rand(shape, generator=generator) * 200 + 1).to(dtype)
 
@@ -355,7 +355,7 @@ MASKS = {
     ids=repr,
 )
 def test_fill_masked_puts_the_value_of_each_channel(kind: str, value: Any) -> None:
-    image, mask = picture(2, 3, 4, 5), MASKS[kind]
+    image, mask = draw_image(2, 3, 4, 5), MASKS[kind]
     filled = fill_masked(image, mask, value)
     constant = torch.as_tensor(value, dtype=torch.float32).expand(3)
     for b, c, i, j in itertools.product(range(2), range(3), range(4), range(5)):
@@ -369,7 +369,7 @@ def test_fill_masked_puts_the_value_of_each_channel(kind: str, value: Any) -> No
     "dtype", [torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16, torch.float64]
 )
 def test_fill_masked_keeps_the_image_s_dtype(dtype: torch.dtype) -> None:
-    image = picture(2, 3, 4, 5, dtype=dtype)
+    image = draw_image(2, 3, 4, 5, dtype=dtype)
     for value in (9, 9.0, (9, 9.0, np.int64(9)), torch.tensor([9, 9, 9])):
         filled = fill_masked(image, MASK, value)
         assert filled.dtype == dtype
@@ -379,7 +379,7 @@ def test_fill_masked_keeps_the_image_s_dtype(dtype: torch.dtype) -> None:
 
 
 def test_fill_masked_replaces_what_is_not_finite_and_keeps_double_precision() -> None:
-    image = picture(2, 3, 4, 5, dtype=torch.float64).masked_fill(MASK, math.nan)
+    image = draw_image(2, 3, 4, 5, dtype=torch.float64).masked_fill(MASK, math.nan)
     assert fill_masked(image, MASK, 0.1)[MASK.expand_as(image)].unique().tolist() == [0.1]
     assert fill_masked(image, MASK, [0.1] * 3)[MASK.expand_as(image)].unique().tolist() == [0.1]
 
@@ -393,7 +393,7 @@ BOXES = (
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_filling_shapes_is_rasterizing_and_filling(dtype: torch.dtype) -> None:
-    image, value = picture(2, 3, 4, 5, dtype=dtype), (1, 2, 3)
+    image, value = draw_image(2, 3, 4, 5, dtype=dtype), (1, 2, 3)
     for rule in ("nonzero", "evenodd"):
         mask, area = rasterize_polygons(*SHAPES, 4, 5, fill_rule=rule)  # type: ignore[arg-type]
         ours = fill_polygons(image, value, *SHAPES, fill_rule=rule)  # type: ignore[arg-type]
@@ -407,7 +407,7 @@ def test_filling_shapes_is_rasterizing_and_filling(dtype: torch.dtype) -> None:
 
 
 def filling(kind: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """A function that fills an image (2, 2, 4, 5), and where it does."""
+    """A function that fills an image (2, 2, 4, 5), and the mask that it fills."""
     value = (1.0, 2.0)
     if kind == "polygons":
         mask = rasterize_polygons(*SHAPES, 4, 5)[0]
@@ -420,8 +420,8 @@ def filling(kind: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 @pytest.mark.parametrize("kind", ["masked", "polygons", "boxes"])
 def test_gradient_is_the_image_s_outside_the_mask(kind: str) -> None:
     fill, mask = filling(kind)
-    image = picture(2, 2, 4, 5, dtype=torch.float64).requires_grad_()
-    upstream = picture(2, 2, 4, 5, dtype=torch.float64).masked_fill(mask, math.nan)
+    image = draw_image(2, 2, 4, 5, dtype=torch.float64).requires_grad_()
+    upstream = draw_image(2, 2, 4, 5, dtype=torch.float64).masked_fill(mask, math.nan)
     (grad,) = torch.autograd.grad(fill(image), image, upstream)
     assert torch.equal(grad, torch.where(mask, 0.0, upstream))
     assert gradcheck(fill, image, check_forward_ad=True)
@@ -434,12 +434,12 @@ def test_gradient_is_the_image_s_outside_the_mask(kind: str) -> None:
 
 
 def test_a_forced_implementation_is_refused_under_a_transform() -> None:
-    image = picture(2, 3, 4, 5)
+    image = draw_image(2, 3, 4, 5)
     for f in (
         lambda x: fill_masked(x, MASK, 0.0, impl="cuda"),
         lambda x: fill_polygons(x, 0.0, *SHAPES, impl="cuda")[0],
     ):
-        with pytest.raises(ImplementationError, match="impl='cuda' cannot serve"):
+        with pytest.raises(ImplementationError, match="impl='cuda' cannot handle"):
             torch.func.vmap(f)(image[None])
 
 
@@ -447,7 +447,7 @@ def test_a_forced_implementation_is_refused_under_a_transform() -> None:
 
 
 def test_opcheck() -> None:
-    ops, image = torch.ops.cekernels, picture(2, 3, 4, 5).requires_grad_()
+    ops, image = torch.ops.cekernels, draw_image(2, 3, 4, 5).requires_grad_()
     value = torch.tensor([1.0, 2.0, 3.0])
     empty = pack([[], [[]]])
     opcheck(ops.rasterize_polygons.default, (*SHAPES, 4, 5, "nonzero"))
@@ -477,7 +477,7 @@ def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:
         boxes_and_offsets = (flat, torch.arange(batch + 1))
         results = []
         for f in (step, compiled):
-            image = picture(batch, 3, height, width).requires_grad_()
+            image = draw_image(batch, 3, height, width).requires_grad_()
             filled, area = f(image, height, width, shapes, boxes_and_offsets)
             results.append((filled, area, *torch.autograd.grad(filled.square().sum(), image)))
         torch.testing.assert_close(*results, rtol=0, atol=0)
@@ -485,7 +485,7 @@ def test_compiled_with_dynamic_shapes_equals_eager_and_compiles_once() -> None:
 
 
 def test_on_meta() -> None:
-    image = picture(2, 3, 4, 5).to("meta")
+    image = draw_image(2, 3, 4, 5).to("meta")
     shapes, flat = [t.to("meta") for t in SHAPES], [t.to("meta") for t in BOXES]
     mask, area = rasterize_polygons(*shapes, 4, 5)  # type: ignore[arg-type]
     assert (mask.shape, mask.dtype, area.shape, area.dtype) == (
@@ -502,7 +502,7 @@ I64 = torch.tensor
 V, CO, SO = SHAPES
 POLYGONS = {"vertices": V, "contour_offsets": CO, "sample_offsets": SO, "height": 4, "width": 5}
 BOX_ARGUMENTS = {"boxes": BOXES[0], "sample_offsets": BOXES[1], "height": 4, "width": 5}
-IMAGE = picture(2, 3, 4, 5)
+IMAGE = draw_image(2, 3, 4, 5)
 FILL = {"image": IMAGE, "mask": MASK, "value": 0.0}
 
 
@@ -571,9 +571,9 @@ OFFSETS = r"must be non-decreasing within 0\.\."
             (ValueError, "mask", MASK[:1], r"must have shape \(2, 1, 4, 5\) \(that of image, or"),
             (ValueError, "mask", MASK.to("meta"), r"must be on the device of image, cpu"),
             (ValueError, "mask", MASK.float().requires_grad_(), r"has no gradient here"),
-            (TypeError, "value", None, r"must be a number, or one for .* got NoneType None"),
-            (TypeError, "value", "grey", r"must be a number, or one for .* got str 'grey'"),
-            (ValueError, "value", [1.0, 2.0], r"must have shape \(3,\) \(one number a channel\)"),
+            (TypeError, "value", None, r"must be a number, or one per .* got NoneType None"),
+            (TypeError, "value", "grey", r"must be a number, or one per .* got str 'grey'"),
+            (ValueError, "value", [1.0, 2.0], r"must have shape \(3,\) \(one number per channel\)"),
             (ValueError, "value", torch.zeros(1, 3), r"must have shape \(3,\) .* \(1, 3\)"),
             (ValueError, "value", torch.zeros(3, device="meta"), r"must be on the device of image"),
             (ValueError, "value", torch.zeros(3).requires_grad_(), r"has no gradient .*detach"),

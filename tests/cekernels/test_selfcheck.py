@@ -1,4 +1,4 @@
-"""The check that a GPU implementation has to pass on its device before "auto" takes it."""
+"""Numerical self-test of a GPU implementation before "auto" selects it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ OPS_WITH_RESULTS = [op for op in OPS if op != "scale_gradient_"]
 
 
 class Triton:
-    """The reference in the place of Triton, with one op spoilt."""
+    """The reference in place of Triton, with one op made wrong."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, spoilt: str = "", spoil: Any = None
     ) -> None:
         self.calls: list[str] = []
         self._spoilt, self._spoil = spoilt, spoil
-        serving = {op.name: self._serve(op) for op in OPS.values()}
+        kernels = {op.name: self._kernel(op) for op in OPS.values()}
         known = _backends.kernel
 
         def kernel(op: Op, name: str) -> Any:
-            return serving[op.name] if name == "triton" else known(op, name)
+            return kernels[op.name] if name == "triton" else known(op, name)
 
         monkeypatch.setattr(_backends, "kernel", kernel)
         monkeypatch.setattr(_auto, "kernel", kernel)
         for module in (_backends, _auto):
             monkeypatch.setattr(module, "why_not", lambda *_: None)
 
-    def _serve(self, op: Op) -> Any:
+    def _kernel(self, op: Op) -> Any:
         def run(*args: Any) -> Any:
             self.calls.append(op.name)
             result = op.reference(*args)
@@ -54,14 +54,14 @@ class Triton:
 
 @pytest.fixture(autouse=True)
 def checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU is treated as a GPU is, and nothing is remembered from before."""
+    """Treat the CPU as a GPU, and start without recorded outcomes."""
     monkeypatch.setattr(_selfcheck, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(_selfcheck, "_outcomes", {})
     monkeypatch.setitem(_auto.ORDER, "cpu", ("triton", "reference"))
 
 
 def run_auto() -> Tensor:
-    """The CUDA kernel of ``impl="auto"``, on CPU tensors."""
+    """Run the CUDA kernel of ``impl="auto"`` on CPU tensors."""
     output: Tensor = _auto.run(LINEAR, INPUT, WEIGHT, None, False)
     return output
 
@@ -77,7 +77,7 @@ def test_real_implementations_pass(target: Target, op: str) -> None:
     needs(target, op)
     device = torch.device(target.device)
     arguments = tuple(_selfcheck._to(a, torch.float32, device) for a in OPS[op].check[0]())
-    # else the check would look at nothing
+    # otherwise the check would compare nothing
     assert _backends.why_not(OPS[op], target.impl, arguments) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -102,7 +102,7 @@ def test_one_wrong_element_fails_it(op: str, monkeypatch: pytest.MonkeyPatch) ->
         _selfcheck._outcomes.clear()
         with monkeypatch.context() as patch:
             Triton(patch, op, spoil)
-            with pytest.warns(RuntimeWarning, match=rf'impl="auto" does without triton for {op}'):
+            with pytest.warns(RuntimeWarning, match=rf'impl="auto" does not use triton for {op}'):
                 reason = _selfcheck.failure(OPS[op], "triton", CPU)
         assert reason == "it gives wrong results in float32"
 
@@ -135,7 +135,7 @@ def test_nothing_is_checked_while_a_graph_is_captured(monkeypatch: pytest.Monkey
     assert reason is not None
     assert "graph is captured" in reason
     assert triton.calls == []
-    assert _selfcheck._outcomes == {}  # asked again afterwards
+    assert _selfcheck._outcomes == {}  # to be checked later
 
 
 def test_a_forced_implementation_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +197,11 @@ def test_loads_of_one_element_and_of_16_bytes_are_checked() -> None:
         odd, aligned = found
         assert aligned.arguments["ALIGN"] == 4
         assert odd.arguments["ALIGN"] < 4
-        assert aligned.grid[0] > 2, "more than one block a sample"
+        assert aligned.grid[0] > 2, "more than one block per sample"
 
 
 def test_the_linear_check_splits_the_batch() -> None:
-    """So that the kernel that adds up the parts is looked at too."""
+    """The kernel that sums the parts is thereby checked too."""
     pytest.importorskip("triton")
     from tests.helpers.triton_compile import implementation, launches
 

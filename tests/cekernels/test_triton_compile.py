@@ -1,6 +1,6 @@
-"""The Triton kernels compiled for GPUs that need not be there.
+"""The Triton kernels cross-compiled for GPUs that this machine need not have.
 
-Compiled is what the ops launch, for the tiles that the tables choose. By default a covering
+The tests compile what the ops launch, with the tiles that the tables choose. By default a covering
 subset (the paper's maps and the largest tiles for every GPU, the mixed ones for one); with
 CEKERNELS_COMPILE_ALL=1 every pair of tile sizes for every GPU.
 """
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not co
 CAPABILITIES = (80, 90, 100)
 DESKTOP = sorted(set(SHARED_MEMORY) - set(CAPABILITIES))
 EVERYTHING = os.environ.get("CEKERNELS_COMPILE_ALL") == "1"
-# How products are taken, and the dtype and torch.get_float32_matmul_precision() that lead there.
+# Kind of products, and the dtype and torch.get_float32_matmul_precision() that select it.
 PRODUCTS = {
     "ieee": (torch.float32, "highest"),
     "tf32x3": (torch.float32, "high"),
@@ -52,7 +52,7 @@ def check(compiled: Compiled, capability: int) -> None:
 
 
 def sizes(largest: int, capability: int) -> list[tuple[int, int]]:
-    """Pairs (N_in, N_out): each stands for the tiles that it is padded to."""
+    """Pairs (N_in, N_out), each representing the tiles that it is padded to."""
     below = [n for n in SIZES if n <= largest]
     if EVERYTHING:
         return [(36, 36), *itertools.product(below, repeat=2)]
@@ -139,7 +139,7 @@ def test_the_largest_tiles_fit_small_gpus(capability: int, products: str) -> Non
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_large_maps_go_to_cublas(capability: int) -> None:
-    """And bias and ReLU follow in one kernel."""
+    """Bias and ReLU then follow in one kernel."""
     x, w, b = empty(torch.float32, 64, 8, 256), empty(torch.float32, 8, 256, 256), None
     assert launches(implementation.channelwise_linear, x, w, b, False) == []
     b = empty(torch.float32, 8, 256)
@@ -163,7 +163,7 @@ def loss_launches(dtype: torch.dtype, side: int) -> list[object]:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_masked_loss(capability: int, dtype: torch.dtype) -> None:
-    """Wide loads although they are predicated; on maps of odd size one element at a time."""
+    """Loads are wide although predicated; on maps of odd size they take one element each."""
     for call in loss_launches(dtype, 128):
         compiled = compile_for(call, capability)
         check(compiled, capability)
@@ -188,7 +188,7 @@ def test_rasterization(capability: int, dtype: torch.dtype) -> None:
             *launches(implementation.fill_polygons, image, value, vertices, *offsets, "evenodd"),
             *launches(implementation.fill_boxes, image, value, boxes, offsets[1]),
         ]
-        assert len(calls) == 3, "one launch each"
+        assert len(calls) == 3, "one launch per call"
         for call in calls:
             check(compile_for(call, capability), capability)
     mask = empty(torch.bool, 64, 1, 128, 128)
@@ -201,7 +201,7 @@ def test_rasterization(capability: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_random_words(capability: int) -> None:
-    """One launch for all of a batch, every word written in 16 bytes."""
+    """One launch per batch, words written 16 bytes at a time."""
     rows, columns = empty(torch.int64, 64, 1), empty(torch.int64, 1, 200)
     args = (rows, rows, columns, columns, 7, 2**31)
     (call,) = launches(implementation.philox4x32, *args)
@@ -211,7 +211,7 @@ def test_random_words(capability: int) -> None:
 
 
 def test_int64_offsets_where_int32_would_overflow() -> None:
-    """A map of more than 2**31 elements, and one of just fewer."""
+    """A map of more than 2**31 elements, and one just below."""
     big, w = empty(torch.bfloat16, 2**21, 32, 36), empty(torch.bfloat16, 32, 36, 36)
     for batch, wide in ((2**21, True), (2**20, False)):
         (call,) = launches(implementation.channelwise_linear, big[:batch], w, None, False)
@@ -228,7 +228,7 @@ def test_int64_offsets_where_int32_would_overflow() -> None:
 
 
 def test_one_pixel_with_int64_offsets() -> None:
-    """A size of 1 is a constant to the compiler, not a tensor."""
+    """A size of 1 becomes a constant in the compiler, not a tensor."""
     p = torch.empty_strided((2, 3, 1, 1), (2**31, 4, 4, 1), dtype=torch.float32, device="meta")
     m, one, value = empty(torch.bool, 2, 1, 1, 1), empty(torch.float32), empty(torch.float32, 3)
     wide_mask = torch.empty_strided((2, 1, 1, 1), (2**31, 1, 1, 1), dtype=torch.bool, device="meta")

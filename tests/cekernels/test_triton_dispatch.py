@@ -1,4 +1,4 @@
-"""When Triton's implementation is taken, and what is said when it is not."""
+"""Conditions for the Triton implementation, and the reasons given where it is refused."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def test_refusals_name_the_reason() -> None:
 
     x = torch.ones(1, 1, 2)
     if not INTERPRETED:
-        assert "serves CUDA tensors" in str(_runtime.unsupported_device(x.device))
+        assert "runs on CUDA tensors" in str(_runtime.unsupported_device(x.device))
     wide = x.double()
     assert "float64" in str(channelwise_linear.unsupported("channelwise_linear", wide, wide, None))

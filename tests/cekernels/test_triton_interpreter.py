@@ -1,6 +1,6 @@
-"""The Triton kernels on the CPU: the shared tests in a process under Triton's interpreter.
+"""The shared tests of the Triton kernels on the CPU, in a process under Triton's interpreter.
 
-Triton decides at import whether it interprets, hence another process.
+Triton decides at import whether to interpret, hence a separate process.
 """
 
 from __future__ import annotations

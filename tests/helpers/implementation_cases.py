@@ -1,7 +1,7 @@
-"""What every implementation of the kernels must do, as functions of (implementation, device).
+"""Shared cases and comparisons for the tests of all implementations on all devices.
 
-The truth is the reference in float64, or the reference itself where equality is exact: small
-integers, whose sums no floating-point format of enough digits rounds, and rasterization.
+The truth is the reference in float64, or the reference itself where results are exact:
+rasterization, and small integers, whose sums need no rounding in formats of enough digits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Target(NamedTuple):
 
 
 def targets() -> list[object]:
-    """Test parameters: what this process can run, and why not the rest.
+    """Test parameters: the targets of this process; others are skipped with the reason.
 
     In Triton's interpreter only Triton is tested.
     """
@@ -54,13 +54,13 @@ def _parameter(target: Target) -> object:
 
 
 def needs(target: Target, op: str) -> None:
-    """Skip where the implementation has no such op: the reference serves it then."""
+    """Skip if the implementation lacks the op; the reference would run in its place."""
     if _backends.kernel(OPS[op], target.impl) is None:
         pytest.skip(f"{target.impl} has no {op}")
 
 
 def call(op: str, impl: str, *args: Any) -> Any:
-    """The op itself, without the checks of the public function."""
+    """Call the op itself, without the argument checks of the public function."""
     return OPS[op].without_formula(impl)(*args)
 
 
@@ -69,7 +69,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers."""
+    """Normally distributed numbers."""
     return torch.randn(shape, generator=generator(seed + sum(shape)), dtype=torch.float64).to(dtype)
 
 
@@ -77,7 +77,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def error(value: Tensor, truth: Tensor) -> float:
-    """The largest error, as a share of the largest true value."""
+    """Largest error relative to the largest true value."""
     if truth.numel() == 0:
         return 0.0
     scale = truth.abs().max().item() or 1.0
@@ -89,7 +89,7 @@ def assert_close(
 ) -> None:
     """Against float64, at most ``factor`` times the peer's error, or the roundings of one element.
 
-    The peer is what plain PyTorch computes in the same dtype; it may be exact by luck.
+    The peer is the result of plain PyTorch in the same dtype; it may be exact by chance.
     """
     assert value.shape == truth.shape
     assert value.dtype == peer.dtype
@@ -101,7 +101,7 @@ def assert_close(
 
 
 def to_tf32(values: Tensor) -> Tensor:
-    """float32 with 10 bits of mantissa, to nearest even, by way of integers of that size."""
+    """float32 rounded to 10 bits of mantissa, to nearest even, by integer arithmetic."""
     mantissa, exponent = torch.frexp(values.double())
     return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent).float()
 
@@ -112,11 +112,11 @@ def integers(*shape: int, dtype: torch.dtype, seed: int, limit: int = 3) -> Tens
 
 
 def layouts(tensor: Tensor) -> Iterator[Tensor]:
-    """The same values, lying differently: as a slice of something larger, and permuted."""
+    """The same values in other layouts: as a slice of a larger tensor, and permuted."""
     yield tensor
     larger = torch.empty([n + 3 for n in tensor.shape], dtype=tensor.dtype, device=tensor.device)
     if tensor.is_floating_point():
-        larger.fill_(float("nan"))  # what lies beside must not matter
+        larger.fill_(float("nan"))  # elements beside the slice must not matter
     view = larger[tuple(slice(1, 1 + n) for n in tensor.shape)]
     yield view.copy_(tensor)
     if tensor.dim() == 4:
@@ -147,7 +147,7 @@ def star(centre: tuple[float, float], radius: float, corners: int, seed: int) ->
 
 
 def polygons(name: str, height: int, width: int) -> Polygons:
-    """Named batches; all but "empty" mask a good part of some sample."""
+    """Named batches; all but "empty" cover a large part of some sample."""
     middle = (width / 2, height / 2)
     size = min(height, width) / 2
     limit = 2**31 - 1
@@ -195,7 +195,7 @@ POLYGONS = (
 
 
 def boxes(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Boxes of 4 samples: overlapping ones, none, one on pixel centres and an empty one, all."""
+    """Boxes of 4 samples: overlapping; none; one on pixel centres and an empty one; full."""
     w, h = 256 * width, 256 * height
     limit = 2**31 - 1
     rows = [[10, 20, w // 2, h // 2], [w // 3, h // 3, w + 900, h - 5], [w, h, 2 * w, 2 * h],

@@ -1,4 +1,4 @@
-"""Stand-ins for networks whose output is known, so that results can be checked exactly."""
+"""Networks with a known output, for exact checks of results."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 from context_encoder import Inpainter
 
 GREY = (0.0, 0.0, 0.0)
-# Exact in 8 and in 16 bits, and a colour of the palettes below.
+# Exact in 8 and in 16 bits, and part of the tests' palettes.
 COLOR = (255, 51, 0)
 
 
 class Constant(nn.Module):
-    """Predicts one colour everywhere, and keeps what it was shown."""
+    """Predicts one colour everywhere, and records its inputs."""
 
     def __init__(self, size=32, color=COLOR, region=None):
         super().__init__()

@@ -45,11 +45,11 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def broken_files(where: Path) -> dict[Path, str]:
-    """Files that cannot be read, each with what the reason must say."""
-    picture = Image.fromarray(noise(64, 64))
-    jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
-    tiff = bytearray(encoded(picture, "TIFF", compression="tiff_lzw"))
-    tiff[200:4000] = b"\xff" * 3800  # libtiff complains of this by itself, on standard error
+    """Unreadable files, each with text that its reason must contain."""
+    image = Image.fromarray(noise(64, 64))
+    jpeg, png = encoded(image, "JPEG"), encoded(image, "PNG")
+    tiff = bytearray(encoded(image, "TIFF", compression="tiff_lzw"))
+    tiff[200:4000] = b"\xff" * 3800  # libtiff itself reports this on standard error
     contents = {
         "empty.jpg": (b"", "the file is empty"),
         "page.jpg": (b"<!DOCTYPE html><html></html>", "begins with b'<!DOCTYPE html>"),

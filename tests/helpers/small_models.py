@@ -12,7 +12,7 @@ from context_encoder.models import (
     build_model,
 )
 
-# One of every architecture, small enough to run.
+# One model per architecture, small enough to run.
 QUICK: dict[str, dict[str, Any]] = {
     "alexnet": {"image_size": 99},
     "alexnet-poolfree": {"image_size": 99},

@@ -28,19 +28,19 @@ def save_photos(
     coarse: tuple[int, int] = (4, 5),
     folders: Sequence[str] = ("",),
 ) -> list[Path]:
-    """Smooth pictures of 80 x 60 pixels, dealt out to the folders in turn."""
+    """Smooth images of 80 x 60 pixels, distributed over the folders in turn."""
     rng = np.random.default_rng(seed)
     paths = []
     for i in range(count):
         paths.append(root / folders[i % len(folders)] / f"{i}.png")
         paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(rng.integers(0, 256, (*coarse, 3), dtype=np.uint8))
-        picture.resize((80, 60), Image.Resampling.BICUBIC).save(paths[-1])
+        image = Image.fromarray(rng.integers(0, 256, (*coarse, 3), dtype=np.uint8))
+        image.resize((80, 60), Image.Resampling.BICUBIC).save(paths[-1])
     return paths
 
 
 def save_untrained(run: Path, seed: int, **options: Any) -> Path:
-    """A run folder with a network as it starts, after "step 3", as training writes it."""
+    """A run folder as training writes it, with initial weights recorded as step 3."""
     config = TrainConfig(size=32, **options)
     torch.manual_seed(seed)
     weights = model_from_config(config).state_dict()

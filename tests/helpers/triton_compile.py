@@ -1,4 +1,4 @@
-"""Cross-compile the kernels for a GPU that need not be there, and read what the compiler made."""
+"""Cross-compilation of the kernels for a GPU that need not be present, and code inspection."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cekernels import _backends
 from cekernels._register import OPS
 from cekernels.triton import _runtime
 
-# The ops by Triton, under the names of the reference.
+# Triton's implementations of the ops, under the names of the reference.
 implementation = SimpleNamespace(**{op.name: _backends.kernel(op, "triton") for op in OPS.values()})
 
-# Shared memory that one block may have, in bytes, by compute capability.
+# Shared memory limit per block, in bytes, by compute capability.
 SHARED_MEMORY = {
     80: 163 * 1024,
     90: 227 * 1024,
@@ -53,7 +53,7 @@ class Compiled:
     stack: int
 
     def widest_load(self) -> int:
-        """Bytes of the widest load from global memory, asynchronous copies included."""
+        """Bytes of the widest load from global memory, including asynchronous copies."""
         loads = r"ld\.global(?:\.\w+(?:::\w+)*)*?\.(?:v(\d)\.)?[bf](\d+)"
         copies = r"cp\.async\.c[ag]\.shared\.global[^;]*?\], \[[^;]*?\], (\w+)"
         widths = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(loads, self.ptx)]
@@ -69,7 +69,7 @@ class Compiled:
 
 @contextmanager
 def recorded() -> Iterator[list[_runtime.Launch]]:
-    """Collects launches in place of launching them: tensors may be on the meta device."""
+    """Record launches instead of running them: tensors may be on the meta device."""
     calls: list[_runtime.Launch] = []
     run = _runtime.run
     _runtime.run = calls.append
@@ -86,7 +86,7 @@ def launches(op: Callable[..., Any], *args: Any) -> list[_runtime.Launch]:
 
 
 def source_of(call: _runtime.Launch) -> ASTSource:
-    """What Triton compiles for this launch: types, constants, and its 16-divisibility hints."""
+    """Triton's compilation input for a launch: types, constants, hints of divisibility by 16."""
     constants, signature, hints = {}, {}, {}
     declared = {p.name for p in call.kernel.params if p.is_constexpr}
     general = {p.name for p in call.kernel.params if p.do_not_specialize}
@@ -118,7 +118,7 @@ def compile_for(call: _runtime.Launch, capability: int) -> Compiled:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes a thread, as the assembler noted them; spills lie on the stack."""
+    """Registers and stack bytes per thread, from the assembler; the stack includes spills."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"

@@ -1,4 +1,4 @@
-"""A small VOCdevkit made from what ships: textured silhouettes pasted on photographs."""
+"""A small VOCdevkit of textured silhouettes on photographs, made from packaged data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDE = 96
 
 
 def texture(label: int, rng: np.random.Generator) -> np.ndarray:
-    """A class's look, ``(S, S, 3)``: colour and pattern, with some noise."""
+    """The texture of a class, ``(S, S, 3)``: colour and pattern, with some noise."""
     rows, columns = np.mgrid[:_SIDE, :_SIDE]
     if label == 0:
         bright = (columns + rng.integers(8)) % 8 < 4
@@ -34,8 +34,8 @@ def texture(label: int, rng: np.random.Generator) -> np.ndarray:
 def make_devkit(root: Path, train: int = 24, test: int = 16, seed: int = 0) -> Path:
     """VOC2007 and VOC2012 (one folder, linked) with ``trainval``, ``test``, ``train``, ``val``.
 
-    Split by object: no silhouette and no photograph is in both. About one object in eight is
-    marked difficult.
+    The two splits share no silhouette and no photograph. About one object in eight is marked
+    difficult.
     """
     rng = np.random.default_rng(seed)
     base = root / "VOC2007"
@@ -51,14 +51,14 @@ def make_devkit(root: Path, train: int = 24, test: int = 16, seed: int = 0) -> P
             name = f"{side}{number:05d}"
             names.append(name)
             photo = photos[side::2][rng.integers(len(photos[side::2]))]
-            _picture(base, name, photo, shapes[side::2], number, rng)
+            _write_image(base, name, photo, shapes[side::2], number, rng)
         for kind, label in (("Main", split), ("Segmentation", other)):
             (base / "ImageSets" / kind / f"{label}.txt").write_text("\n".join(names) + "\n")
     (root / "VOC2012").symlink_to(base, target_is_directory=True)
     return root
 
 
-def _picture(
+def _write_image(
     base: Path, name: str, photo: Path, shapes: np.ndarray, number: int, rng: np.random.Generator
 ) -> None:
     with Image.open(photo) as opened:
@@ -72,7 +72,7 @@ def _picture(
         points = shapes[rng.integers(len(shapes))] * size
         points -= points.min(0)
         points *= np.minimum(1, 60 / points.max(0)).min()
-        # The second object keeps to the other half.
+        # Places two objects in opposite halves.
         room = np.array([_SIDE, _SIDE]) - points.max(0) - 2
         at = rng.uniform(0, 1, 2) * room
         if number % 2:
@@ -91,7 +91,7 @@ def _picture(
             f"<bndbox>{corners}</bndbox></object>"
         )
     pixels = np.array(segmentation)
-    pixels[:2] = np.where(pixels[:2] == 0, 255, pixels[:2])  # a void strip
+    pixels[:2] = np.where(pixels[:2] == 0, 255, pixels[:2])  # a strip of void pixels
     labels = Image.fromarray(pixels, "P")
     labels.putpalette(segmentation.getpalette())
     labels.save(base / "SegmentationClass" / f"{name}.png")

@@ -1,4 +1,4 @@
-"""The structure that docs/design.md draws, read from the source files."""
+"""The structure described in docs/design.md, checked against the source files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def imports(module: str, path: Path, known: set[str]) -> set[str]:
-    """The modules of the package that a file imports, wherever in it, as they are defined."""
+    """Modules of the package that a file imports, at any level, by their defining names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -50,7 +50,7 @@ IMPORTS = {name: imports(name, path, KNOWN) for name, path in MODULES.items()}
 
 
 def folder_of(module: str) -> str:
-    """The folder below the package; empty for the commands and the package itself."""
+    """Folder below the package; empty for the commands and the package itself."""
     parts = module.removesuffix(".__init__").split(".")
     return parts[1] if (PACKAGE / "/".join(parts[1:2])).is_dir() and len(parts) > 1 else ""
 
@@ -103,7 +103,7 @@ def test_a_cycle_is_seen(graph: dict[str, set[str]], found: bool) -> None:
 
 
 def is_reexport(node: ast.stmt) -> bool:
-    """A docstring, an import, or ``__all__`` as a list of strings."""
+    """Whether it is a docstring, an import, or ``__all__`` as a list of strings."""
     if isinstance(node, ast.ImportFrom):
         return node.module == "__future__" or (node.module or "").startswith("context_encoder.")
     if isinstance(node, ast.Expr):
@@ -125,7 +125,7 @@ def test_init_files_hold_nothing_but_reexports() -> None:
 
 
 def test_the_package_itself_holds_nothing_but_reexports_on_first_use() -> None:
-    """PEP 562's two functions and what they look up, so that importing it costs nothing."""
+    """PEP 562's two functions and their table of names, so that importing it is cheap."""
     for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
         if isinstance(node, ast.FunctionDef):
             assert node.name in ("__getattr__", "__dir__")

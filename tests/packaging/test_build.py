@@ -1,4 +1,4 @@
-"""What the build decides and says on machines with and without compilers, CUDA and torch."""
+"""Decisions and messages of the build with and without compilers, CUDA and torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIABLES = ("CEKERNELS_BUILD_CPP", "CEKERNELS_BUILD_CUDA", "CXX", "NVCC", "CUDA
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """buildtools/native.py, with nothing asked for and a machine that has nothing."""
+    """buildtools/native.py without build variables, on a machine without compilers and torch."""
     monkeypatch.syspath_prepend(str(ROOT / "buildtools"))
     import native
 
@@ -36,7 +36,7 @@ def native(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def has(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Give the machine a C++ compiler, nvcc, a torch for the CPU or for CUDA."""
+    """Simulate a C++ compiler, nvcc, or a torch for the CPU or for CUDA on the machine."""
 
     def give(*things: str) -> None:
         folder = Path("/nowhere/torch")
@@ -63,7 +63,7 @@ def test_a_machine_without_compilers_installs_and_says_so(
     said = capsys.readouterr().out
     assert "_C is not built: there is no C++ compiler; install g++" in said
     assert "_C_cuda is not built: there is no nvcc" in said
-    assert native.requirements() == [], "no torch is fetched for a build of nothing"
+    assert native.requirements() == [], "no torch is fetched where nothing is built"
 
 
 def test_an_old_library_does_not_outlive_its_record(native: ModuleType, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_compilation_that_fails_shows_the_command_and_the_way_out(
 
 
 def test_setup_leaves_an_import_where_nothing_is_built(tmp_path: Path) -> None:
-    """setup.py of cekernels itself, in a copy and with no compiler on the PATH."""
+    """setup.py of cekernels itself, run in a copy without a compiler on the PATH."""
     pytest.importorskip("setuptools", "77")
     lay_out = "import sys, cekernels_backend as b, pathlib; b.lay_out(pathlib.Path(sys.argv[1]))"
     backend = {**os.environ, "PYTHONPATH": str(ROOT / "buildtools/cekernels-dist")}
@@ -219,8 +219,8 @@ def test_info_tells_not_built_from_cannot_load(
         for cached in (_backends.build_record, _backends.load_library):
             cached.cache_clear()
     assert broken is not None
-    assert broken.startswith("built with torch 2.13.0 but cannot load: ")
+    assert broken.startswith("built with torch 2.13.0 but cannot be loaded: ")
     assert broken.endswith("install again")
-    assert gone == "not built: _C_cuda.so is gone; install again"
+    assert gone == "not built: _C_cuda.so is missing; install again"
     assert absent == "not built: no luck"
     assert "_C.so flags: -O3" in report

@@ -1,4 +1,4 @@
-"""The two distributions: what their wheels and sdists hold and require. No kernels are compiled."""
+"""Contents and requirements of the wheels and sdists of both distributions, without kernels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PHOTOGRAPHS = {path.name for path in (ROOT / "context_encoder/data/photos").iter
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository, with what older builds have left in it."""
+    """A copy of the repository with remains of older builds."""
     folder = tmp_path_factory.mktemp("clone")
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
     for name in ("buildtools", "cekernels", "context_encoder", "csrc"):
@@ -51,7 +51,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hook(project: Path, name: str, target: Path) -> Path:
-    """Call one hook of a project's build backend, as pip does it, but without isolation."""
+    """Call one hook of a project's build backend as pip does, but without isolation."""
     kernels = (project / "cekernels_backend.py").exists()
     backend, path = ("cekernels_backend", ".") if kernels else ("backend", "buildtools")
     target.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ Built = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def built(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Each wheel or sdist, built when it is first asked for."""
+    """Function that returns a wheel or sdist, built on first use."""
     folder = tmp_path_factory.mktemp("dist")
     done: dict[str, Path] = {}
 
@@ -152,7 +152,7 @@ def test_an_editable_installation_brings_both_and_requires_neither(built: Built)
 def test_a_wheel_of_the_kernels_that_would_hide_the_sources_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It would be imported in the place of the sources of an editable installation."""
+    """It would be imported instead of the sources of an editable installation."""
     monkeypatch.syspath_prepend(str(ROOT / "buildtools"))
     import backend
 

@@ -1,4 +1,4 @@
-"""What an installation contains, and which way the two packages depend on each other."""
+"""Contents of an installation, and direction of dependence between the two packages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_package_data_is_there(project: Path) -> None:
     assert settings["package-data"]
     for package, patterns in settings["package-data"].items():
         for pattern in patterns:
-            assert list((ROOT / package).glob(pattern)), f"{package}: nothing is {pattern}"
+            assert list((ROOT / package).glob(pattern)), f"{package}: no file matches {pattern}"
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,50 @@ def test_two_processes_have_the_gradients_of_one(
         assert error < 1e-4, name
 
 
+_ADVERSARIAL = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from context_encoder.config import TrainConfig
+from context_encoder.runs import Photos
+from context_encoder.training import Trainer, resolve
+from context_encoder.utils.device import Processes
+
+processes = Processes.from_environment()
+dist.init_process_group("gloo")
+config = TrainConfig(
+    size=32, batch_size=4, workers=0, steps=2, lambda_adv=0.5, val_samples=2, data=Path(sys.argv[1])
+)
+photos = Photos.from_config(config)
+trainer = Trainer(resolve(config, photos), photos, torch.device("cpu"), processes)
+trainer.prepare()
+weights = {}
+for step, (batch, _) in enumerate(trainer.batches()):
+    trainer.train_step(batch)
+    for name, part in trainer.pretext.parts().items():
+        for key, value in part.module.named_parameters():
+            value = value.detach().clone(memory_format=torch.contiguous_format)
+            weights[f"{step}/{name}/{key}"] = value
+save_file(weights, Path(sys.argv[2], f"{processes.rank}.safetensors"))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_keep_the_same_model_and_discriminator(tmp_path: Path, photos: Path) -> None:
+    """They see other images, so one that did not share its gradients would part from the other."""
+    script = tmp_path / "adversarial.py"
+    script.write_text(_ADVERSARIAL)
+    torchrun([str(script), str(photos), str(tmp_path)])
+    one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert any("discriminator" in name for name in one)
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+        if name.startswith("0/"):
+            assert not torch.equal(value, one["1" + name[1:]]), name
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, photos: Path, workers: int) -> None:
     """To the whole process group, data workers included, as torchrun, Slurm and timeout send it."""

@@ -1,6 +1,6 @@
-"""The kernels of csrc/cuda and csrc/cpu, compiled here for the host and called through ctypes.
+"""The kernels of csrc/cuda and csrc/cpu, compiled for the host and called through ctypes.
 
-``build`` makes a library; :class:`Kernels` offers it under the op names of ``cekernels.reference``.
+``build`` makes a library; :class:`Kernels` wraps it with the op names of ``cekernels.reference``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GUARD, _GUARD_BYTE = 256, 0xA5
 
 
 def build(folder: Path, kind: str, flags: tuple[str, ...] = ()) -> Path:
-    """Compile the kernels of ``kind`` ("cuda" or "cpu") with g++; returns the library."""
+    """Compile the kernels of ``kind`` ("cuda" or "cpu") with g++; returns the library's path."""
     cxx = os.environ.get("CXX", "g++")
     common = ["-g", "-O1", "-fPIC", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", *flags]
     if kind == "cuda":
@@ -119,16 +119,16 @@ def _planes(t: Tensor) -> _Planes:
 
 
 def sparse(count: int, dtype: torch.dtype) -> Tensor:
-    """Zeros of any number; what is not written to takes no memory."""
+    """Any number of zeros; pages that are not written use no memory."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE, named from Python 3.11
     memory = mmap.mmap(-1, count * dtype.itemsize, flags=flags)
     return torch.frombuffer(memory, dtype=dtype)
 
 
 class Kernels:
-    """The ops of a library that :func:`build` made, as those of ``cekernels.reference``.
+    """The ops of a library made by :func:`build`, with the signatures of ``cekernels.reference``.
 
-    Results lie between guard bytes, which are looked at after every call.
+    Results lie between guard bytes, which are checked after every call.
     """
 
     def __init__(self, path: Path) -> None:
@@ -255,7 +255,7 @@ class Kernels:
             fill = (image.element_size(), image.shape[1], _planes(image), value.data_ptr(),
                     output.data_ptr())  # fmt: skip
         if batch == 0:
-            return output, mask, area  # the bindings do not call
+            return output, mask, area  # the bindings skip empty results
         self._run(
             "run_shapes", _SHAPES, contours is None, even_odd, batch, height, width,
             vertices.data_ptr(), len(vertices), None if contours is None else contours.data_ptr(),

@@ -1,8 +1,8 @@
-// CUDA's built-ins on the host, as far as csrc/cuda uses them: a test tool that runs the kernels'
-// logic without a GPU. The threads of a block are fibers of one operating-system thread; each runs
-// until it reaches a barrier or a warp-wide exchange, so that what a missing barrier leaves
-// undefined on a GPU is read here before it is written, in one of the two orders in which threads
-// can be started (cuda_host::reversed).
+// Host versions of the CUDA built-ins used by csrc/cuda: a test tool that runs the kernels' logic
+// without a GPU. The threads of a block are fibers of one operating-system thread; each runs until
+// it reaches a barrier or a warp-wide exchange. A value that a missing barrier leaves undefined on
+// a GPU is therefore read here before it is written, in one of the two orders in which threads can
+// be started (cuda_host::reversed).
 #pragma once
 
 #include <ucontext.h>
@@ -46,9 +46,9 @@ extern "C" void __sanitizer_finish_switch_fiber(void* save, const void** bottom,
 namespace cuda_host {
 
 inline bool reversed = false;
-inline bool ends_only = false;  // of a grid only the first and the last block run
+inline bool ends_only = false;  // run only the first and the last block of a grid
 constexpr size_t kStack = 128 << 10;
-constexpr unsigned kMaxGrid = 5;  // kernels must walk over what exceeds the grid
+constexpr unsigned kMaxGrid = 5;  // kernels must loop over work beyond the grid
 
 enum class State { ready, at_block, at_warp, done };
 
@@ -61,7 +61,7 @@ struct Fiber {
 
 struct Block {
   std::vector<Fiber> fibers;
-  std::vector<uint64_t> slots;  // what each thread shows to its warp
+  std::vector<uint64_t> slots;  // the value each thread shares with its warp
   ucontext_t scheduler;
   void* scheduler_fake = nullptr;
   const void* scheduler_bottom = nullptr;
@@ -71,7 +71,7 @@ struct Block {
 };
 inline Block block;
 
-// AddressSanitizer must know which stack is in use.
+// AddressSanitizer must be told which stack is in use.
 inline void leaving(void** save, const void* bottom, size_t size) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(save, bottom, size);
@@ -111,7 +111,7 @@ inline void resume(size_t index) {
   arrived(block.scheduler_fake, nullptr, nullptr);
 }
 
-// Threads of [first, last) that wait in `state` go on if every one that still runs has come to it.
+// Releases the threads of [first, last) that wait in `state` once all that still run wait there.
 inline bool release(size_t first, size_t last, State state) {
   bool any = false;
   for (size_t i = first; i < last; ++i) {
@@ -179,7 +179,7 @@ void launch(dim3 grid, dim3 threads, Kernel kernel) {
   }
 }
 
-// Each thread shows a value, and after all of its warp have, sees that of thread `from`.
+// Each thread shares a value; after all of its warp have, it gets the value of thread `from`.
 template <class T>
 T exchange(T value, size_t from) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "");

@@ -1,12 +1,12 @@
-// The kernels of csrc/cuda, or with CPU_KERNELS those of csrc/cpu, as a library for ctypes: the
-// parameter structs come as bytes, in the order of csrc/params.h.
+// The kernels of csrc/cuda, or with CPU_KERNELS those of csrc/cpu, as a library for ctypes. The
+// parameter structs are passed as bytes, in the order of csrc/params.h.
 #include <cstdlib>
 #include <vector>
 
 #ifdef CPU_KERNELS
 #include "../../../csrc/cpu/kernels.h"
 
-static bool ends_only = false;  // of many tasks only the first and the last run
+static bool ends_only = false;  // run only the first and the last of many tasks
 extern "C" void set_ends_only(bool value) { ends_only = value; }
 
 namespace cekernels {
@@ -21,10 +21,10 @@ int64_t thread_count() { return 2; }
 }  // namespace cpu
 }  // namespace cekernels
 
-#define CEK_RUN(name, Params)                                       \
-  extern "C" const char* name(const void* p) {                      \
-    cekernels::cpu::dispatch(*static_cast<const Params*>(p));       \
-    return nullptr;                                                 \
+#define CEK_RUN(name, Params)                                 \
+  extern "C" const char* name(const void* p) {                \
+    cekernels::cpu::dispatch(*static_cast<const Params*>(p)); \
+    return nullptr;                                           \
   }
 extern "C" const char* run_shapes(const void* p) {
   cekernels::cpu::run(*static_cast<const cekernels::Shapes*>(p));
@@ -35,11 +35,11 @@ extern "C" const char* run_shapes(const void* p) {
 #include "../../../csrc/cuda/kernels.h"
 #include "../../../csrc/cuda/mma.h"
 
-#define CEK_RUN(name, Params)                                                                 \
-  extern "C" const char* name(const void* bytes) {                                            \
-    const Params& p = *static_cast<const Params*>(bytes);                                     \
-    std::vector<char> workspace(cekernels::cuda::workspace_bytes(p));                         \
-    return cekernels::cuda::run(p, workspace.data(), nullptr);                                \
+#define CEK_RUN(name, Params)                                         \
+  extern "C" const char* name(const void* bytes) {                    \
+    const Params& p = *static_cast<const Params*>(bytes);             \
+    std::vector<char> workspace(cekernels::cuda::workspace_bytes(p)); \
+    return cekernels::cuda::run(p, workspace.data(), nullptr);        \
   }
 CEK_RUN(run_shapes, cekernels::Shapes)
 
@@ -49,7 +49,7 @@ extern "C" void set_reversed(bool reversed) { cuda_host::reversed = reversed; }
 extern "C" void set_ends_only(bool ends_only) { cuda_host::ends_only = ends_only; }
 extern "C" int64_t quotient(int64_t a, int64_t b) { return cekernels::cuda::quotient(a, b); }
 
-// For the tests of the header itself: thread i reads what thread i + 1 wrote.
+// For the tests of cuda_host.h: thread i reads the value written by thread i + 1.
 static void neighbours(const int* from, int* to, bool with_barrier) {
   __shared__ int shared[256];
   shared[threadIdx.x] = from[threadIdx.x];
@@ -60,7 +60,7 @@ extern "C" void run_neighbours(const int* from, int* to, int threads, bool with_
   cuda_host::launch(1, unsigned(threads), [=] { neighbours(from, to, with_barrier); });
 }
 
-// For the tests of the functions of mma.h: one warp, each lane with registers of its own.
+// For the tests of mma.h: one warp, each lane with its own registers.
 extern "C" void run_mma(int kind, const uint32_t* a, const uint32_t* b, float* d) {
   using namespace cekernels;
   cuda_host::launch(1, 32, [=] {

@@ -1,5 +1,5 @@
-// The functions of csrc/cuda/mma.h on the host: each lane shows its registers to its warp and takes
-// from the others what the documented layout of the fragments gives it.
+// Host versions of the functions of csrc/cuda/mma.h: each lane shares its registers with its warp
+// and reads from the others the elements that the documented fragment layout assigns to it.
 #pragma once
 
 #include "../../../csrc/numerics.h"
@@ -13,7 +13,7 @@ struct Registers {
   uint32_t a[4], b[2];
 };
 
-// What the lanes of every warp of the block show.
+// Registers shared by the lanes of each warp of the block.
 inline Registers* shown() {
   static Registers registers[1024];
   return registers + threadIdx.x / 32 * 32;
