@@ -496,6 +496,8 @@ def spoiled(value: object) -> list[object]:
 
 def never_right(value: object, other: object) -> bool:
     """Whether no op accepts ``other`` where it accepts ``value``."""
+    if isinstance(value, str):
+        return isinstance(other, Tensor) or (isinstance(other, str) and other != value)
     if not isinstance(value, Tensor):
         return isinstance(other, (str, Tensor))
     if not isinstance(other, Tensor):
