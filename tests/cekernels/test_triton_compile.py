@@ -111,7 +111,7 @@ def test_linear_backward(capability: int, products: str, n_in: int, n_out: int) 
         empty(dtype, 1024, 256, n_in),
         empty(dtype, 256, n_out, n_in),
         empty(dtype, 1024, 256, n_out),
-        (True, True, True),
+        *(True, True, True),
     )
     compiled = compile_for(backward, capability)
     check_products(compiled, products, capability, n_out)
