@@ -1,4 +1,4 @@
-"""Masks and models of another package, found by its entry points, and what is wrong with some."""
+"""Masks and models of another package by entry points, and errors of such packages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Tiny(ContextEncoder):
         )
 """
 
-# Offered under two groups by one module, which imports what lies above the configuration.
+# One module for two groups, which imports modules that depend on the configuration.
 CLONES = """
 from typing import Literal
 
@@ -104,7 +104,7 @@ def count(config):
 
 
 def install(site: Path, package: str, source: str, **groups: str) -> None:
-    """What ``pip install --target`` would leave: a module, and metadata with its entry points."""
+    """The result of ``pip install --target``: a module, and metadata with its entry points."""
     (site / f"{package}.py").parent.mkdir(parents=True, exist_ok=True)
     (site / f"{package}.py").write_text(source)
     info = site / f"{package}-1.0.dist-info"
@@ -190,7 +190,7 @@ def test_a_package_s_pretext_and_transfer_are_offered(tmp_path: Path) -> None:
 
 @pytest.fixture
 def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A package ``own_NUMBER`` with the registry REGISTRY, which has one thing of its own."""
+    """A package ``own_NUMBER`` with the registry REGISTRY and one entry."""
     own = f"own_{abs(hash(request.node.name))}"
     folder = tmp_path / own
     folder.mkdir()
@@ -248,7 +248,7 @@ def test_two_things_of_one_name_are_refused_and_both_named(things: Path, alias: 
     source = adding(things.name, name, **options)
     install(things.parent, package, source, own__things=f"s = {package}")
     registry = registry_of(things)
-    for _ in range(2):  # and it stays refused
+    for _ in range(2):  # the error is raised again
         with pytest.raises(
             RegistryError,
             match=rf"thing 'first' is registered twice, by {things.name}\.first\.make and by "
