@@ -29,13 +29,16 @@ CEK_INLINE int64_t clamp(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : x > high ? high : x;
 }
 
-CEK_INLINE int64_t floor_divide(int64_t a, int64_t b) {  // b > 0
-  const int64_t q = a / b;
-  return q - (a % b < 0);
+template <class T>
+CEK_INLINE T floor_divide(T a, T b) {  // b > 0
+  return a / b - (a % b < 0);
 }
 
 // To the nearest integer, halves up.
-CEK_INLINE int64_t rounded_divide(int64_t a, int64_t b) { return floor_divide(2 * a + b, 2 * b); }
+template <class T>
+CEK_INLINE T rounded_divide(T a, T b) {
+  return floor_divide(2 * a + b, 2 * b);
+}
 
 // Philox-4x32-10, see reference/random.py.
 struct Words {
@@ -80,9 +83,24 @@ std::vector<int32_t> patch_sums(const int16_t* image, int64_t height, int64_t wi
 
 // The colour that is added to a source patch before it is compared and copied.
 CEK_INLINE int64_t color_offset(int64_t target_sum, int64_t source_sum, int64_t area, int64_t most) {
-  return clamp(rounded_divide(target_sum - source_sum, area), -most, most);
+  // In 32 bits, where a division takes half the time: a sum is at most 15 * 15 * 32767.
+  return clamp(rounded_divide(int32_t(target_sum - source_sum), int32_t(area)), -most, most);
 }
 
+// Squared differences of two rows of `blocks` blocks (kBlocks if not 0), where `lanes` is -1.
+template <int kBlocks>
+CEK_INLINE int32_t row_squares(const int16_t* a, const int16_t* b, const int16_t* lanes,
+                               int64_t blocks) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < (kBlocks != 0 ? kBlocks : blocks) * kLanes; ++i) {
+    const int16_t difference = int16_t((a[i] - b[i]) & lanes[i]);
+    sum += int32_t(difference) * int32_t(difference);
+  }
+  return sum;
+}
+
+// kBlocks: the width of a patch's row in blocks; 0: known at run time only.
+template <int kBlocks>
 class Matcher {
  public:
   explicit Matcher(const PatchMatch& p)
@@ -169,17 +187,9 @@ class Matcher {
     sum += apart * p_.guide_weight / (16 * area_);
     const int16_t* from = corner(source);
     const int16_t* to = patch.pixels;
-    for (int64_t y = 0; y < side_; ++y, from += p_.width * p_.channels) {
-      int32_t squares = 0;
-      for (int64_t b = 0; b < blocks_; ++b, to += kLanes) {
-        for (int64_t i = 0; i < kLanes; ++i) {
-          const int16_t difference =
-              int16_t((to[i] - from[b * kLanes + i]) & lanes_[size_t(b * kLanes + i)]);
-          squares += int32_t(difference) * int32_t(difference);
-        }
-      }
-      sum += squares;  // it only grows from here
-      if (sum >= limit) return limit;
+    for (int64_t y = 0; y < side_; ++y, from += p_.width * p_.channels, to += blocks_ * kLanes) {
+      sum += row_squares<kBlocks>(to, from, lanes_.data(), blocks_);
+      if (sum >= limit) return limit;  // it only grows from here
     }
     return int32_t(sum);
   }
@@ -239,7 +249,18 @@ class Voter {
   explicit Voter(const PatchVote& p)
       : p_(p),
         side_(2 * p.radius + 1),
-        sums_(patch_sums(p.image, p.height, p.width, p.channels, p.radius)) {}
+        offsets_(size_t(p.height * p.width * kColors)) {
+    const std::vector<int32_t> sums =
+        patch_sums(p.image, p.height, p.width, p.channels, p.radius);
+    for (int64_t i = 0; i < p.height * p.width; ++i) {
+      if (p.field[i] < 0) continue;
+      for (int64_t c = 0; c < kColors; ++c) {
+        offsets_[size_t(i * kColors + c)] = int16_t(
+            color_offset(sums[size_t(i * kColors + c)],
+                         sums[size_t(int64_t(p.field[i]) * kColors + c)], side_ * side_, p.max_offset));
+      }
+    }
+  }
 
   void run() {
     std::copy(p_.image, p_.image + p_.height * p_.width * p_.channels, p_.output);
@@ -322,21 +343,24 @@ class Voter {
   CEK_INLINE int64_t value(const Ballot& b, int64_t channel) const {
     const int64_t pixel = p_.image[b.source * p_.channels + channel];
     if (channel >= kColors) return pixel;
-    const int64_t offset =
-        color_offset(sums_[size_t(b.centre * kColors + channel)],
-                     sums_[size_t(int64_t(p_.field[b.centre]) * kColors + channel)], side_ * side_,
-                     p_.max_offset);
+    const int64_t offset = offsets_[size_t(b.centre * kColors + channel)];
     return clamp(pixel + offset, 0, kLargest);
   }
 
   const PatchVote& p_;
   const int64_t side_;
-  const std::vector<int32_t> sums_;
+  std::vector<int16_t> offsets_;  // (H, W, 3), of target patches
 };
 
 }  // namespace
 
-void run(const PatchMatch& p) { Matcher(p).run(); }
+void run(const PatchMatch& p) {
+  switch (divide_up((2 * p.radius + 1) * p.channels, kLanes)) {
+    case 2: return Matcher<2>(p).run();
+    case 3: return Matcher<3>(p).run();
+    default: return Matcher<0>(p).run();
+  }
+}
 void run(const PatchVote& p) { Voter(p).run(); }
 
 }  // namespace CEK_ISA
