@@ -34,7 +34,11 @@ _THIN, _TILE = 8, 32
 
 
 def predict_linearly(
-    image: Image, mask: Mask, *, progress: Callable[[int], object] | None = None
+    image: Image,
+    mask: Mask,
+    *,
+    only: Mask | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Image:
     """Fill holes with the linear prediction of least expected squared error (ordinary kriging).
 
@@ -48,13 +52,14 @@ def predict_linearly(
     Args:
         image: float32 ``(H, W, C)``, 0 to 255; the hole is not looked at.
         mask: bool ``(H, W)``, True in the hole. Known pixels must be left.
+        only: the holes to fill, whole ones of ``mask``; None: all.
         progress: called with the number of pixels after each piece of the hole.
 
     Returns:
         float32 ``(H, W, C)``; only pixels of the hole differ from ``image``. Not clipped.
     """
     filled = image.copy()
-    for box, part in _pieces(mask):
+    for box, part in _pieces(mask if only is None else only):
         filled[box][part] = _predict(image, mask, box, part)
         if progress is not None:
             progress(int(part.sum()))
