@@ -16,6 +16,7 @@ from torch import Tensor
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._register import Op
+from cekernels._selfcheck import numbers
 from cekernels.reference.patch_synthesis import COLORS, LARGEST
 
 _MOST_RADIUS = 7
@@ -176,5 +177,28 @@ def _vote_fake(image: Tensor, *others: Any) -> Tensor:
     return image.new_empty(image.shape)
 
 
-PATCH_MATCH = Op(reference.patch_match, fake=_match_fake, compiled=("cpp",))
-PATCH_VOTE = Op(reference.patch_vote, fake=_vote_fake, compiled=("cpp",))
+def _check() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An image (12, 13, 4), a hole of 2 x 3 pixels, its patches of 3 x 3, all matched with one."""
+    image = (numbers(12, 13, 4) * 200 + 500).to(torch.int16)
+    hole = torch.zeros(12, 13, dtype=torch.bool)
+    hole[5:7, 5:8] = True
+    target = torch.zeros(12, 13, dtype=torch.bool)
+    target[4:8, 4:9] = True
+    source = ~target
+    source[0], source[-1], source[:, 0], source[:, -1] = False, False, False, False
+    return image, hole, source, torch.where(target, 2 * 13 + 2, -1).int()
+
+
+def _match_check() -> tuple[Any, ...]:
+    image, _, source, field = _check()
+    return image, image[..., :3].contiguous(), source, field, 1, 16, 100, 2, 1, 7
+
+
+def _vote_check() -> tuple[Any, ...]:
+    image, hole, _, field = _check()
+    cost = torch.arange(12 * 13, dtype=torch.int32).view(12, 13) % 7 * 1000
+    return image, field, cost, hole, hole.to(torch.int16) * 3, 1, 100, False
+
+
+PATCH_MATCH = Op(reference.patch_match, fake=_match_fake, compiled=("cpp",), check=(_match_check,))
+PATCH_VOTE = Op(reference.patch_vote, fake=_vote_fake, compiled=("cpp",), check=(_vote_check,))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Keeps the system solvable if nothing is known; then nothing is corrected.
-_TINY = 1e-6
-
 
 def remove_seam(image: Tensor, mask: Tensor) -> Tensor:
     """``image`` plus the correction, by a dense system in float64: for small holes.
@@ -20,9 +17,11 @@ def remove_seam(image: Tensor, mask: Tensor) -> Tensor:
     for sample in range(image.shape[0]):
         hole = mask[sample, 0] != 0
         count = int(hole.sum())
+        if count == hole.numel():
+            continue  # nothing is known
         number = torch.full(hole.shape, -1, dtype=torch.int64, device=image.device)
         number[hole] = torch.arange(count, device=image.device)
-        matrix = torch.eye(count, dtype=torch.float64, device=image.device) * _TINY
+        matrix = torch.zeros(count, count, dtype=torch.float64, device=image.device)
         right = torch.zeros(count, image.shape[1], dtype=torch.float64, device=image.device)
         pixels = image[sample].double().movedim(0, -1)
         for here, there in _neighbours():

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import cekernels
+from cekernels import remove_seam as remove_seam_from_batch
 
 __all__ = ["remove_seam"]
 
@@ -33,5 +33,5 @@ def remove_seam(image: NDArray[np.float32], hole: Mask) -> NDArray[np.float32]:
         float32 ``(H, W, C)``; only pixels of the hole differ from ``image``.
     """
     given = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-    corrected = cekernels.remove_seam(given, torch.from_numpy(hole)[None, None])
+    corrected = remove_seam_from_batch(given, torch.from_numpy(hole)[None, None])
     return corrected[0].permute(1, 2, 0).contiguous().numpy()
