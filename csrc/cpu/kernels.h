@@ -25,16 +25,16 @@ inline void parallel(int64_t count, int64_t grain, const F& f) {
 namespace baseline {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
-}
+}  // namespace baseline
 #ifdef CEK_X86
 namespace avx2 {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
-}
+}  // namespace avx2
 namespace avx512 {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
-}
+}  // namespace avx512
 #endif
 #undef CEK_DECLARE_RUN
 

@@ -74,7 +74,8 @@ std::vector<int32_t> patch_sums(const int16_t* image, int64_t height, int64_t wi
       for (int64_t c = 0; c < kColors; ++c) {
         running[c] += columns[size_t(x * kColors + c)];
         if (x >= side) running[c] -= columns[size_t((x - side) * kColors + c)];
-        if (x >= side - 1) sums[size_t(((y - radius) * width + x - radius) * kColors + c)] = running[c];
+        if (x >= side - 1)
+          sums[size_t(((y - radius) * width + x - radius) * kColors + c)] = running[c];
       }
     }
   }
@@ -82,7 +83,8 @@ std::vector<int32_t> patch_sums(const int16_t* image, int64_t height, int64_t wi
 }
 
 // The colour that is added to a source patch before it is compared and copied.
-CEK_INLINE int64_t color_offset(int64_t target_sum, int64_t source_sum, int64_t area, int64_t most) {
+CEK_INLINE int64_t color_offset(int64_t target_sum, int64_t source_sum, int64_t area,
+                                int64_t most) {
   // In 32 bits, where a division takes half the time: a sum is at most 15 * 15 * 32767.
   return clamp(rounded_divide(int32_t(target_sum - source_sum), int32_t(area)), -most, most);
 }
@@ -247,17 +249,14 @@ class Matcher {
 class Voter {
  public:
   explicit Voter(const PatchVote& p)
-      : p_(p),
-        side_(2 * p.radius + 1),
-        offsets_(size_t(p.height * p.width * kColors)) {
-    const std::vector<int32_t> sums =
-        patch_sums(p.image, p.height, p.width, p.channels, p.radius);
+      : p_(p), side_(2 * p.radius + 1), offsets_(size_t(p.height * p.width * kColors)) {
+    const std::vector<int32_t> sums = patch_sums(p.image, p.height, p.width, p.channels, p.radius);
     for (int64_t i = 0; i < p.height * p.width; ++i) {
       if (p.field[i] < 0) continue;
       for (int64_t c = 0; c < kColors; ++c) {
-        offsets_[size_t(i * kColors + c)] = int16_t(
-            color_offset(sums[size_t(i * kColors + c)],
-                         sums[size_t(int64_t(p.field[i]) * kColors + c)], side_ * side_, p.max_offset));
+        offsets_[size_t(i * kColors + c)] = int16_t(color_offset(
+            sums[size_t(i * kColors + c)], sums[size_t(int64_t(p.field[i]) * kColors + c)],
+            side_ * side_, p.max_offset));
       }
     }
   }

@@ -103,8 +103,8 @@ Grid coarser(Grid& fine) {
     last = middle;
     while (last < count && fine.row[size_t(last)] == 2 * y + 1) ++last;
     for (int64_t a = first, b = middle; a < middle || b < last;) {
-      const bool upper =
-          b == last || (a < middle && fine.column[size_t(a)] / 2 <= fine.column[size_t(b)] / 2);
+      const bool upper = b == last ||
+                         (a < middle && fine.column[size_t(a)] / 2 <= fine.column[size_t(b)] / 2);
       const int64_t i = upper ? a++ : b++;
       const int32_t x = fine.column[size_t(i)] / 2;
       if (coarse.row.empty() || coarse.row.back() != y || coarse.column.back() != x) {
@@ -173,7 +173,8 @@ class Solver {
     parallel(int64_t(parts.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         double total = 0;
-        for (int64_t i = part * kGrain; i < smaller(count, (part + 1) * kGrain); ++i) total += f(size_t(i));
+        for (int64_t i = part * kGrain; i < smaller(count, (part + 1) * kGrain); ++i)
+          total += f(size_t(i));
         parts[size_t(part)] = total;
       }
     });
@@ -207,15 +208,16 @@ class Solver {
     for (int64_t step = 0; step < kSteps && start > 0; ++step) {
       grid.right = residual;
       cycle(0);
-      const double now = sum(count, [&](size_t i) { return double(residual[i]) * grid.solution[i]; });
+      const double now = sum(count,
+                             [&](size_t i) { return double(residual[i]) * grid.solution[i]; });
       const float keep = step == 0 ? 0 : float(now / before);
       before = now;
       each(count, [&](size_t i) { direction[i] = grid.solution[i] + keep * direction[i]; });
       each(count, [&](size_t i) {
         image_of_direction[i] = grid.diagonal[i] * direction[i] - neighbours(grid, direction, i);
       });
-      const double curvature =
-          sum(count, [&](size_t i) { return double(direction[i]) * image_of_direction[i]; });
+      const double curvature = sum(
+          count, [&](size_t i) { return double(direction[i]) * image_of_direction[i]; });
       if (!(curvature > 0)) break;
       const float length = float(now / curvature);
       each(count, [&](size_t i) {
@@ -260,8 +262,8 @@ class Solver {
     Grid& next = grids_[level + 1];
     std::fill(next.right.begin(), next.right.end(), 0.0f);
     for (size_t i = 0; i < size_t(grid.size()); ++i) {
-      next.right[size_t(grid.parent[i])] +=
-          grid.right[i] - grid.diagonal[i] * grid.solution[i] + neighbours(grid, grid.solution, i);
+      next.right[size_t(grid.parent[i])] += grid.right[i] - grid.diagonal[i] * grid.solution[i] +
+                                            neighbours(grid, grid.solution, i);
     }
     cycle(level + 1);
     each(grid.size(), [&](size_t i) {

@@ -80,7 +80,8 @@ Tensor patch_vote(Tensor image, Tensor field, Tensor cost, Tensor mask, Tensor d
   expect(op, "depth", depth, image, {p.height, p.width});
   expect_type(op, "depth", depth, ScalarType::Short);
   CEK_CHECK(op, max_offset >= 0 && max_offset <= 1020, "max_offset must be in 0..1020");
-  image = torch::stable::contiguous(image), field = torch::stable::contiguous(field), cost = torch::stable::contiguous(cost);
+  image = torch::stable::contiguous(image), field = torch::stable::contiguous(field),
+  cost = torch::stable::contiguous(cost);
   mask = torch::stable::contiguous(mask), depth = torch::stable::contiguous(depth);
   expect_field(op, field, radius);
   p.image = static_cast<const int16_t*>(image.const_data_ptr());
