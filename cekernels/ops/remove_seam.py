@@ -8,6 +8,7 @@ from torch import Tensor
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._register import Op
+from cekernels._selfcheck import numbers
 
 
 def remove_seam(image: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
@@ -20,14 +21,14 @@ def remove_seam(image: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
     nothing is corrected.
 
     Args:
-        image: float32 ``(B, C, H, W)``, a fill in the hole. Not differentiable.
+        image: floating point ``(B, C, H, W)``, a fill in the hole. Not differentiable.
         mask: bool or uint8 ``(B, 1, H, W)``, not 0 in the hole.
         impl: "auto", or the implementation to force: "reference" (a dense system: small holes
             only), "cpp" (conjugate gradients with multigrid: time and memory follow the area of
             the holes; the residual falls to 1e-7 of the right-hand side, in float32).
 
     Returns:
-        float32 ``(B, C, H, W)``; only pixels of the hole differ from ``image``.
+        as ``image``, ``(B, C, H, W)``; only pixels of the hole differ from ``image``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or an image
@@ -37,7 +38,7 @@ def remove_seam(image: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
     op = "remove_seam"
     _checks.tensor(op, "image", image)
     _checks.dims(op, "image", image, (4,), "(B, C, H, W)")
-    _checks.dtypes(op, "image", image, (torch.float32,))
+    _checks.dtypes(op, "image", image, _checks.FLOATING)
     _checks.no_gradient(op, "image", image)
     _checks.tensor(op, "mask", mask)
     _checks.dtypes(op, "mask", mask, (torch.bool, torch.uint8))
@@ -55,4 +56,12 @@ def _fake(image: Tensor, mask: Tensor) -> Tensor:
     return image.new_empty(image.shape)
 
 
-REMOVE_SEAM = Op(reference.remove_seam, fake=_fake, compiled=("cpp",))
+def _check() -> tuple[Tensor, Tensor]:
+    """Single pixels with 4 known neighbours whose sum 4 divides: the solution is exact."""
+    image = numbers(2, 3, 7, 8) * 4
+    mask = torch.zeros(2, 1, 7, 8, dtype=torch.bool)
+    mask[..., 1:-1:2, 1:-1:3] = True
+    return image, mask
+
+
+REMOVE_SEAM = Op(reference.remove_seam, fake=_fake, compiled=("cpp",), check=(_check,))

@@ -32,7 +32,7 @@ def remove_seam(image: Tensor, mask: Tensor) -> Tensor:
             matrix[i[inner], j[inner]] -= 1
             right[i[edge]] += pixels[there][edge] - pixels[here][edge]
         correction = torch.linalg.solve(matrix, right)
-        output[sample][:, hole] += correction.T.to(image.dtype)
+        output[sample][:, hole] = (pixels[hole] + correction).T.to(image.dtype)
     return output
 
 

@@ -100,10 +100,22 @@ def test_pieces_do_not_touch_each_other() -> None:
     torch.testing.assert_close(small[part], remove_seam(image[part], mask[part]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_those_of_float32_rounded(dtype: torch.dtype, impl: str) -> None:
+    mask = torch.from_numpy(holes()["square"])[None, None]
+    image = torch.rand(1, 2, 50, 60, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = remove_seam(image.float(), mask, impl="reference")
+    found = remove_seam(image, mask, impl=impl)  # type: ignore[arg-type]
+    assert found.dtype == dtype
+    rounding = max(torch.finfo(dtype).eps, 1e-6)
+    torch.testing.assert_close(found.float(), expected, atol=2e-4 + 2 * rounding, rtol=0)
+
+
 def test_bad_arguments_are_named() -> None:
     image, mask = torch.rand(1, 3, 5, 5), torch.zeros(1, 1, 5, 5, dtype=torch.bool)
-    with pytest.raises(TypeError, match="image must have dtype float32"):
-        remove_seam(image.double(), mask)
+    with pytest.raises(TypeError, match="image must have dtype float16"):
+        remove_seam(image.int(), mask)
     with pytest.raises(ValueError, match="mask must have shape"):
         remove_seam(image, mask[0])
     with pytest.raises(ValueError, match="no gradient"):
