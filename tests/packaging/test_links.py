@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").rglob("*.md"),
-    *(ROOT / "bench").glob("*.md"),
+    *(ROOT / "bench").rglob("*.md"),
     ROOT / "tests/README.md",
 ]
 
