@@ -339,7 +339,7 @@ def markdown(result: dict[str, Any]) -> str:
     "probe",
     config=ProbeConfig,
     summary="accuracy of a linear classifier on each layer's frozen features",
-    data="a folder with one sub-folder a class",
+    data="a folder with one sub-folder per class",
     reports="accuracy of a linear classifier on each layer",
 )
 def run(config: ProbeConfig) -> int:
