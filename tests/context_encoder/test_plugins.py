@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,24 @@ def test_a_package_s_mask_and_model_train_resume_and_inpaint(tmp_path: Path) -> 
     without = run(tmp_path, *fill, "--out", tmp_path / "again.png")
     assert without.returncode == 2
     assert "there is no mask 'bars'; there are " in without.stderr
+
+
+def test_the_mask_of_the_documentation_trains(tmp_path: Path) -> None:
+    """docs/extending.md, as it stands."""
+    page = (ROOT / "docs/extending.md").read_text()
+    example = next(
+        b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "register_mask" in b
+    )
+    install(tmp_path, "example", example, context_encoder__masks="stripes = example")
+    save_photos(tmp_path / "photos", 8)
+    train = ["context_encoder.train", "--mask", "stripes", *TINY, "--data", tmp_path / "photos"]
+    train += ["--steps", 2, "--out"]
+    trained = run(tmp_path, *train, tmp_path / "run", "--stripes-width", 5)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run/config.json").read_text())["stripes_width"] == 5
+    too_wide = run(tmp_path, *train, tmp_path / "other", "--stripes-width", 500)
+    assert too_wide.returncode == 2
+    assert "--stripes-width" in too_wide.stderr.splitlines()[-1], too_wide.stderr
 
 
 def test_a_package_s_pretext_and_transfer_are_offered(tmp_path: Path) -> None:
