@@ -290,6 +290,18 @@ def test_runs_resume_and_load(tmp_path: Path, photos: Path, pretext: str) -> Non
         Inpainter.from_run(whole)
 
 
+def test_an_empty_mask_is_named_and_not_blamed_on_the_network(photos: Path) -> None:
+    trainer = make_trainer(photos)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    trainer.pretext._validation_masks = lambda epoch, index: (  # type: ignore[attr-defined]
+        (index != 1).view(-1, 1, 1, 1) & mask,
+        (index != 1) * mask.sum(),
+    )
+    trainer.prepare()
+    with pytest.raises(ValueError, match="empty mask for the held-out sample 1; a mask needs"):
+        trainer.validate()
+
+
 def test_validation_asks_for_each_of_the_eight_places(photos: Path) -> None:
     """A network that always answers "right" is correct for one pair in eight."""
     trainer = make_trainer(photos, pretext="relative-patch")
