@@ -63,7 +63,7 @@ class Import:
     input: Annotated[
         Input | None,
         arg(
-            help="Pictures they are for: own (RGB, value / 127.5 - 1), or caffe (BGR, value less "
+            help="Images they are for: own (RGB, value / 127.5 - 1), or caffe (BGR, value less "
             "104, 117, 123; as the authors' features model), converted. Default: the file's or own."
         ),
     ] = None

@@ -42,7 +42,7 @@ class TrainConfig(OpenConfig):
     )
     pretext: PretextName = Field(
         default_factory=PRETEXTS.default,
-        description="Task to learn from: fill a hole; give the whole picture back, as it was or "
+        description="Task to learn from: fill a hole; give the whole image back, as it was or "
         "from a corrupted one; tell how two patches lie to each other.",
     )
 

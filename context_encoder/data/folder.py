@@ -257,7 +257,7 @@ def split_photos(
 def embedded_photos() -> Path:
     """The folder of photographs that ships with the package.
 
-    43 pictures with a short side of 300 to 512 pixels, all under free licences; who made
+    43 images with a short side of 300 to 512 pixels, all under free licences; who made
     each of them is told in ``ATTRIBUTION.md`` in the same folder.
     """
     return Path(str(importlib.resources.files(__package__) / "photos"))

@@ -249,7 +249,7 @@ def libtiff_silenced() -> Iterator[None]:
 def exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data is no reason to lose the picture
+    except Exception:  # damaged EXIF data is no reason to lose the image
         return 1
 
 
@@ -292,7 +292,7 @@ def _grey_from_floats(image: Image.Image) -> Image.Image:
 
 
 def read_square(path: Path, size: int) -> Tensor:
-    """A picture with its short side scaled to ``size``, cut to its centre: uint8 ``(3, S, S)``.
+    """An image with its short side scaled to ``size``, cut to its centre: uint8 ``(3, S, S)``.
 
     Raises:
         UnreadableImage: the file cannot be read.

@@ -4,7 +4,7 @@
 
     from context_encoder.encoder import extract_features, load_backbone
     features = extract_features(load_backbone("runs/first"), list_images("photos"), ["conv3"])
-    features.values["conv3"]  # one row a picture: features.files
+    features.values["conv3"]  # one row an image: features.files
 """
 
 from context_encoder.encoder.backbone import layer_names, load_backbone, weights_digest

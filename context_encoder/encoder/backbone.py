@@ -49,7 +49,7 @@ def load_backbone(
         network = load_model(checkpoint).model
         if image_size not in (None, network.image_size):
             raise ValueError(
-                f"{checkpoint} takes pictures of {network.image_size} pixels, image_size "
+                f"{checkpoint} takes images of {network.image_size} pixels, image_size "
                 f"{image_size} was asked for; leave it out"
             )
         return network

@@ -1,6 +1,6 @@
-"""Features of whole pictures, from any layer of a network.
+"""Features of whole images, from any layer of a network.
 
-A picture is scaled so that its short side is the network's input, S pixels, and its middle square
+An image is scaled so that its short side is the network's input, S pixels, and its middle square
 is taken. Bare, or with a hole in it, whose surroundings the features then describe.
 """
 
@@ -47,7 +47,7 @@ def encode_batch(
     mask: Tensor | None = None,
     fill: Sequence[float] | None = None,
 ) -> dict[str, Tensor]:
-    """The outputs of some layers for a batch of pictures.
+    """The outputs of some layers for a batch of images.
 
     Args:
         model: from :func:`load_backbone`, on any device.
@@ -56,14 +56,14 @@ def encode_batch(
             ``pixels``, the input to the network.
         pool: average each map to ``pool`` x ``pool`` cells where it is larger, or by layer to as
             many; None: as it is.
-        mask: bool ``(B, 1, S, S)``, True where the picture is to be hidden; None for nowhere.
+        mask: bool ``(B, 1, S, S)``, True where the image is to be hidden; None for nowhere.
         fill: the hidden part's colour, RGB on [-1, 1]; None for the mean colour of ImageNet.
 
     Returns:
         For each layer float32 ``(B, C, h, w)``, on the network's device.
 
     Raises:
-        TypeError, ValueError: pictures of another type or size, a layer that the network lacks,
+        TypeError, ValueError: images of another type or size, a layer that the network lacks,
             or ``pool`` below 1.
     """
     if images.dtype != torch.uint8:
@@ -113,7 +113,7 @@ def _averages(length: int, cells: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the pictures that could be read, one row each."""
+    """Features of the images that could be read, one row each."""
 
     #: For each layer ``(N, C, h, w)``, on the CPU.
     values: dict[str, Tensor]
@@ -127,7 +127,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Masking:
-    """A mask for every picture, and the colour that it is filled with."""
+    """A mask for every image, and the colour that it is filled with."""
 
     masks: MaskSampler
     fill: tuple[float, float, float]
@@ -146,7 +146,7 @@ def extract_features(
     hole: Masking | None = None,
     progress: bool = True,
 ) -> Features:
-    """Features of picture files, in memory.
+    """Features of image files, in memory.
 
     Args:
         model: from :func:`load_backbone`, on any device.
@@ -154,24 +154,24 @@ def extract_features(
         layers, pool: see :func:`encode_batch`.
         root: the folder that names are relative to; None for the deepest that holds them all.
         dtype: float32 or float16, of the result.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         workers: processes that read them; 0: this one.
-        hole: what to hide of each picture, or None.
+        hole: what to hide of each image, or None.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: as :func:`encode_batch`, no path, no picture that can be read, or values too
+        ValueError: as :func:`encode_batch`, no path, no image that can be read, or values too
             large for ``dtype``.
     """
     if batch_size < 1:
         raise FeatureError(f"batch_size must be at least 1, got {batch_size}")
     if not paths:
-        raise FeatureError("no picture files were given")
+        raise FeatureError("no image files were given")
     paths = [Path(path) for path in paths]
     root = root or Path(os.path.commonpath([path.parent for path in paths]))
     values: dict[str, list[Tensor]] = {}
     read: list[tuple[str, str | None]] = []
-    with tqdm(total=len(paths), unit="picture", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=len(paths), unit="image", disable=not progress, dynamic_ncols=True) as bar:
         for batch in encode_files(
             *(model, paths, root, layers, pool, dtype, batch_size, workers, hole, 0)
         ):
@@ -183,7 +183,7 @@ def extract_features(
     if len(unreadable) == len(read):
         name, reason = unreadable[0]
         raise FeatureError(
-            f"none of the {len(paths)} pictures can be read, as {root / name}: {reason}"
+            f"none of the {len(paths)} images can be read, as {root / name}: {reason}"
         )
     kept = [number for number, (_, reason) in enumerate(read) if reason is None]
     return Features(
@@ -214,7 +214,7 @@ class _Squares(Dataset[tuple[str, Tensor | str]]):
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch: values of the pictures that could be read, one row each."""
+    """A batch: values of the images that could be read, one row each."""
 
     values: dict[str, Tensor]
     #: All its files in order, each with None or why it could not be read.

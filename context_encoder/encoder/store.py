@@ -1,4 +1,4 @@
-"""Features of a folder of pictures, in a file."""
+"""Features of a folder of images, in a file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FeatureStore:
             if json.loads(kept.read_text()) != settings:
                 raise FeatureError(
                     f"{self.folder} is from a command that was stopped, of another network, "
-                    "pictures or options; remove it, or name another `out`"
+                    "images or options; remove it, or name another `out`"
                 )
             self._resume()
         else:
@@ -168,7 +168,7 @@ def extract_folder(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
 ) -> FeatureStore:
-    """Write features of picture files to ``out`` and ``out.json``; go on where a call was stopped.
+    """Write features of image files to ``out`` and ``out.json``; go on where a call was stopped.
 
     Args:
         model: from :func:`context_encoder.encoder.load_backbone`.
@@ -178,10 +178,10 @@ def extract_folder(
         layers, pool: see :func:`context_encoder.encoder.encode_batch`.
         source: where the network comes from, for ``out.json``.
         dtype: of the numbers written.
-        mask: kind of mask that hides a part of every picture, or None.
+        mask: kind of mask that hides a part of every image, or None.
         seed: of the masks.
         fill: colour of the hidden part, RGB on [-1, 1]; needed with ``mask``.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         workers: processes that read them; 0: this one.
         device: where to run.
         overwrite: replace ``out`` if it is there.
@@ -223,7 +223,7 @@ def extract_folder(
     make_folder(out.parent)
     store = FeatureStore(out, settings)
     kind = torch.float32 if dtype == "float32" else torch.float16
-    bar = tqdm(total=len(paths), initial=store.done, unit="picture", dynamic_ncols=True)
+    bar = tqdm(total=len(paths), initial=store.done, unit="image", dynamic_ncols=True)
     if store.done < len(paths):
         with bar:
             for batch in encode_files(

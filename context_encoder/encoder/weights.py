@@ -18,11 +18,11 @@ Three ways to name the weights of an encoder:
 
 The latter two have no place for batch normalisation: it is folded into the convolutions, which
 changes nothing in eval mode; nor for the convolutions that ``alexnet-poolfree`` pools with. In all
-of them the pictures are RGB on [-1, 1] (``value / 127.5 - 1``), unlike torchvision's and Caffe's.
+of them the images are RGB on [-1, 1] (``value / 127.5 - 1``), unlike torchvision's and Caffe's.
 
-Weights that were trained on Caffe's pictures (BGR, ``value - mean``), as the authors' features
-model was, come in with ``import --input caffe``: conv1 is rewritten to take this package's pictures
-and give the same maps. A file of others does not say which pictures it is for: you have to.
+Weights that were trained on Caffe's images (BGR, ``value - mean``), as the authors' features
+model was, come in with ``import --input caffe``: conv1 is rewritten to take this package's images
+and give the same maps. A file of others does not say which images it is for: you have to.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def import_encoder(encoder: nn.Sequential, tensors: Mapping[str, Tensor]) -> Imp
 
 @torch.no_grad()
 def take_own_pictures(encoder: nn.Sequential) -> None:
-    """Rewrite the first convolution of Caffe's weights for this package's pictures, in place.
+    """Rewrite the first convolution of Caffe's weights for this package's images, in place.
 
     It saw ``value - mean`` of each channel, blue first; it gets ``value / 127.5 - 1``, red first.
     Its maps stay the same: the filters are flipped and scaled, their sums over the constant
@@ -357,7 +357,7 @@ def load_encoder(
         take_own_pictures(whole.encoder)
     elif pictures is None and metadata.get("input") != _INPUT:
         log.warning(
-            "weights %s do not say which pictures they are for; taken as %s. If they are for "
+            "weights %s do not say which images they are for; taken as %s. If they are for "
             "Caffe's, convert them: python -m context_encoder.weights import --input caffe",
             *(path, _INPUT),
         )

@@ -109,7 +109,7 @@ class EvaluateConfig(OpenConfig):
     )
     area_bins: tuple[float, ...] = Field(
         (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1),
-        description="Edges of the bins of covered area, as parts of the picture.",
+        description="Edges of the bins of covered area, as parts of the image.",
     )
     blend: bool = Field(
         True, description="Measure each network's fill with its seam removed, too, as inpaint does."
@@ -136,7 +136,7 @@ class EvaluateConfig(OpenConfig):
     which: Which = Field(
         "best", description="Checkpoint of each run: best on held-out photographs, or last."
     )
-    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Pictures at a time.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images at a time.")
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
 
     @classmethod
@@ -366,7 +366,7 @@ def _draw(config: EvaluateConfig, kind: str, runs: Sequence[Run], count: int, si
     masks, areas = sampler(torch.zeros_like(index), index)
     usable = ((areas > 0) & (areas < size * size)).nonzero()[:, 0]
     if not len(usable):
-        raise ValueError(f"`masks` {kind}: all masks are empty or cover the whole picture")
+        raise ValueError(f"`masks` {kind}: all masks are empty or cover the whole image")
     return _Masks(kind, masks, usable, hole)
 
 
@@ -411,7 +411,7 @@ def _facts(
 
 
 def _leak(run: Run, crops: Crops) -> list[str]:
-    """A warning if a network was trained on pictures that it is evaluated on."""
+    """A warning if a network was trained on images that it is evaluated on."""
     try:
         trained_on = Photos.from_config(run.loaded.config).train
     except (ValueError, OSError) as error:
@@ -493,7 +493,7 @@ def _measure(
     batch_size: int,
     bar: tqdm[Any],
 ) -> dict[str, list[float]]:
-    """Figures of every picture."""
+    """Figures of every image."""
     values: dict[str, list[float]] = {}
     for index in kind.index.split(batch_size):
         image, holes = _holes(kind, crops, index)
@@ -512,7 +512,7 @@ def _measure(
 def _draw_sheet(
     path: Path, kind: _Masks, group: Group, methods: Sequence[Method], crops: Crops, first: Run
 ) -> None:
-    """Best to worst pictures of the first method: the original, the input and every fill."""
+    """Best to worst images of the first method: the original, the input and every fill."""
     psnr = group.methods[0].values["psnr"]
     order = sorted(range(len(psnr)), key=psnr.__getitem__)
     places = {label: order[round(rank * (len(order) - 1))] for label, rank in _RANKS}

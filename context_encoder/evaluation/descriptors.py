@@ -134,7 +134,7 @@ class Hog:
 
 
 class EncoderFeatures:
-    """Cosine distance of a network's features of the picture with its hole covered.
+    """Cosine distance of a network's features of the image with its hole covered.
 
     Candidates are encoded anew for each mask that is not the one before.
 
@@ -145,7 +145,7 @@ class EncoderFeatures:
             :meth:`context_encoder.models.ContextEncoder.features`; None: the encoder's output.
 
     Raises:
-        ValueError: the network has no such layer, or takes pictures of another size.
+        ValueError: the network has no such layer, or takes images of another size.
     """
 
     def __init__(self, candidates: Crops, run: LoadedModel, layer: str | None = None) -> None:
@@ -153,7 +153,7 @@ class EncoderFeatures:
         size = model.image_size
         if size != candidates.images.shape[-1]:
             raise ValueError(
-                f"{run.path} takes pictures of {size} pixels, these have "
+                f"{run.path} takes images of {size} pixels, these have "
                 f"{candidates.images.shape[-1]}"
             )
         bottleneck = getattr(model, "bottleneck", None)

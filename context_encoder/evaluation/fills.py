@@ -1,6 +1,6 @@
 """Every way of filling a hole that is compared: the networks, and what they must beat.
 
-A fill is called with pictures whose holes are blanked, so that none can look at the answer.
+A fill is called with images whose holes are blanked, so that none can look at the answer.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Method:
     fill: Fill
     #: The kinds of mask it can fill; None for all.
     masks: frozenset[str] | None = None
-    #: Everything, besides pictures and masks, that its results hang on; JSON values.
+    #: Everything, besides images and masks, that its results hang on; JSON values.
     depends_on: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def central_only(self) -> bool:
-        """It fills the centre of the picture only."""
+        """It fills the centre of the image only."""
         return not self.inpainter.geometry.anywhere
 
     @property
@@ -220,7 +220,7 @@ def mean_fill(color: tuple[float, float, float]) -> Fill:
 
 
 def context_mean_fill(holes: MaskedBatch) -> Tensor:
-    """The mean colour of what is left of the picture."""
+    """The mean colour of what is left of the image."""
     return context_mean(holes.image, holes.mask).expand_as(holes.image)
 
 

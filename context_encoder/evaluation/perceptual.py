@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 feature distance: how different two pictures look to a trained network.
+"""EfficientNet-Lite0 feature distance: how different two images look to a trained network.
 
 The recipe is that of perceptual metrics since Zhang et al. 2018: feature vectors are normalised
 to unit length at every location, and their squared differences are averaged over locations and
@@ -35,10 +35,10 @@ def available() -> bool:
 
 
 class FeatureDistance(nn.Module):
-    """Distance of two batches of pictures by the features of EfficientNet-Lite0.
+    """Distance of two batches of images by the features of EfficientNet-Lite0.
 
     The weights come with a package and are read with ``torch.load(..., weights_only=True)``, which
-    restores tensors and runs no code. Pictures are not resized.
+    restores tensors and runs no code. Images are not resized.
 
     Raises:
         ImportError: an optional package is missing.
@@ -64,7 +64,7 @@ class FeatureDistance(nn.Module):
             a, b: ``(B, 3, H, W)`` on [0, 1], RGB, at least 32 pixels high and wide.
 
         Returns:
-            ``(B,)``: 0 for equal pictures, 4 at the most (opposite features everywhere).
+            ``(B,)``: 0 for equal images, 4 at the most (opposite features everywhere).
 
         Raises:
             ValueError: different or too small shapes.

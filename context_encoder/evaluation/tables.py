@@ -52,30 +52,30 @@ _PAPER = (
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method reached on every picture of a kind of mask."""
+    """What a method reached on every image of a kind of mask."""
 
     name: str
     label: str
-    #: Figures of each picture by the name of the metric, in the order of :attr:`Group.names`.
+    #: Figures of each image by the name of the metric, in the order of :attr:`Group.names`.
     values: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """One kind of mask: its pictures, and all methods that fill them."""
+    """One kind of mask: its images, and all methods that fill them."""
 
     mask: str
-    #: Photograph and crop of each picture.
+    #: Photograph and crop of each image.
     names: Sequence[str]
     crops: Sequence[int]
-    #: The part of each picture that is missing, 0 to 1.
+    #: The part of each image that is missing, 0 to 1.
     areas: Sequence[float]
     methods: Sequence[MethodResult]
     #: Side of the central hole in pixels.
     hole: int | None = None
 
     def bins(self, edges: Sequence[float]) -> dict[tuple[float, float], list[int]]:
-        """Pictures by covered area, ``from < area <= to``; empty bins are left out."""
+        """Images by covered area, ``from < area <= to``; empty bins are left out."""
         found = {
             (low, high): [i for i, area in enumerate(self.areas) if low < area <= high]
             for low, high in pairwise(edges)
@@ -86,7 +86,7 @@ class Group:
 def summary(
     group: Group, method: MethodResult, members: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """Means over pictures (all, or the ``members``), and the standard error of the mean PSNR.
+    """Means over images (all, or the ``members``), and the standard error of the mean PSNR.
 
     ``psnr_standard_error`` takes photographs as independent, not crops of one photograph; it is
     missing where there is only one photograph.
@@ -128,7 +128,7 @@ def markdown(title: str, facts: Sequence[str], groups: Sequence[Group], edges: A
     lines += [
         "## The paper's Table 1",
         "",
-        "For orientation only: **other data** (Paris StreetView: 14,900 pictures for training, 100 "
+        "For orientation only: **other data** (Paris StreetView: 14,900 images for training, 100 "
         "for test), other networks, the central region of 128 x 128 pixels. Differences between "
         "rows may be compared with those above, the figures themselves may not.",
         "",
@@ -208,7 +208,7 @@ def write_csv(path: Path, groups: Sequence[Group], edges: Sequence[float]) -> No
 def write_json(
     path: Path, about: Mapping[str, Any], groups: Sequence[Group], edges: Sequence[float]
 ) -> None:
-    """Everything: configuration, versions, means and the figures of every picture."""
+    """Everything: configuration, versions, means and the figures of every image."""
     masks = {
         group.mask: {
             "hole": group.hole,

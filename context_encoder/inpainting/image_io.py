@@ -1,6 +1,6 @@
-"""Pictures whose pixels must survive: reading them in their own mode, saving without loss.
+"""Images whose pixels must survive: reading them in their own mode, saving without loss.
 
-Training reads everything as 8-bit RGB (:mod:`context_encoder.data.images`). A picture that is
+Training reads everything as 8-bit RGB (:mod:`context_encoder.data.images`). An image that is
 to be filled keeps its mode, so that every pixel outside the mask comes back as it was.
 """
 
@@ -47,7 +47,7 @@ _SAVE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture in the mode in which it is given back.
+    """An image in the mode in which it is given back.
 
     ========  =============================  ==================================================
     mode      pixels                         read from
@@ -87,7 +87,7 @@ class Picture:
         return np.broadcast_to(color * 2 - 1, (*color.shape[:2], 3)).copy()
 
     def filled(self, mask: Mask, rgb: NDArray[np.float32]) -> Image.Image:
-        """The picture with the masked pixels from ``rgb``, opaque, and all others as they were.
+        """The image with the masked pixels from ``rgb``, opaque, and all others as they were.
 
         Args:
             mask: bool ``(H, W)``.
@@ -111,7 +111,7 @@ class Picture:
 
 
 def read_picture(source: ImageLike) -> Picture:
-    """Read a picture in its own mode (see :class:`Picture`), upright by its EXIF orientation.
+    """Read an image in its own mode (see :class:`Picture`), upright by its EXIF orientation.
 
     Args:
         source: a file; a Pillow image; or an array: uint8 ``(H, W)``, ``(H, W, 2)`` grey with
@@ -148,7 +148,7 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     becomes RGB with equal values), no 16 bits and no resolution.
 
     Raises:
-        InpaintError: another suffix, or the format cannot hold the picture.
+        InpaintError: another suffix, or the format cannot hold the image.
         WriteError: the file cannot be written.
     """
     path = Path(path)
@@ -156,7 +156,7 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     options = dict(_SAVE[path.suffix.lower()])
     options |= {key: image.info[key] for key in ("icc_profile", "dpi") if key in image.info}
     if options["format"] == "WEBP" and image.mode == "I;16":
-        raise InpaintError(f"{path}: WebP holds 8 bits, the picture has 16; save as .png or .tif")
+        raise InpaintError(f"{path}: WebP holds 8 bits, the image has 16; save as .png or .tif")
     try:
         write_file(path, lambda new: image.save(new, **options))
     except ValueError as error:
@@ -174,7 +174,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
     if deep and picture.mode != "I;16":
         note = (
             "the file has 16 bits per channel, of which 8 are read: pixels outside the mask keep "
-            "the upper half of their bits (only grey pictures are kept with 16)"
+            "the upper half of their bits (only grey images are kept with 16)"
         )
     if note:
         notes.append(note)
@@ -193,9 +193,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
     upright = UPRIGHT.get(orientation)
     if upright is not None:
         picture = picture.transpose(upright)
-        notes.append(
-            f"turned upright as its EXIF orientation says: {picture.width}x{picture.height}"
-        )
+        notes.append(f"turned upright as its EXIF orientation says: {image.width}x{image.height}")
     mode = "I;16" if picture.mode.startswith("I") else picture.mode
     return Picture(np.array(picture), mode, info, tuple(notes))
 
@@ -218,13 +216,13 @@ def _in_own_mode(image: Image.Image) -> tuple[Image.Image, str | None]:
         if low < 0 or high > 65535:
             raise InpaintError(
                 f"32-bit grey with values from {low} to {high} cannot be kept; "
-                "save the picture with 8 or 16 bits"
+                "save the image with 8 or 16 bits"
             )
         return Image.fromarray(values.astype(np.uint16)), None
     if mode == "F":
         raise InpaintError(
             "float grey cannot be kept, since what white would be is unknown; "
-            "save the picture with 8 or 16 bits"
+            "save the image with 8 or 16 bits"
         )
     kept = {"La": "LA", "RGBa": "RGBA"}.get(mode, "RGB")
     return image.convert(kept), (
@@ -260,7 +258,7 @@ def _picture_from_array(array: NDArray[Any]) -> Picture:
     mode = modes.get((array.dtype.type, array.ndim, channels))
     if mode is None or 0 in array.shape:
         raise InpaintError(
-            "a picture given as an array must be uint8 (H, W), (H, W, 2), (H, W, 3) RGB or "
+            "an image given as an array must be uint8 (H, W), (H, W, 2), (H, W, 3) RGB or "
             f"(H, W, 4) RGBA, or uint16 (H, W); got {array.dtype} {array.shape}"
         )
     return Picture(array.astype(array.dtype.newbyteorder("=")), mode, {})

@@ -1,4 +1,4 @@
-"""Filling the holes of pictures of any size with a network for squares.
+"""Filling the holes of images of any size with a network for squares.
 
 ::
 
@@ -6,8 +6,8 @@
     inpainter = Inpainter.from_run("runs/first")
     inpainter("photo.jpg", "mask.png").save("filled.png")
 
-Which windows of the picture the network looks at is decided in
-:mod:`context_encoder.inpainting.windows`, how pictures are read and saved in
+Which windows of the image the network looks at is decided in
+:mod:`context_encoder.inpainting.windows`, how images are read and saved in
 :mod:`context_encoder.inpainting.image_io`.
 """
 
@@ -50,22 +50,22 @@ __all__ = [
 
 SHOWN_HOLES = 10
 
-# Below this the fill is visibly softer than the picture around it.
+# Below this the fill is visibly softer than the image around it.
 _COARSE = 0.5
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a picture. ``str()`` gives it as text."""
+    """What was done to an image. ``str()`` gives it as text."""
 
     #: Side S of the network's input in pixels.
     size: int
     #: The most that may be missing in a window before a line says so.
     max_missing: float
     holes: tuple[PlannedHole, ...]
-    #: Width and height of the picture.
+    #: Width and height of the image.
     picture_size: tuple[int, int]
-    #: What happened on reading the picture and the mask, as sentences.
+    #: What happened on reading the image and the mask, as sentences.
     notes: tuple[str, ...]
 
     @property
@@ -111,7 +111,7 @@ class Report:
             min(w.top, w.left) < 0 or w.top + side > height or w.left + side > width
             for w in hole.windows
         ):
-            text += "; the picture is continued by reflection"
+            text += "; the image is continued by reflection"
         missing = max(window.missing for window in hole.windows)
         if missing > self.max_missing:
             text += (
@@ -123,16 +123,16 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class Inpainted:
-    """A filled picture."""
+    """A filled image."""
 
-    #: In the picture's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
+    #: In the image's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
     image: Image.Image
     #: bool ``(H, W)``: what was filled.
     mask: NDArray[np.bool_]
     report: Report
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save without loss, with the picture's ICC profile and resolution.
+        """Save without loss, with the image's ICC profile and resolution.
 
         Other metadata is left out: thumbnails and the like may show what was removed.
 
@@ -141,14 +141,14 @@ class Inpainted:
 
         Raises:
             InpaintError: another suffix (JPEG would change every pixel), or the format cannot
-                hold the picture.
+                hold the image.
             OSError: the file cannot be written.
         """
         save_picture(self.image, path)
 
 
 class Inpainter:
-    """Fills the holes of pictures of any size with a network for squares.
+    """Fills the holes of images of any size with a network for squares.
 
     Args:
         model: takes float32 ``(B, 3, S, S)``, RGB in [-1, 1], the hole filled with
@@ -236,7 +236,7 @@ class Inpainter:
         *,
         boxes: Sequence[Sequence[int]] | None = None,
     ) -> Inpainted:
-        """Fill the holes of one picture.
+        """Fill the holes of one image.
 
         Args:
             image: a file, a Pillow image or an array (see
@@ -247,12 +247,12 @@ class Inpainter:
                 exclusive.
 
         Returns:
-            The filled picture. Outside the mask its pixels are those of ``image``, bit for bit;
+            The filled image. Outside the mask its pixels are those of ``image``, bit for bit;
             inside, they are opaque. A mask in which nothing is set leaves all pixels as they are.
 
         Raises:
             UnreadableImage: a file cannot be read as an image.
-            InpaintError: a picture that cannot be kept, a mask that does not fit it, a box
+            InpaintError: an image that cannot be kept, a mask that does not fit it, a box
                 outside of it, nothing left outside the mask, or a prediction that is not finite.
         """
         if (mask is None) == (boxes is None):
@@ -267,7 +267,7 @@ class Inpainter:
             notes += [] if boxes else ["nothing to fill: no box was given"]
         if missing.all():
             raise InpaintError(
-                "the mask covers the whole picture, so there is nothing to fill it from; "
+                "the mask covers the whole image, so there is nothing to fill it from; "
                 "leave some of it black"
             )
         holes = plan_windows(missing, self.geometry)

@@ -1,17 +1,17 @@
-"""Where the network looks: the square windows that fill the holes of a picture of any size.
+"""Where the network looks: the square windows that fill the holes of an image of any size.
 
 A network takes squares of S x S pixels and was trained with at most about a quarter of them
 missing. :func:`plan_windows` cuts a mask into windows like that:
 
 * Each connected part of the mask (8-neighbourhood) is a hole; small ones that fit one window
   together are taken together.
-* A hole that fits gets one window of S x S pixels of the picture, the native resolution.
+* A hole that fits gets one window of S x S pixels of the image, the native resolution.
 * A larger hole gets a larger window, which is scaled down to S x S and the prediction up again:
   coarse, but with enough context. If the hole is thin (a scratch, a line of text), smaller
   windows side by side see enough context too; that is done where it at least doubles the
   resolution.
-* A window that sticks out of the picture is shifted inside. Where the picture is smaller than
-  the window, or the network fills the centre of its window only, the picture is continued by
+* A window that sticks out of the image is shifted inside. Where the image is smaller than
+  the window, or the network fills the centre of its window only, the image is continued by
   reflection.
 * Other missing pixels in a window count as missing. Where no window has enough context, the
   finest of the nearly best ones is taken; :attr:`Window.missing` tells.
@@ -32,7 +32,7 @@ from scipy import ndimage
 
 __all__ = ["Box", "PlannedHole", "Window", "WindowGeometry", "plan_windows", "reflect_indices"]
 
-#: top, left, bottom, right in pixels of the picture; bottom and right are exclusive.
+#: top, left, bottom, right in pixels of the image; bottom and right are exclusive.
 Box = tuple[int, int, int, int]
 Mask = NDArray[np.bool_]
 
@@ -40,7 +40,7 @@ Mask = NDArray[np.bool_]
 # with two networks of 64 pixels on 48 and 120 photographs: squares are filled best in windows of
 # 2.3 to 3 times their side (1/9 to 1/5 of the area); at 2 times they lose 0.1 to 1.2 dB, at 5
 # times 0.2 to 0.6 dB. Elongated holes are filled best in windows of 1.3 to 1.6 times their length.
-# In a picture that is too small for that, reflection costs nothing.
+# In an image that is too small for that, reflection costs nothing.
 _SPAN, _TILE_SPAN = 3 / 4, 1 / 2
 # Windows are enlarged for more context in these steps, at most so many times.
 _GROWTH, _MOST = 1.25, 4
@@ -104,7 +104,7 @@ class WindowGeometry:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A square of the picture, which may stick out of it, and the pixels that it fills."""
+    """A square of the image, which may stick out of it, and the pixels that it fills."""
 
     top: int
     left: int
@@ -131,7 +131,7 @@ def plan_windows(mask: Mask, geometry: WindowGeometry) -> list[PlannedHole]:
     """Choose the windows that fill a mask.
 
     Args:
-        mask: bool ``(H, W)``, True where the picture is missing.
+        mask: bool ``(H, W)``, True where the image is missing.
         geometry: of the network.
 
     Returns:
@@ -248,7 +248,7 @@ class _Planner:
         height, width = int(pixels.shape[0]), int(pixels.shape[1])
         if self.geometry.anywhere:
             area = np.count_nonzero(pixels) / self.geometry.good_missing
-            # Where the hole reaches from edge to edge of the picture, there is no context to add.
+            # Where the hole reaches from edge to edge of the image, there is no context to add.
             rows = min(math.ceil(height / _SPAN), self.height)
             columns = min(math.ceil(width / _SPAN), self.width)
             return max(size, rows, columns, math.ceil(math.sqrt(area)))
@@ -261,7 +261,7 @@ class _Planner:
             side += 1
 
     def _window(self, pixels: Mask, top: int, left: int, side: int) -> Window:
-        """The window of that side for the given pixels, placed to see most of the picture."""
+        """The window of that side for the given pixels, placed to see most of the image."""
         height, width = pixels.shape
         inside = self.geometry.inside(side)
         y = _place(top, height, side, inside[0], inside[2], self.height)
@@ -273,7 +273,7 @@ class _Planner:
         return Window(y, x, side, box, pixels, missing / side**2)
 
     def _count(self, top: int, left: int, bottom: int, right: int) -> int:
-        """Missing pixels in a box, also where the picture is continued by reflection."""
+        """Missing pixels in a box, also where the image is continued by reflection."""
         tops, bottoms = _reflected(top, bottom, self.height)
         lefts, rights = _reflected(left, right, self.width)
         above = self.sums[np.ix_(tops, rights)] - self.sums[np.ix_(tops, lefts)]
@@ -319,7 +319,7 @@ def _place(start: int, count: int, side: int, first: int, last: int, length: int
     """Where a window begins along one axis.
 
     Pixels ``start`` to ``start + count`` must lie in the part ``first`` to ``last`` of the window.
-    Within that, the window lies in the picture, or the picture in the middle of the window, and
+    Within that, the window lies in the image, or the image in the middle of the window, and
     within that the pixels lie in its middle.
     """
     middle = start + count // 2 - side // 2

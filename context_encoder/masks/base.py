@@ -56,7 +56,7 @@ class MaskSampler(nn.Module):
                 count modulo 2**32.
 
         Returns:
-            mask, bool ``(B, 1, S, S)``, True where the picture is missing; area, int64
+            mask, bool ``(B, 1, S, S)``, True where the image is missing; area, int64
             ``(B,)``, the number of missing pixels.
 
         Raises:

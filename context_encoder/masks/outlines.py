@@ -46,7 +46,7 @@ def trace_outline(
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     for width in smoothing:
         sigma = width * float(np.sqrt(mask.sum()))
-        # Nothing lies outside the picture: shapes that it cuts off are closed along its edge.
+        # Nothing lies outside the image: shapes that it cuts off are closed along its edge.
         field = gaussian_filter(np.pad(mask, int(4 * sigma) + 2).astype(np.float64), sigma)
         lines = (
             np.asarray(line, np.float64)[:-1] for line in contour_generator(z=field).lines(0.5)

@@ -48,14 +48,14 @@ def clearance_needed(longest_edge: float) -> float:
 
 
 class RegionMasks(MaskSampler):
-    """One to three deformed silhouettes, over at most a quarter of the picture.
+    """One to three deformed silhouettes, over at most a quarter of the image.
 
     The paper (section 3.3) takes arbitrary shapes from the segmentation masks of PASCAL VOC 2012,
     deforms them and pastes them anywhere into other images, over up to a quarter of the image,
-    so that shape and picture are not correlated. Here an outline is drawn from a
+    so that shape and image are not correlated. Here an outline is drawn from a
     table, mirrored or not, rotated, stretched by up to 1.5 along one axis and shrunk along the
     other (with the rotations before and after, any shear too), and warped by a sinusoidal shear
-    along each of two perpendicular axes. It may stick out of the picture by a quarter of its
+    along each of two perpendicular axes. It may stick out of the image by a quarter of its
     width and height.
 
     **The limit holds by construction.** A simply connected region of area A whose outline

@@ -160,7 +160,7 @@ class AlexNetContextEncoder(ContextEncoder):
     def check_image_size(image_size: int) -> None:
         """ValueError unless every stride of conv1 to pool5 comes out even and pool5 is 2 x 2.
 
-        Any other size would leave a border of the picture unread; from a pool5 of 1 x 1 the
+        Any other size would leave a border of the image unread; from a pool5 of 1 x 1 the
         up-convolutions would make 1 x 1.
         """
         check_integer("image_size", image_size, 1)

@@ -68,19 +68,19 @@ class Backbone(nn.Module):
         if not x.is_floating_point():
             raise TypeError(
                 f"{type(self).__name__} takes floating point in [-1, 1], got {x.dtype}; "
-                "uint8 pictures become that with x / 127.5 - 1"
+                "uint8 images become that with x / 127.5 - 1"
             )
         expected = (3, self.image_size, self.image_size)
         if x.dim() != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(
                 f"{type(self).__name__} takes (B, {', '.join(map(str, expected))}), "
-                f"got {tuple(x.shape)}; resize or crop the pictures, or build the model with "
+                f"got {tuple(x.shape)}; resize or crop the images, or build the model with "
                 "another image_size"
             )
 
 
 class ContextEncoder(Backbone):
-    """Predicts what is missing of a picture from what is left (Pathak et al. 2016, section 3).
+    """Predicts what is missing of an image from what is left (Pathak et al. 2016, section 3).
 
     The three parts are made of named stages, so that weights are found under
     ``encoder.conv1.conv.weight``, ``bottleneck.channelwise_fc.weight``, ``decoder.up1.conv.weight``
@@ -92,7 +92,7 @@ class ContextEncoder(Backbone):
         bottleneck: connects every location of that map with every other.
         decoder: to the prediction, ``(B, 3, height, width)``.
         output_region: (top, left, height, width) of the prediction in pixels of the input; None
-            for the whole picture.
+            for the whole image.
     """
 
     def __init__(

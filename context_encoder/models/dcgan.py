@@ -161,12 +161,12 @@ class DCGANContextEncoder(ContextEncoder):
         if self.training and x.shape[0] == 1:
             raise ValueError(
                 f"{type(self).__name__} cannot train on a batch of 1: batch normalisation of the "
-                "bottleneck needs two pictures or more; for prediction call model.eval() first"
+                "bottleneck needs two images or more; for prediction call model.eval() first"
             )
 
 
 class Discriminator(nn.Module):
-    """Tells real pictures from predicted ones; judges the whole ``output_region``.
+    """Tells real images from predicted ones; judges the whole ``output_region``.
 
     Convolutions 4 x 4 of stride 2 without bias until the map is 4 to 7 pixels wide, batch
     normalisation in all but the first, leaky ReLU (0.2), and one convolution of that map's size.

@@ -21,7 +21,7 @@ class PatchNetwork(Backbone):
     follow the first two layers.
 
     Args:
-        image_size: S, side in pixels of the square pictures that :meth:`features` takes.
+        image_size: S, side in pixels of the square images that :meth:`features` takes.
         encoder: to use; it is fully convolutional and takes patches as well.
         patch: their side in pixels.
     """

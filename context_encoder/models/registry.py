@@ -80,7 +80,7 @@ def register_model(
             Other arguments of the class are for :func:`build_model` only.
         bottleneck_options: those of them that concern what follows the encoder, and do nothing
             for a pretext that trains the encoder alone.
-        whole: whether it predicts the whole picture, rather than a square in the middle.
+        whole: whether it predicts the whole image, rather than a square in the middle.
         min_batch: the smallest batch that it can train on; 2 for one that normalises over it.
         data_processes: whether it trains so long that processes that load photographs pay.
         features_default: whether it is the network to take features from where none is named.
@@ -155,7 +155,7 @@ def default_image_size(name: str) -> int:
 
 
 def check_image_size(name: str, size: int) -> None:
-    """Check, before anything is built, that a network can take pictures of ``size`` pixels.
+    """Check, before anything is built, that a network can take images of ``size`` pixels.
 
     Raises:
         ValueError: it cannot (the message names sizes that it can), or the name is unknown.

@@ -15,10 +15,10 @@ from context_encoder.config.build import build_context_encoder
 from context_encoder.models import Backbone
 from context_encoder.optimization import Learner
 
-#: Held-out pictures get the same holes, noise and patches in every run, whatever its seed.
+#: Held-out images get the same holes, noise and patches in every run, whatever its seed.
 VALIDATION_SEED = 20160427
 
-#: A title and pictures ``(B, 3, H, W)`` on [0, 1].
+#: A title and images ``(B, 3, H, W)`` on [0, 1].
 Column = tuple[str, Tensor]
 
 
@@ -112,10 +112,10 @@ class Pretext(ABC):
 
     @abstractmethod
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
-        """Judge the network, in eval mode, on held-out pictures (``epoch`` is 0).
+        """Judge the network, in eval mode, on held-out images (``epoch`` is 0).
 
         Returns:
-            Figures of each picture, ``(B,)``, and the columns of its row on the sheet.
+            Figures of each image, ``(B,)``, and the columns of its row on the sheet.
         """
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Pretext(ABC):
 def feature_advice(run: Path) -> list[str]:
     """What to do with a network that was trained for its features only."""
     return [
-        "next, take features of pictures of your own from it:",
+        "next, take features of images of your own from it:",
         "  python -m context_encoder.features --data FOLDER --layers conv3 --out features.npz "
         f"--checkpoint {run}",
     ]

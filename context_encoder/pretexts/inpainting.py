@@ -93,7 +93,7 @@ class InpaintingOptions(OptionGroup):
 
 @register_pretext(
     "inpainting",
-    takes="a picture with a hole",
+    takes="an image with a hole",
     gives="the hole",
     options=InpaintingOptions,
     uses=("mask", "fill", "loss"),
@@ -225,8 +225,8 @@ class Inpainting(Pretext):
 
     def advice(self, run: Path) -> list[str]:
         lines = [
-            "next, fill a hole in a picture of your own (x0 y0 x1 y1 in pixels, or --mask FILE):",
-            "  python -m context_encoder.inpaint PICTURE.jpg --box 100 100 180 180 "
+            "next, fill a hole in an image of your own (x0 y0 x1 y1 in pixels, or --mask FILE):",
+            "  python -m context_encoder.inpaint IMAGE.jpg --box 100 100 180 180 "
             f"--checkpoint {run} --out filled.png",
         ]
         if self.config.data is None:
@@ -268,7 +268,7 @@ def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
 
 
 def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:
-    """The picture with its hole filled from the prediction for ``region``, elsewhere as it was."""
+    """The image with its hole filled from the prediction for ``region``, elsewhere as it was."""
     whole = image.clone()
     whole[region] = prediction.to(image.dtype)
     return torch.where(mask, whole, image)

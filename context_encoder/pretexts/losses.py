@@ -17,7 +17,7 @@ def overlap_weights(mask: Tensor, overlap: int, band_weight: float) -> Tensor:
     wide (4 in the released commands), with ten times the weight, so that the two agree there.
 
     Args:
-        mask: bool ``(B, 1, H, W)``, True where the picture is missing.
+        mask: bool ``(B, 1, H, W)``, True where the image is missing.
         overlap: width of the band in pixels (8-neighbourhood); 0 for none.
         band_weight: its weight.
 

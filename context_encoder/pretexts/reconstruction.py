@@ -1,4 +1,4 @@
-"""Pretexts that give the whole picture back: autoencoder and denoising autoencoder.
+"""Pretexts that give the whole image back: autoencoder and denoising autoencoder.
 
 The rivals that Pathak et al. 2016 (section 5.2, table 2) set beside the context encoder: the same
 network, its input whole, or corrupted locally (Vincent et al. 2010, "Stacked denoising
@@ -36,10 +36,10 @@ _STREAM = zlib.crc32(b"corruption")
 
 
 @register_pretext(
-    "autoencoder", takes="the picture", gives="the picture", uses=("loss",), whole_output=True
+    "autoencoder", takes="the image", gives="the image", uses=("loss",), whole_output=True
 )
 class Autoencoder(Pretext):
-    """The whole picture in, the whole picture out."""
+    """The whole image in, the whole image out."""
 
     best_metric = "psnr"
     model: ContextEncoder
@@ -111,14 +111,14 @@ class DenoisingOptions(OptionGroup):
 
 @register_pretext(
     "denoising",
-    takes="the picture with corrupted cells",
-    gives="the picture",
+    takes="the image with corrupted cells",
+    gives="the image",
     options=DenoisingOptions,
     uses=("fill", "loss"),
     whole_output=True,
 )
 class DenoisingAutoencoder(Autoencoder):
-    """A picture with corrupted cells in, the picture as it was out; the loss is over all pixels."""
+    """An image with corrupted cells in, the image as it was out; the loss is over all pixels."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
@@ -167,7 +167,7 @@ def corrupted_cells(
     Args:
         seed: 0 to 2**64 - 1.
         epoch, index: int64 ``(B,)``.
-        size: S, side of the picture in pixels.
+        size: S, side of the image in pixels.
         amount: probability of a cell.
         cell: its side in pixels; cells begin at the top-left corner, those at the other edges
             may be cut off.

@@ -38,7 +38,7 @@ def register_pretext(
         uses: those of the fields "mask", "fill" and "loss" of TrainConfig that it looks at; the
             others are refused.
         fills_holes: whether the network learns to fill holes, so that its runs can inpaint.
-        whole_output: whether the network must predict the whole picture.
+        whole_output: whether the network must predict the whole image.
         encoder_only: whether it trains the network's encoder alone.
         min_batch: the smallest batch that it can train on.
         presets: recipes for training that come with it.

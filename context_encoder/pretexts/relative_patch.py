@@ -5,7 +5,7 @@ Two patches are cut out of one crop, and the network tells at which of the eight
 first the second lies. Gap and jitter keep it from continuing lines over the border.
 
 Where this differs from Doersch et al.: the encoder is the one that the other pretexts train (its
-pooling and normalisation included), one pair a picture and step, Adam, batch normalisation in the
+pooling and normalisation included), one pair an image and step, Adam, batch normalisation in the
 head alone.
 """
 
@@ -137,7 +137,7 @@ def cut(image: Tensor, places: Tensor, patch: int) -> Tensor:
 
 
 def treat_colors(patches: Tensor, kind: str, seed: int, epoch: Tensor, index: Tensor) -> Tensor:
-    """Take away what a lens's chromatic aberration tells about a patch's place in the picture.
+    """Take away what a lens's chromatic aberration tells about a patch's place in the image.
 
     Args:
         patches: ``(B, 2, 3, p, p)`` on [-1, 1].
@@ -249,7 +249,7 @@ class RelativePatch(Pretext):
         return {"loss": loss.detach(), "accuracy": accuracy}
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
-        """Every picture with each of the eight answers, so that chance is 12.5 % exactly."""
+        """Every image with each of the eight answers, so that chance is 12.5 % exactly."""
         losses, right = [], []
         for answer in range(len(DIRECTIONS)):
             wanted = torch.full_like(samples.index, answer)

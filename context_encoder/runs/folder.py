@@ -5,9 +5,9 @@
       metrics.jsonl          one JSON object a line, "split" train or val
       log.txt                what the console said
       unreadable.jsonl       files that were skipped, and why (only if there are any)
-      samples/               sheets of held-out pictures: original, masked, filled
+      samples/               sheets of held-out images: original, masked, filled
       tensorboard/           event files
-      checkpoints/last/      also best/: the lowest error in the hole of held-out pictures
+      checkpoints/last/      also best/: the lowest error in the hole of held-out images
         model.safetensors    encoder, bottleneck and decoder (relative-patch: encoder and head)
         discriminator.safetensors
         training.safetensors optimizer moments and random generators

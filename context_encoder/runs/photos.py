@@ -26,7 +26,7 @@ class Photos:
         files = list_images(root)
         if config.val_data is not None:
             held_out = config.val_data.resolve()
-            # Pictures held out in a folder inside --data must not be trained on.
+            # Images held out in a folder inside --data must not be trained on.
             files = [file for file in files if held_out not in file.resolve().parents]
             if not files:
                 raise ValueError(f"no photograph in `data` {root} lies outside `val_data`")

@@ -30,7 +30,7 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
             )
     if task.whole_output and not model.whole:
         raise ValueError(
-            f"--pretext {config.pretext} gives the whole picture back, --model {config.model} "
+            f"--pretext {config.pretext} gives the whole image back, --model {config.model} "
             "predicts the central region only; use --model "
             f"{in_words(MODELS.names(lambda spec: spec.whole))}"
         )

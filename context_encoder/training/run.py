@@ -36,7 +36,7 @@ log = logging.getLogger("context_encoder")
 
 
 # What may differ from the run that is resumed: nothing that changes the network, or the stream
-# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
+# of images and masks. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
     "data val_data steps epochs workers device amp compile channels_last out log_every val_every "
     "sample_rows lr lr_schedule warmup_steps weight_decay beta1"

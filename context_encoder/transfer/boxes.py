@@ -53,12 +53,12 @@ def _size_center(boxes: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def clip(boxes: FloatArray, width: int, height: int) -> FloatArray:
-    """Boxes cut to the picture."""
+    """Boxes cut to the image."""
     return np.clip(boxes, 0, [width - 1, height - 1, width - 1, height - 1])
 
 
 def flip(boxes: FloatArray, width: int) -> FloatArray:
-    """Boxes in the mirrored picture."""
+    """Boxes in the mirrored image."""
     mirrored = boxes.copy()
     mirrored[:, 0] = width - 1 - boxes[:, 2]
     mirrored[:, 2] = width - 1 - boxes[:, 0]
@@ -86,7 +86,7 @@ def nms(boxes: FloatArray, scores: FloatArray, max_iou: float) -> NDArray[np.int
 
 
 def roi_max_pool(features: Tensor, boxes: Tensor, stride: int, size: int) -> Tensor:
-    """RoI max pooling (Girshick 2015, section 2.1) of the boxes of one picture.
+    """RoI max pooling (Girshick 2015, section 2.1) of the boxes of one image.
 
     Corners are divided by ``stride`` and rounded half up; the cells between them, both ends
     included, are shared out among ``size`` x ``size`` bins: bin i reaches from floor(i n / size)

@@ -29,7 +29,7 @@ Tuned = Literal["all", "fc6-8", "fc8", "linear"]
 
 
 class ClassifyConfig(TransferConfig):
-    """VOC07 classification: which classes are in a picture."""
+    """VOC07 classification: which classes are in an image."""
 
     tune: Tuned = Field(
         "all",
@@ -37,10 +37,10 @@ class ClassifyConfig(TransferConfig):
         "encoder's map in place of fc6 to fc8.",
     )
     scale: tuple[float, float] = Field(
-        (0.5, 2.0), description="Pictures are scaled by a factor from .. to, times size / 227."
+        (0.5, 2.0), description="Images are scaled by a factor from .. to, times size / 227."
     )
     test_crops: Annotated[int, Field(ge=1)] = Field(
-        10, description="Random crops of a test picture whose scores are averaged."
+        10, description="Random crops of a test image whose scores are averaged."
     )
     lr_step: Annotated[int, Field(ge=1)] | None = Field(10_000, description="Halve the rate so.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-6, description="L2 penalty.")
@@ -53,9 +53,9 @@ class ClassifyConfig(TransferConfig):
 def random_crop(
     image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> Tensor:
-    """A square of a randomly scaled picture, mirrored or not: uint8 ``(3, size, size)``.
+    """A square of a randomly scaled image, mirrored or not: uint8 ``(3, size, size)``.
 
-    The factor is uniform in ``scale``, times size / 227, and raised where the picture would be
+    The factor is uniform in ``scale``, times size / 227, and raised where the image would be
     smaller than the square.
     """
     factor = max(rng.uniform(*scale) * size / 227, size / min(image.size))
@@ -106,7 +106,7 @@ class Classify(Task):
     def losses(
         self, samples: list[tuple[Tensor, Tensor]], device: torch.device
     ) -> dict[str, Tensor]:
-        """Cross-entropy summed over the classes that count, averaged over pictures."""
+        """Cross-entropy summed over the classes that count, averaged over images."""
         images = torch.stack([image for image, _ in samples]).to(device)
         labels = torch.stack([label for _, label in samples]).to(device)
         scores = self.model(to_input(images)).float()
@@ -118,7 +118,7 @@ class Classify(Task):
     def evaluate(self, device: torch.device) -> dict[str, Any]:
         config = self.config
         scores, labels, unreadable = [], [], 0
-        for number, item in enumerate(tqdm(self._test, unit="picture", dynamic_ncols=True)):
+        for number, item in enumerate(tqdm(self._test, unit="image", dynamic_ncols=True)):
             try:
                 image = read_image(item.image, upright=False)
             except UnreadableImage:
@@ -134,7 +134,7 @@ class Classify(Task):
             scores.append(self.model(to_input(crops.to(device))).double().mean(0).cpu().numpy())
             labels.append(item.presence(len(config.classes)))
         if not scores:
-            raise ValueError("none of the test pictures can be read")
+            raise ValueError("none of the test images can be read")
         all_scores, all_labels = np.stack(scores), np.stack(labels)
         per_class = {
             name: {

@@ -21,7 +21,7 @@ class TransferConfig(BackboneConfig):
     classes: tuple[str, ...] = Field(CLASSES, description="Names of the classes, in order.")
 
     steps: Annotated[int, Field(ge=1)] = Field(80_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="Pictures a step.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="Images a step.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="SGD's rate.")
     lr_step: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps after which the rate is multiplied by --lr-gamma, again and again."

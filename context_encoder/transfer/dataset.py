@@ -13,10 +13,10 @@ from context_encoder.transfer.voc import Item, check_classes, read_split
 def read_splits(
     config: TransferConfig, kind: Literal["Main", "Segmentation"]
 ) -> tuple[list[Item], list[Item]]:
-    """Pictures to train and to judge on; errors as in :func:`read_split`.
+    """Images to train and to judge on; errors as in :func:`read_split`.
 
     Raises:
-        ValueError: a picture is in both splits.
+        ValueError: an image is in both splits.
     """
     train, test = (
         read_split(config.voc, config.year, split, kind, config.classes)
@@ -25,14 +25,14 @@ def read_splits(
     common = {item.name for item in train} & {item.name for item in test}
     if common:
         raise ValueError(
-            f"{len(common)} pictures are in split {config.train_split!r} as well as in "
+            f"{len(common)} images are in split {config.train_split!r} as well as in "
             f"{config.test_split!r}, the first: {min(common)}; what was trained on judges nothing"
         )
     return train, test
 
 
 def read_annotated(config: TransferConfig) -> tuple[list[Item], list[Item]]:
-    """Pictures to train and to judge on with their objects; see :func:`read_splits`.
+    """Images to train and to judge on with their objects; see :func:`read_splits`.
 
     Raises:
         ValueError: a split lacks a class, too.
@@ -44,5 +44,5 @@ def read_annotated(config: TransferConfig) -> tuple[list[Item], list[Item]]:
 
 
 def digest(items: Sequence[Item]) -> str:
-    """Changes when the names of the pictures do."""
+    """Changes when the names of the images do."""
     return hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()

@@ -43,16 +43,16 @@ class DetectConfig(TransferConfig):
         description="File of boxes: .npz, .json or .mat (see docs/transfer.md). Default: selective "
         "search if OpenCV has it, else a dense grid.",
     )
-    max_proposals: Annotated[int, Field(ge=1)] = Field(2000, description="For a picture.")
+    max_proposals: Annotated[int, Field(ge=1)] = Field(2000, description="For an image.")
     short_side: Annotated[int, Field(ge=1)] = Field(
-        600, description="Pictures are scaled to it, in pixels."
+        600, description="Images are scaled to it, in pixels."
     )
     long_side: Annotated[int, Field(ge=1)] = Field(1000, description="But not beyond this.")
     roi_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Bins along a side of RoI pooling. Default: the encoder's map."
     )
     rois: Annotated[int, Field(ge=4)] = Field(
-        64, description="Boxes of a training picture; up to a quarter of them on objects."
+        64, description="Boxes of a training image; up to a quarter of them on objects."
     )
     max_iou: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="Of two boxes of one class that overlap more, the weaker one is dropped."
@@ -61,7 +61,7 @@ class DetectConfig(TransferConfig):
         0.05, description="Weaker detections are dropped."
     )
     steps: Annotated[int, Field(ge=1)] = Field(40_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(2, description="Pictures a step.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(2, description="Images a step.")
     lr_step: Annotated[int, Field(ge=1)] | None = Field(30_000, description="Lower the rate so.")
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="See --lr-step.")
 
@@ -69,7 +69,7 @@ class DetectConfig(TransferConfig):
 class FastRCNN(nn.Module):
     """Encoder without its last pooling, RoI max pooling, fc6, fc7, scores and box regression.
 
-    Pictures are padded so that cell i of the map is centred at pixel ``stride * i`` (to half a
+    Images are padded so that cell i of the map is centred at pixel ``stride * i`` (to half a
     pixel), which RoI pooling takes for granted.
 
     Args:
@@ -101,11 +101,11 @@ class FastRCNN(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores ``(R, K)`` and coded boxes ``(R, K, 4)`` of all RoIs of all pictures.
+        """Scores ``(R, K)`` and coded boxes ``(R, K, 4)`` of all RoIs of all images.
 
         Args:
             images: each ``(3, H, W)`` in [-1, 1].
-            rois: for each picture ``(r, 4)`` in its pixels; on the CPU, where their corners are
+            rois: for each image ``(r, 4)`` in its pixels; on the CPU, where their corners are
                 read.
         """
         pooled = []
@@ -137,7 +137,7 @@ def sample_rois(
     """Boxes to train on: up to a quarter on objects, the rest hard background.
 
     On an object: IoU of at least 0.5 with it (the objects' own boxes are among the candidates).
-    Background: largest IoU in [0.1, 0.5), or, of a picture without such boxes, below 0.5.
+    Background: largest IoU in [0.1, 0.5), or, of an image without such boxes, below 0.5.
 
     Args:
         proposals: ``(N, 4)``.
@@ -194,7 +194,7 @@ class Detect(Task):
 
     def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> _Sample:
         counted = ~item.difficult
-        # What reaches beyond the picture has no place on the map.
+        # What reaches beyond the image has no place on the map.
         rois, labels, targets = sample_rois(
             box_ops.clip(self._proposals[item.name], *image.size),
             box_ops.clip(item.boxes[counted], *image.size),
@@ -260,7 +260,7 @@ class Detect(Task):
         found: list[dict[str, tuple[FloatArray, FloatArray]]] = [{} for _ in classes]
         truth: list[dict[str, tuple[FloatArray, NDArray[np.bool_]]]] = [{} for _ in classes]
         unreadable = 0
-        for item in tqdm(self._test, unit="picture", dynamic_ncols=True):
+        for item in tqdm(self._test, unit="image", dynamic_ncols=True):
             try:
                 image = read_image(item.image, upright=False)
             except UnreadableImage:
@@ -272,7 +272,7 @@ class Detect(Task):
                 mine = item.labels == k
                 truth[k][item.name] = item.boxes[mine], item.difficult[mine]
         if unreadable == len(self._test):
-            raise ValueError("none of the test pictures can be read")
+            raise ValueError("none of the test images can be read")
         per_class = {
             name: {
                 "ap_11_point": detection_ap(found[k], truth[k], "11-point"),

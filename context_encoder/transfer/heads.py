@@ -34,7 +34,7 @@ def fc6_fc7(
 
 
 def map_shape(network: Backbone, encoder: nn.Module) -> tuple[int, int]:
-    """Channels and side of an encoder's map of a picture of the network's size."""
+    """Channels and side of an encoder's map of an image of the network's size."""
     size = network.image_size
     with torch.no_grad():
         shape = encoder.eval()(torch.zeros(1, 3, size, size)).shape

@@ -1,4 +1,4 @@
-"""Folders of pictures with one sub-folder per class."""
+"""Folders of images with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Folders:
 
 
 def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Folders:
-    """List the pictures by class.
+    """List the images by class.
 
     Args:
         data: folder with train/ and test/ or val/, or with class folders to split.
@@ -108,7 +108,7 @@ def stratified(labels: Sequence[int], part: float, seed: int) -> tuple[list[int]
     for label in np.unique(values):
         members = rng.permutation(np.flatnonzero(values == label))
         if len(members) < 2:
-            raise ValueError(f"class {label} has 1 readable picture; splitting needs 2 or more")
+            raise ValueError(f"class {label} has 1 readable image; splitting needs 2 or more")
         count = min(max(1, round(part * len(members))), len(members) - 1)
         second += members[:count].tolist()
         first += members[count:].tolist()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class Standardizer:
-    """Shifts and scales features to mean 0 and deviation 1 of the pictures it was made from."""
+    """Shifts and scales features to mean 0 and deviation 1 of the images it was made from."""
 
     def __init__(self, x: Tensor) -> None:
         self._mean = x.mean(0)
@@ -98,5 +98,5 @@ def _curvature(covariance: Tensor, classes: int, l2: float) -> Tensor:
 
 
 def accuracy(x: Tensor, y: Tensor, theta: Tensor) -> float:
-    """Part of the pictures whose largest score is that of their class."""
+    """Part of the images whose largest score is that of their class."""
     return float((torch.addmm(theta[-1], x, theta[:-1]).argmax(1) == y).float().mean())

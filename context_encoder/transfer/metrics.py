@@ -70,13 +70,13 @@ def detection_ap(
 ) -> float:
     """AP of one class by VOC's rules.
 
-    Detections are looked at by falling score. Each is held against the object of its picture that
+    Detections are looked at by falling score. Each is held against the object of its image that
     it overlaps most: below ``min_iou`` it is wrong; if that object is difficult it does not
     count; else it is right the first time and wrong after.
 
     Args:
-        detections: by picture, boxes ``(N, 4)`` and scores ``(N,)``.
-        truth: by picture, boxes ``(M, 4)`` and whether they are difficult ``(M,)``.
+        detections: by image, boxes ``(N, 4)`` and scores ``(N,)``.
+        truth: by image, boxes ``(M, 4)`` and whether they are difficult ``(M,)``.
         min_iou: with areas that count the last pixel, as VOC has them.
     """
     positives = sum(int((~difficult).sum()) for _, difficult in truth.values())

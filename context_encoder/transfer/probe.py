@@ -3,8 +3,8 @@
 The protocol of Zhang et al. 2016 (Colorful image colorization, section 3.2), made deterministic:
 each layer's map is averaged down to a grid of at most ``max_dims`` numbers, these are
 standardised, and multinomial logistic regression is fitted by full-batch L-BFGS. The L2 penalty
-is chosen on a part of the training pictures that is held out, then the classifier is fitted to
-all of them. What is reported is the accuracy on the test pictures, which nothing was chosen on.
+is chosen on a part of the training images that is held out, then the classifier is fitted to
+all of them. What is reported is the accuracy on the test images, which nothing was chosen on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ProbeConfig(BackboneConfig):
     """Linear probe of every layer on a labelled image folder: one sub-folder a class.
 
     --data FOLDER holds train/ and test/ (or val/), each with the class folders; a folder with the
-    class folders alone is split. The layer "pixels" is the picture itself, for comparison.
+    class folders alone is split. The layer "pixels" is the image itself, for comparison.
     """
 
     data: Path | None = Field(
@@ -66,7 +66,7 @@ class ProbeConfig(BackboneConfig):
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0), description="L2 penalties to choose from."
     )
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Part of the training pictures that the penalty is chosen on."
+        0.2, description="Part of the training images that the penalty is chosen on."
     )
     max_iterations: Annotated[int, Field(ge=1)] = Field(
         100, description="L-BFGS iterations of one fit."
@@ -74,7 +74,7 @@ class ProbeConfig(BackboneConfig):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
         (0,), description="Of the splits, and of the weights where these are random."
     )
-    batch_size: Annotated[int, Field(ge=1)] = Field(128, description="Pictures at a time.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(128, description="Images at a time.")
     cache: Path | None = Field(
         None, description="Folder in which features are kept for the next call."
     )
@@ -114,7 +114,7 @@ def extract(
         if cached.exists():
             try:
                 found = Features(load_file(cached), **json.loads(_notes(cached).read_text()))
-                log.info("features of %d pictures from %s", len(found.kept), cached)
+                log.info("features of %d images from %s", len(found.kept), cached)
                 return found
             except (OSError, SafetensorError, ValueError, TypeError):
                 log.warning("%s is damaged; extracting again", cached)
@@ -164,7 +164,7 @@ def probe_layer(
     seed: int,
     max_iterations: int = 100,
 ) -> LayerResult:
-    """Choose the penalty on held-out training pictures, refit, and judge on the test pictures.
+    """Choose the penalty on held-out training images, refit, and judge on the test images.
 
     Args:
         train, test: float ``(N, D)``, not standardised.
@@ -172,8 +172,8 @@ def probe_layer(
         classes: number of classes.
         l2: penalties to choose from, tried from the strongest until the held-out accuracy falls;
             of equals the strongest is taken.
-        holdout: part of each class of the training pictures to choose on.
-        seed: of that choice of pictures.
+        holdout: part of each class of the training images to choose on.
+        seed: of that choice of images.
         max_iterations: of one fit.
     """
     first, second = map(torch.tensor, stratified(train_labels.tolist(), holdout, seed))
@@ -185,7 +185,7 @@ def probe_layer(
     fits = fit_logistic(x, y, classes, strengths, max_iterations=max_iterations)
     for strength, theta in zip(strengths, fits, strict=False):
         value = accuracy(held_x, held_y, theta)
-        if value < best:  # weaker penalties fit the training pictures better still
+        if value < best:  # weaker penalties fit the training images better still
             break
         if value > best:
             best, chosen = value, strength
@@ -204,7 +204,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
     Raises:
         As :func:`find_folders` and :meth:`BackboneConfig.load`.
-        ValueError: an unknown layer, or too few readable pictures.
+        ValueError: an unknown layer, or too few readable images.
     """
     device = choose_device(config.device, Processes())
     folders = find_folders(config.data, config.train, config.test)
@@ -236,7 +236,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             absent = set(range(len(folders.classes))) - set(y[part].tolist())
             if absent:
                 which = ", ".join(folders.classes[i] for i in sorted(absent))
-                raise ValueError(f"no readable {name} picture of class {which}")
+                raise ValueError(f"no readable {name} image of class {which}")
         counts.append((len(fit), len(judged)))
         commonest = int(torch.bincount(y[fit]).argmax())
         chance.append(float((y[judged] == commonest).float().mean()))
@@ -310,7 +310,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table of a result."""
     seeds = result["config"]["seeds"]
     lines = [
-        f"Linear probe of {result['network']}: accuracy on {result['test_images']} test pictures, "
+        f"Linear probe of {result['network']}: accuracy on {result['test_images']} test images, "
         f"{result['train_images']} to train on, {len(result['classes'])} classes, "
         f"seeds {', '.join(map(str, seeds))}. The commonest class alone: "
         f"{100 * result['chance']:.1f} %.",
@@ -327,11 +327,11 @@ def markdown(result: dict[str, Any]) -> str:
     if result["copies"]:
         lines += [
             "",
-            f"WARNING: {result['copies']} test pictures are copies of training pictures (with the "
+            f"WARNING: {result['copies']} test images are copies of training images (with the "
             "first seed), so these figures are too good.",
         ]
     if result["unreadable"]:
-        lines += ["", f"{result['unreadable']} pictures could not be read and were left out."]
+        lines += ["", f"{result['unreadable']} images could not be read and were left out."]
     return "\n".join(lines) + "\n"
 
 

@@ -59,7 +59,7 @@ class Upsampling:
 
     @classmethod
     def fit(cls, geometry: ReceptiveField, padding: int | None = None) -> Upsampling:
-        """The smallest padding that covers pictures of every size, or the given one's crop."""
+        """The smallest padding that covers images of every size, or the given one's crop."""
         stride = geometry.stride
         kernel = 2 * stride
         if (stride - 0.5 - geometry.offset) % 1:

@@ -33,8 +33,8 @@ def number_or_none(value: float) -> float | None:
 def markdown(result: dict[str, Any]) -> str:
     names = list(result["metrics"])
     lines = [
-        f"{result['command']} from {result['network']}: {result['test_images']} test pictures, "
-        f"{result['steps']} steps, {result['unreadable']} pictures unreadable.",
+        f"{result['command']} from {result['network']}: {result['test_images']} test images, "
+        f"{result['steps']} steps, {result['unreadable']} images unreadable.",
         "",
         f"| class | {' | '.join(names)} |",
         "| --- |" + " --- |" * len(names),

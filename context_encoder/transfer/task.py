@@ -21,7 +21,7 @@ class Task(ABC):
         model: encoder and head.
         encoder: its part that was pretrained; kept in eval mode, so that the statistics of batch
             normalisation stay what they were.
-        items: pictures to train on.
+        items: images to train on.
     """
 
     model: nn.Module
@@ -30,7 +30,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> Any:
-        """A training sample of a picture, all randomness from ``rng``."""
+        """A training sample of an image, all randomness from ``rng``."""
 
     @abstractmethod
     def losses(self, samples: list[Any], device: torch.device) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class _Samples(Dataset[Any]):
             return self.task.sample(
                 image, item, np.random.default_rng((self.seed, epoch, index))
             ), failures
-        raise ValueError(f"none of the {len(items)} pictures can be read, as {failures[0]}")
+        raise ValueError(f"none of the {len(items)} images can be read, as {failures[0]}")
 
 
 def _collate(samples: list[tuple[Any, list[tuple[str, str]]]]) -> tuple[list[Any], Any]:
@@ -165,9 +165,9 @@ class Training(TrainingLoop):
         self.run.save("last", Checkpoint(weights, None, tensors, state), self.config)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; ValueError if the pictures are others."""
+        """Go on from a checkpoint; ValueError if the images are others."""
         if checkpoint.state["digest"] != self.digest:
-            raise ValueError("the training pictures have changed; a run continues with the same")
+            raise ValueError("the training images have changed; a run continues with the same")
         load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
         load_optimizer("model", self.learner.optimizers["model"], checkpoint.training)
         self.mark_resumed(int(checkpoint.state["step"]))
@@ -182,7 +182,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         command: its name.
         make: called with the network to start from, returns the :class:`Task`; only once
             everything else is known to be there.
-        digest: changes when the training pictures do.
+        digest: changes when the training images do.
     """
     device = choose_device(config.device, Processes())
     out = config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -206,7 +206,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     parameters = sum(p.numel() for p in task.model.parameters())
     log.info("%s: %s from %s", out, command, config.describe())
     log.info(
-        "  %d pictures, %.2f M parameters, steps %d to %d on %s",
+        "  %d images, %.2f M parameters, steps %d to %d on %s",
         len(task.items), parameters / 1e6, training.step, config.steps, device,
     )  # fmt: skip
     with stop_on_signal(training), logging_redirect_tqdm():

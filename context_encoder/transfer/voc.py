@@ -3,7 +3,7 @@
 VOCdevkit/VOC2007/
   JPEGImages/000001.jpg
   Annotations/000001.xml
-  ImageSets/Main/trainval.txt, test.txt           one picture name a line
+  ImageSets/Main/trainval.txt, test.txt           one image name a line
   ImageSets/Segmentation/train.txt, val.txt
   SegmentationClass/000001.png                    palette index = class, 255 = void
 """
@@ -31,7 +31,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Item:
-    """One picture.
+    """One image.
 
     Attributes:
         name: as ImageSets lists it.
@@ -83,7 +83,7 @@ def read_split(
     kind: Literal["Main", "Segmentation"],
     classes: Sequence[str] = CLASSES,
 ) -> list[Item]:
-    """The pictures of a split, their annotations read and checked.
+    """The images of a split, their annotations read and checked.
 
     Raises:
         FileNotFoundError: the folder, the split, or files that it lists are missing.
@@ -98,7 +98,7 @@ def read_split(
         )
     names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{listing} lists no picture")
+        raise ValueError(f"{listing} lists no image")
     images = {p.stem: p for p in (base / "JPEGImages").iterdir() if p.suffix.lower() in _SUFFIXES}
     _check_there(listing, "JPEGImages", names, [n for n in names if n not in images])
     if kind == "Segmentation":
@@ -117,7 +117,7 @@ def read_split(
 def _check_there(listing: Path, folder: str, names: Sequence[str], absent: Sequence[str]) -> None:
     if absent:
         raise FileNotFoundError(
-            f"{len(absent)} of {len(names)} pictures listed in {listing} are not in {folder}, "
+            f"{len(absent)} of {len(names)} images listed in {listing} are not in {folder}, "
             f"the first: {absent[0]}"
         )
 
@@ -168,7 +168,7 @@ def check_classes(split: str, items: Sequence[Item], classes: Sequence[str]) -> 
 
 
 def read_labels(item: Item, classes: int) -> NDArray[np.int64]:
-    """The classes of a picture's pixels ``(H, W)``: 0 background, 255 void.
+    """The classes of an image's pixels ``(H, W)``: 0 background, 255 void.
 
     Raises:
         ValueError: not a palette image, unreadable, or with a class above ``classes``.

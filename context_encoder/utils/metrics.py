@@ -30,7 +30,7 @@ def hole_metrics(output: Tensor, original: Tensor, mask: Tensor) -> dict[str, Te
     """L1, L2, PSNR and SSIM within the hole of each image.
 
     Args:
-        output: ``(B, 3, H, W)`` on [0, 1], the filled picture; outside the hole it is not looked
+        output: ``(B, 3, H, W)`` on [0, 1], the filled image; outside the hole it is not looked
             at, save by SSIM's window, which sees the original there.
         original: ``(B, 3, H, W)`` on [0, 1].
         mask: bool ``(B, 1, H, W)``, True in the hole.
