@@ -193,7 +193,9 @@ def _picture_from_image(image: Image.Image) -> Picture:
     upright = UPRIGHT.get(orientation)
     if upright is not None:
         picture = picture.transpose(upright)
-        notes.append(f"turned upright as its EXIF orientation says: {image.width}x{image.height}")
+        notes.append(
+            f"turned upright as its EXIF orientation says: {picture.width}x{picture.height}"
+        )
     mode = "I;16" if picture.mode.startswith("I") else picture.mode
     return Picture(np.array(picture), mode, info, tuple(notes))
 
