@@ -24,9 +24,9 @@ from context_encoder.utils.device import Processes, choose_device
 class Arguments:
     """Write features of all images in a folder, from any layers of a network.
 
-    A file (.npz or .safetensors) with one array a layer, (images, channels, height, width), and
-    FILE.json with the names of the images, row by row. Stopped with Ctrl-C, the same
-    command goes on where it was. Images that cannot be read are left out, counted and named.
+    The output is a file (.npz or .safetensors) with one array per layer, (images, channels,
+    height, width), and FILE.json with the names of the images, row by row. After Ctrl-C, the same
+    command continues. Images that cannot be read are skipped, counted and named.
     Exit status 1: no image could be read.
     """
 
@@ -58,14 +58,14 @@ class Arguments:
         int | None,
         arg(metavar="N", help="Average maps that are larger to N x N cells (1: one vector)."),
     ] = None
-    dtype: Annotated[Literal["float32", "float16"], arg(help="Of the numbers written.")] = "float32"
+    dtype: Annotated[Literal["float32", "float16"], arg(help="Output dtype.")] = "float32"
     mask: Annotated[
         Annotated[str, name_argument(MASKS.only(masks_without_files))] | None,
-        arg(help="Hide this part of every image, to describe what surrounds it."),
+        arg(help="Kind of mask that hides a part of every image; features describe the rest."),
     ] = None
-    seed: Annotated[int, arg(help="Of random weights and masks.")] = 0
+    seed: Annotated[int, arg(help="Seed of random weights and masks.")] = 0
     batch_size: Annotated[int, arg(help="Images at a time.")] = 32
-    workers: Annotated[int, arg(help="Processes that read them; 0 for none.")] = 0
+    workers: Annotated[int, arg(help="Processes that read images; 0 for none.")] = 0
     device: Annotated[str, arg(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto"
     overwrite: Annotated[bool, arg(help="Replace a file that is already there.")] = False
 
@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         partial(parse_arguments, Arguments),
         _extract,
         arguments,
-        when_interrupted="the same command goes on where this one stopped",
+        when_interrupted="repeat the command to continue",
     )
 
 
 def _extract(args: Arguments) -> int:
-    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    # Arguments are checked before the network is loaded, which takes long.
     check_store(
         args.out,
         pool=args.pool,

@@ -29,7 +29,7 @@ from context_encoder.utils.options import with_options
 class Arguments:
     """Fill the masked part of an image, or of every image in a folder, with a trained network.
 
-    Pixels outside the mask come back bit for bit. A line tells for each hole what was
+    Pixels outside the mask keep every bit. One line per hole reports what was
     done. Exit status 1: no image of the folder could be filled.
     """
 
@@ -80,7 +80,7 @@ class Arguments:
         bool,
         arg(
             help="Adapt brightness and colour of the fill to its surroundings; --no-blend for "
-            "the bare prediction."
+            "the unchanged prediction."
         ),
     ] = True
     batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fill(args: Arguments) -> int:
     check_hole(args.mask, args.box)
-    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    # Arguments are checked before the network is loaded, which takes long.
     many = args.image.is_dir()
     if many:
         jobs = plan_folder(args.image, args.out, args.mask)
