@@ -1,4 +1,4 @@
-"""Masks drawn by users: image files, arrays and boxes that say which pixels are missing."""
+"""Masks drawn by users: image files, arrays and boxes that mark missing pixels."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"
 
 
 class InpaintError(ValueError):
-    """An image, mask or output that cannot be used; says what is wrong and what to do."""
+    """An image, mask or output cannot be used; the message says why and what to do."""
 
 
 def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | None]:
     """Read a mask: white (at least half) is filled, black is kept.
 
-    Colours count by their luminance, times alpha: what is transparent is kept.
+    Luminance times alpha counts, so transparent pixels are kept.
 
     Args:
         source: a file or Pillow image of any mode; or an array ``(H, W)``, ``(H, W, 1)``,
@@ -42,11 +42,11 @@ def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | N
         width, height: of the image.
 
     Returns:
-        bool ``(height, width)``, True where to fill; and, if that is nowhere, why.
+        bool ``(height, width)``, True where to fill; and a message if that is nowhere.
 
     Raises:
         UnreadableImage: the file cannot be read as an image.
-        InpaintError: not the size of the image, or an array of another kind.
+        InpaintError: the mask differs in size from the image, or is an array of another kind.
     """
     grey = whiteness(source)
     if isinstance(source, np.ndarray | Image.Image):
@@ -108,7 +108,7 @@ def mask_from_boxes(boxes: Sequence[Sequence[int]], width: int, height: int) -> 
 
 @contextmanager
 def opened_image(source: str | os.PathLike[str] | Image.Image) -> Iterator[Image.Image]:
-    """The image itself, or the file's, opened."""
+    """Open a file as an image, or pass an image on."""
     if not isinstance(source, str | os.PathLike | Image.Image):
         raise InpaintError(
             f"got a {type(source).__name__}; give a path, a Pillow image or a NumPy array "
