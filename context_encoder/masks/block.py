@@ -23,8 +23,8 @@ class BlockMasks(MaskSampler):
     areas is drawn between 1/10 and 1/4 of the image, their sides differ by up to a factor of
     two, and each lies anywhere inside the image, on whole pixels.
 
-    The limit holds by construction: sides are rounded down from a division of the drawn sum,
-    and a union is not larger than the sum of its parts.
+    The limit holds by construction: sides are rounded down after dividing the drawn sum,
+    and the area of a union is at most the sum of the areas.
     """
 
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
