@@ -29,19 +29,19 @@ from context_encoder.transfer.task import Task
 from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import VOID, Item, read_labels
 
-# Long et al. sum the loss over the image, with a rate of 1e-10 and a decay of 5e-4. Averaged
-# over the pixels of an image of 500 x 375, the same steps need these.
+# Long et al. sum the loss over the image, with a learning rate of 1e-10 and a decay of 5e-4. With
+# the mean over an image of 500 x 375 pixels, equal steps need the values below.
 _PIXELS = 500 * 375
 
 
 class SegmentConfig(TransferConfig):
     """VOC12 segmentation: the class of every pixel."""
 
-    year: str = Field("VOC2012", description="Its data set.")
+    year: str = Field("VOC2012", description="Data set in that folder.")
     train_split: str = Field("train", description="Split to train on.")
-    test_split: str = Field("val", description="Split to judge on.")
+    test_split: str = Field("val", description="Split to evaluate on.")
     steps: Annotated[int, Field(ge=1)] = Field(100_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Images a step.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Images per step.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-10 * _PIXELS, description="SGD's rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4 / _PIXELS, description="L2 penalty.")
@@ -54,8 +54,8 @@ class FCN(nn.Module):
     """Encoder, fc6 and fc7 as convolutions, scores, fixed bilinear upsampling to the image.
 
     Args:
-        network: to take the encoder of.
-        classes: K, the background included.
+        network: the network whose encoder is used.
+        classes: K, including the background.
         fc_dim, fc6_kernel, dropout: see :class:`SegmentConfig`.
     """
 
@@ -83,7 +83,7 @@ class FCN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scores ``(B, K, H, W)`` of images ``(B, 3, H, W)`` of any size."""
         height, width = x.shape[2:]
-        # The padding is 0, mid-grey.
+        # Padding with 0, which is mid-grey.
         scores = self.head(self.encoder(F.pad(x, [self.upsampling.padding] * 4)))
         top = self.upsampling.crop
         upscored: Tensor = self.upscore(scores)
@@ -152,7 +152,7 @@ class Segment(Task):
 
 
 def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> None:
-    """ValueError unless an image has as many pixels as its labels."""
+    """ValueError unless an image has the size of its labels."""
     if size != labels.shape[::-1]:
         raise ValueError(
             f"{item.image} is {size[0]} x {size[1]} pixels, {item.segmentation} "
@@ -168,7 +168,7 @@ def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> 
     reports="IoU by class and mean, the background included",
 )
 def run(config: SegmentConfig) -> int:
-    """Train, judge, and write the results; see :func:`run_task`."""
+    """Train, evaluate and write the results; see :func:`run_task`."""
     train, test = read_splits(config, "Segmentation")
     for split, items in ((config.train_split, train), (config.test_split, test)):
         seen: set[int] = set()
