@@ -51,7 +51,7 @@ CXX_FLAGS = [
 ]
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 # CPU sources without benefit from wide registers; the others are compiled per instruction set.
-COMPILED_ONCE = ("dispatch", "rasterize")
+COMPILED_ONCE = ("dispatch", "rasterize", "remove_seam")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # with their first nvcc

@@ -11,6 +11,7 @@ from cekernels._version import __version__
 from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear
 from cekernels.ops.fill_masked import fill_masked
 from cekernels.ops.masked_loss import masked_l1_loss, masked_l2_loss
+from cekernels.ops.patch_synthesis import patch_match, patch_vote
 from cekernels.ops.random import philox4x32, random_below
 from cekernels.ops.rasterize import (
     fill_boxes,
@@ -19,6 +20,7 @@ from cekernels.ops.rasterize import (
     rasterize_polygons,
     to_fixed_point,
 )
+from cekernels.ops.remove_seam import remove_seam
 
 _backends.load_libraries()
 
@@ -33,9 +35,12 @@ __all__ = [
     "fill_polygons",
     "masked_l1_loss",
     "masked_l2_loss",
+    "patch_match",
+    "patch_vote",
     "philox4x32",
     "random_below",
     "rasterize_boxes",
     "rasterize_polygons",
+    "remove_seam",
     "to_fixed_point",
 ]

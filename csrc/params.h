@@ -124,6 +124,42 @@ struct Shapes {
   void* output;
 };
 
+// A square patch of 2 radius + 1 pixels is named by its centre, a flat index y W + x. Colours are
+// fixed-point integers from 0 to 1020: four to a level of 8 bits.
+struct PatchMatch {
+  int64_t height, width, channels, radius;
+  const int16_t* image;   // (H, W, C): three colours, then texture
+  const int16_t* guide;   // (H, W, 3)
+  const uint8_t* source;  // (H, W): not 0 where a patch may be copied from
+  int64_t guide_weight;   // in sixteenths
+  int64_t max_offset;     // of a patch's colour
+  int64_t sweeps, first_sweep;
+  uint64_t seed;
+  const int32_t* field;  // (H, W): the source of each target patch, -1 where there is none
+  int32_t* matched;      // (H, W)
+  int32_t* cost;         // (H, W)
+};
+
+struct PatchVote {
+  int64_t height, width, channels, radius;
+  const int16_t* image;  // (H, W, C)
+  const int32_t* field;  // (H, W)
+  const int32_t* cost;   // (H, W)
+  const uint8_t* mask;   // (H, W)
+  const int16_t* depth;  // (H, W): distance to known pixels in thirds of a pixel
+  int64_t max_offset;
+  bool best;        // one patch decides
+  int16_t* output;  // (H, W, C)
+};
+
+// Adds to the pixels of each hole the harmonic correction that makes them meet the known pixels.
+struct RemoveSeam {
+  int64_t batch, channels, height, width;
+  const float* image;   // (B, C, H, W), contiguous
+  const uint8_t* mask;  // (B, 1, H, W), contiguous; not 0 in the hole
+  float* output;        // (B, C, H, W), contiguous
+};
+
 // Parameters of all kernels; cpu/kernels.h and cuda/kernels.h declare a run() for each.
 #define CEK_FOR_EACH_KERNEL(declare) \
   declare(LinearForward)             \
@@ -133,5 +169,10 @@ struct Shapes {
   declare(ScaleGradient)             \
   declare(FillMasked)                \
   declare(Shapes)
+
+// Of the CPU alone, per instruction set.
+#define CEK_FOR_EACH_CPU_KERNEL(declare) \
+  declare(PatchMatch)                    \
+  declare(PatchVote)
 
 }  // namespace cekernels

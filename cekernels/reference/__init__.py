@@ -13,6 +13,7 @@ from cekernels.reference.masked_loss import (
     masked_loss_backward,
     scale_gradient_,
 )
+from cekernels.reference.patch_synthesis import patch_match, patch_vote
 from cekernels.reference.random import philox4x32
 from cekernels.reference.rasterize import (
     fill_boxes,
@@ -20,6 +21,7 @@ from cekernels.reference.rasterize import (
     rasterize_boxes,
     rasterize_polygons,
 )
+from cekernels.reference.remove_seam import remove_seam
 
 __all__ = [
     "channelwise_linear",
@@ -30,8 +32,11 @@ __all__ = [
     "masked_loss",
     "masked_loss_and_gradient",
     "masked_loss_backward",
+    "patch_match",
+    "patch_vote",
     "philox4x32",
     "rasterize_boxes",
     "rasterize_polygons",
+    "remove_seam",
     "scale_gradient_",
 ]

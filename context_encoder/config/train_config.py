@@ -24,6 +24,12 @@ FILL_COLORS: dict[str, tuple[float, float, float]] = {
 }
 
 
+def fill_color(name: str = "imagenet-mean") -> tuple[float, float, float]:
+    """A colour of :data:`FILL_COLORS`, RGB on [-1, 1]."""
+    red, green, blue = FILL_COLORS[name]
+    return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
+
+
 class TrainConfig(OpenConfig):
     """Everything that determines a run: the fields below, and the options of its mask, model and
     pretext, see :class:`OpenConfig`. Values that are not given come from the preset."""
@@ -179,8 +185,7 @@ class TrainConfig(OpenConfig):
 
     def fill_color(self) -> tuple[float, float, float]:
         """The hole's colour, RGB on [-1, 1]."""
-        red, green, blue = FILL_COLORS[self.fill]
-        return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
+        return fill_color(self.fill)
 
 
 def idle_options(values: Mapping[str, Any]) -> dict[str, str]:

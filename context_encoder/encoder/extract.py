@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cekernels import fill_masked
-from context_encoder.config import FILL_COLORS
+from context_encoder.config import fill_color
 from context_encoder.data import (
     UnreadableImage,
     read_square,
@@ -81,7 +81,7 @@ def encode_batch(
     device = next(model.parameters()).device
     x = to_input(images.to(device))
     if mask is not None:
-        color = [c / 127.5 - 1 for c in FILL_COLORS["imagenet-mean"]] if fill is None else fill
+        color = fill_color() if fill is None else fill
         x = fill_masked(x, mask.to(device), torch.tensor(color, device=device))
     outputs = {PIXELS: x, **model.features(x)}
     chosen = {}

@@ -39,7 +39,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from context_encoder.config import FILL_COLORS, in_words
+from context_encoder.config import in_words
 from context_encoder.models import MODELS, Backbone, build_model, default_features_model
 
 __all__ = [
@@ -205,6 +205,10 @@ def import_encoder(encoder: nn.Sequential, tensors: Mapping[str, Tensor]) -> Imp
     return ImportReport(tuple(loaded), tuple(missing), tuple(misshaped.values()), tuple(left_over))
 
 
+# The mean that Caffe's networks were trained with, RGB on [0, 255].
+_CAFFE_MEAN = (123.0, 117.0, 104.0)
+
+
 @torch.no_grad()
 def take_own_pictures(encoder: nn.Sequential) -> None:
     """Rewrite the first convolution of Caffe's weights for this package's images, in place.
@@ -226,7 +230,7 @@ def take_own_pictures(encoder: nn.Sequential) -> None:
             f"AlexNet's without batch normalisation; this one is {conv}"
         )
     weight = conv.weight.double().flip(1)
-    mean = weight.new_tensor(FILL_COLORS["imagenet-mean"])
+    mean = weight.new_tensor(_CAFFE_MEAN)
     conv.bias.add_((weight.sum((2, 3)) @ (127.5 - mean)).to(conv.bias))
     conv.weight.copy_(127.5 * weight)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import splu
+
+from cekernels import remove_seam as remove_seam_from_batch
 
 __all__ = ["remove_seam"]
 
 Mask = NDArray[np.bool_]
-
-# Keeps the system solvable without known pixels; the correction is then 0.
-_TINY = 1e-6
 
 
 def remove_seam(image: NDArray[np.float32], hole: Mask) -> NDArray[np.float32]:
@@ -34,30 +32,6 @@ def remove_seam(image: NDArray[np.float32], hole: Mask) -> NDArray[np.float32]:
     Returns:
         float32 ``(H, W, C)``; only pixels of the hole differ from ``image``.
     """
-    count = int(hole.sum())
-    number = np.zeros(hole.shape, np.int64)
-    number[hole] = np.arange(count)
-    neighbours = np.zeros(count)
-    difference = np.zeros((count, image.shape[2]))
-    links = []
-    for here, there in (
-        (np.s_[:, :-1], np.s_[:, 1:]),
-        (np.s_[:, 1:], np.s_[:, :-1]),
-        (np.s_[:-1], np.s_[1:]),
-        (np.s_[1:], np.s_[:-1]),
-    ):
-        inner = hole[here] & hole[there]
-        edge = hole[here] & ~hole[there]
-        # Each pixel has one neighbour in this direction, so no index occurs twice.
-        links.append((number[here][inner], number[there][inner]))
-        neighbours[number[here][inner | edge]] += 1
-        difference[number[here][edge]] += image[there][edge] - image[here][edge]
-    rows, columns = (np.concatenate(ends) for ends in zip(*links, strict=True))
-    laplacian = sparse.diags(neighbours + _TINY) - sparse.coo_matrix(
-        (np.ones(len(rows)), (rows, columns)), shape=(count, count)
-    )
-    corrected = image.copy()
-    if count:
-        factors = splu(laplacian.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
-        corrected[hole] += factors.solve(difference).astype(np.float32)
-    return corrected
+    given = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    corrected = remove_seam_from_batch(given, torch.from_numpy(hole)[None, None])
+    return corrected[0].permute(1, 2, 0).contiguous().numpy()

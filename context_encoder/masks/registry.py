@@ -112,4 +112,10 @@ def build_mask_sampler(
             description = spec.options.model_fields[option].description
             raise ValueError(f"{name!r} masks need {option}: {description}")
     keywords = spec.options(**options).model_dump()
-    return spec.make(size, seed, **({"hole": hole} if spec.fixed_hole else {}), **keywords)
+    if spec.fixed_hole:
+        keywords["hole"] = hole
+    try:
+        return spec.make(size, seed, **keywords)
+    except ValueError as error:
+        # Raised anew here: what a package's own mask refuses is wrong use, not a bug.
+        raise ValueError(str(error)) from error

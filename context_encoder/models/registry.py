@@ -139,7 +139,11 @@ def build_model(name: str, *, image_size: int | None = None, **options: Any) -> 
         )
     size = spec.image_size if image_size is None else image_size
     check_image_size(name, size)
-    network = spec.network(size, **spec.fixed, **options)
+    try:
+        network = spec.network(size, **spec.fixed, **options)
+    except ValueError as error:
+        # Raised anew here: what a package's own network refuses is wrong use, not a bug.
+        raise ValueError(str(error)) from error
     if spec.whole != (network.output_region == (0, 0, size, size)):
         raise ValueError(
             f"model {name!r} is registered with whole={spec.whole}, but predicts the region "

@@ -190,7 +190,13 @@ class Inpainting(Pretext):
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         image = samples.image
-        mask, _ = self._validation_masks(samples.epoch, samples.index)
+        mask, area = self._validation_masks(samples.epoch, samples.index)
+        if not bool(area.all()):
+            empty = samples.index[area == 0][0].item()
+            raise ValueError(
+                f"the mask kind {self.config.mask!r} drew an empty mask for the held-out sample "
+                f"{empty}; a mask needs at least one missing pixel"
+            )
         masked = fill_masked(image, mask, self.fill)
         filled = complete(image, mask, self.model(masked), self._region)
         original, output = to_unit(image), to_unit(filled)

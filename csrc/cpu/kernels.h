@@ -24,14 +24,17 @@ inline void parallel(int64_t count, int64_t grain, const F& f) {
 #define CEK_DECLARE_RUN(Params) void run(const Params& p);
 namespace baseline {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
-}
+CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
+}  // namespace baseline
 #ifdef CEK_X86
 namespace avx2 {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
-}
+CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
+}  // namespace avx2
 namespace avx512 {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
-}
+CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
+}  // namespace avx512
 #endif
 #undef CEK_DECLARE_RUN
 
@@ -50,10 +53,15 @@ void dispatch(const Params& p) {
   baseline::run(p);
 }
 
-// Rasterization is compiled once: its integer code does not benefit from wide registers.
+// Compiled once: their code does not benefit from wide registers.
 void run(const Shapes& p);
 template <>
 inline void dispatch(const Shapes& p) {
+  run(p);
+}
+void run(const RemoveSeam& p);
+template <>
+inline void dispatch(const RemoveSeam& p) {
   run(p);
 }
 

@@ -1,4 +1,4 @@
-"""One configuration for command line, file and checkpoint."""
+"""TrainConfig: command line, file and checkpoint."""
 
 import dataclasses
 import json

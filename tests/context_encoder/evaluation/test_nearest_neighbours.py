@@ -132,7 +132,7 @@ def test_what_is_in_the_hole_changes_nothing(
         descriptor(name, candidates, network).distances(other, mask), expected
     )
     torch.testing.assert_close(descriptor(name, changed, network).distances(image, mask), expected)
-    # And what is around it does.
+    # The surroundings do change it.
     outside = descriptor(name, candidates, network).distances(
         torch.where(mask, image, image.flip(-1)), mask
     )

@@ -1,4 +1,4 @@
-"""The command that fills a picture or a folder."""
+"""The command that fills an image or a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.known_networks import SHAPE, box_mask, noise
 
 
 def call(capsys, *arguments):
-    """Run the command; its status, and what it wrote to standard output and standard error."""
+    """Run the command; returns its status, standard output and standard error."""
     status = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return status, out, err
@@ -102,7 +102,7 @@ def test_wrong_arguments_end_with_status_2(capsys):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in several folders, one of them damaged, and masks for some."""
+    """Images in several folders, one of them damaged, and masks for some."""
     pictures, masks = tmp_path / "pictures", tmp_path / "masks"
     for name in ("a.png", "b.jpg", "sub/a.png", "twin.png", "twin.jpg"):
         path = pictures / name
@@ -137,7 +137,7 @@ def test_a_folder_with_a_folder_of_masks(run, folder, capsys):
     assert told[1].startswith("  b.jpg: no mask b.* in")
     assert told[2].startswith("  broken.png: not an image")
 
-    # Again: all is there already.
+    # The second time, all results exist.
     status, text, err = call(capsys, *arguments)
     assert status == 1
     assert "filled 0 of 6" in text

@@ -1,4 +1,4 @@
-"""Masks of every kind, and boxes."""
+"""Mask images of every mode, and boxes."""
 
 from __future__ import annotations
 
