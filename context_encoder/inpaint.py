@@ -1,4 +1,4 @@
-"""``python -m context_encoder.inpaint``: fill holes in pictures with a trained network."""
+"""``python -m context_encoder.inpaint``: fill holes in images with a trained network."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from context_encoder.utils.options import with_options
 
 @dataclass(frozen=True)
 class Arguments:
-    """Fill the masked part of a picture, or of every picture in a folder, with a trained network.
+    """Fill the masked part of an image, or of every image in a folder, with a trained network.
 
-    Pixels outside the mask come back bit for bit. A line tells for each hole what was
-    done. Exit status 1: no picture of the folder could be filled.
+    Pixels outside the mask keep every bit. One line per hole reports what was
+    done. Exit status 1: no image of the folder could be filled.
     """
 
     image: tyro.conf.Positional[
@@ -38,7 +38,7 @@ class Arguments:
             Path,
             arg(
                 metavar="IMAGE",
-                help="Picture of any size and format, or folder of pictures (with subfolders).",
+                help="Image of any size and format, or folder of images (with subfolders).",
             ),
         ]
     ]
@@ -50,7 +50,7 @@ class Arguments:
         Path,
         arg(
             metavar="OUT",
-            help="File to write: .png, .tif or .webp (lossless). For a folder of pictures: a "
+            help="File to write: .png, .tif or .webp (lossless). For a folder of images: a "
             "folder, for PNG files of the same names.",
         ),
     ]
@@ -58,7 +58,7 @@ class Arguments:
         Path | None,
         arg(
             metavar="MASK",
-            help="Picture of the same size, white = fill. For a folder of pictures: one mask for "
+            help="Image of the same size, white = fill. For a folder of images: one mask for "
             "all, or a folder with a mask of the same name (any suffix) for each.",
         ),
     ] = None
@@ -80,7 +80,7 @@ class Arguments:
         bool,
         arg(
             help="Adapt brightness and colour of the fill to its surroundings; --no-blend for "
-            "the bare prediction."
+            "the unchanged prediction."
         ),
     ] = True
     batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fill(args: Arguments) -> int:
     check_hole(args.mask, args.box)
-    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    # Arguments are checked before the network is loaded, which takes long.
     many = args.image.is_dir()
     if many:
         jobs = plan_folder(args.image, args.out, args.mask)
@@ -113,7 +113,7 @@ def _fill(args: Arguments) -> int:
         print(f"saved {args.out}")
         return DONE
     result = fill_folder(inpainter, jobs, boxes=boxes, overwrite=args.overwrite)
-    print(f"filled {result.filled} of {len(jobs)} pictures, saved in {args.out}")
+    print(f"filled {result.filled} of {len(jobs)} images, saved in {args.out}")
     if result.skipped:
         lines = [f"skipped {len(result.skipped)}:", *result.skipped]
         print(with_options("\n  ".join(lines)), file=sys.stderr)

@@ -135,7 +135,7 @@ def test_wrong_calls(run: Path) -> None:
         encode_batch(model, images, ["pool5"])
     with pytest.raises(ValueError, match="pool must be"):
         encode_batch(model, images, ["conv1"], 0)
-    with pytest.raises(ValueError, match="no picture files"):
+    with pytest.raises(ValueError, match="no image files"):
         extract_features(model, [], ["conv1"])
 
 

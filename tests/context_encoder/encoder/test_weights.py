@@ -170,7 +170,7 @@ def test_caffes_pictures_give_the_same_maps(
     assert main(["import", str(out), "--input", "caffe", *command, "--overwrite"]) == 2
     assert "leave out --input" in capsys.readouterr().err
     load_encoder(path, image_size=99)
-    assert "do not say which pictures" in caplog.text
+    assert "do not say which images" in caplog.text
 
 
 def test_caffes_pictures_where_no_weights_could_give_the_same_maps(tmp_path: Path) -> None:

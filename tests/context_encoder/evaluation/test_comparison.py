@@ -533,7 +533,7 @@ def test_missing_packages_are_told(
     assert main(options) == 0
     text = capsys.readouterr().out
     for name in ("telea", "navier-stokes", "nn-hog"):
-        assert f"{name} is left out" in text
+        assert f"{name} is skipped" in text
     methods = read(tmp_path)["masks"]["central"]["methods"]
     assert {"membrane", "nn-pixels"} <= set(methods)
     assert "feature_distance" not in methods["mean"]["mean"]

@@ -208,7 +208,7 @@ def test_the_report_tells_window_scale_and_place():
     side = int(np.ceil((area * 6) ** 0.5))
     assert lines[0] == (
         f"hole 1 of 2: 180x95 px at (40, 60): window {side}x{side} scaled by {size / side:.2g} to "
-        "32x32, so the fill is coarse; the picture is continued by reflection"
+        "32x32, so the fill is coarse; the image is continued by reflection"
     )
     assert lines[1] == (
         "hole 2 of 2: 2 spots in 6x8 px at (300, 250): window 32x32, native resolution"

@@ -545,7 +545,7 @@ def test_voc_errors_name_the_trouble(devkit, tmp_path_factory):
         voc_outlines(elsewhere)
     listed = devkit / "VOC2012/ImageSets/Segmentation/train.txt"
     listed.write_text("2007_000001\n2007_000009\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures .* first: 2007_000009.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* first: 2007_000009.png"):
         voc_outlines(devkit)
     listed.write_text("2007_000001\n")
     path = devkit / "VOC2012/SegmentationObject/2007_000001.png"
@@ -553,5 +553,5 @@ def test_voc_errors_name_the_trouble(devkit, tmp_path_factory):
     with pytest.raises(ValueError, match="has mode RGB, not a palette"):
         voc_outlines(devkit)
     Image.new("P", (90, 90)).save(path)
-    with pytest.raises(ValueError, match="no object to use in the 1 pictures"):
+    with pytest.raises(ValueError, match="no object to use in the 1 images"):
         voc_outlines(devkit)

@@ -229,7 +229,7 @@ def test_two_processes_stop_together_where_validation_fails(tmp_path: Path, phot
     script.write_text(_TOGETHER)
     torchrun([str(script), str(photos), str(tmp_path)])
     for rank in "01":
-        assert "2 the output for held-out pictures is not finite" in (tmp_path / rank).read_text()
+        assert "2 the output for held-out images is not finite" in (tmp_path / rank).read_text()
 
 
 def test_two_processes_have_the_gradients_of_one(

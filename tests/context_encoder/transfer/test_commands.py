@@ -258,7 +258,7 @@ def test_what_is_wrong_is_told_before_training(
     assert "split 'minival' is missing" in refused(
         "voc-classify", *common, "--test-split", "minival"
     )
-    assert "8 pictures are in split" in refused(
+    assert "8 images are in split" in refused(
         "voc-classify", *common, "--voc", str(make_devkit(tmp_path / "kit", 8, 8)),
         "--test-split", "trainval",
     )  # fmt: skip
@@ -267,7 +267,7 @@ def test_what_is_wrong_is_told_before_training(
     assert "no pixel of class zebra" in refused("voc-segment", *more)
     file = tmp_path / "few.json"
     file.write_text('{"000000": [[0, 0, 9, 9]]}')
-    assert "has no proposals for 39 of 40 pictures, the first: 000001" in refused(
+    assert "has no proposals for 39 of 40 images, the first: 000001" in refused(
         "voc-detect", *common, "--proposals", str(file)
     )
     assert "holds no checkpoint" in refused("voc-classify", *common, "--checkpoint", str(devkit))
@@ -347,7 +347,7 @@ def test_probe_warns_of_copies_and_judges_chance_on_the_test_pictures(
     result = json.loads((tmp_path / "out/probe.json").read_text())
     assert result["copies"] == 1
     assert result["chance"] == pytest.approx(3 / 16)
-    assert "1 test pictures are copies" in (tmp_path / "out/probe.md").read_text()
+    assert "1 test images are copies" in (tmp_path / "out/probe.md").read_text()
 
 
 def test_probe_refuses_what_does_not_fit(

@@ -362,7 +362,7 @@ def test_wrong_devkits_are_told(devkit: Path, tmp_path: Path) -> None:
         read_labels(flame, 2)
     other = make_devkit(tmp_path / "broken", 2, 2)
     (other / "VOC2007/Annotations/100001.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures.*Annotations.*100001"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images.*Annotations.*100001"):
         read_split(other, "VOC2007", "test", "Main", CLASSES)
     note = other / "VOC2007/Annotations/100000.xml"
     note.write_text(note.read_text().replace("<xmin>", "<xmin>one "))
