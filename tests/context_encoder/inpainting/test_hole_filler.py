@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import numpy as np
 import pytest
@@ -147,9 +146,11 @@ def test_the_bar_shows_the_time_left_when_work_takes_long(monkeypatch):
     cases = ((Terminal, 1.2, True), (Terminal, 0, False), (io.StringIO, 1.2, False))
     for kind, wait, shown in cases:
         stream = kind()
+        clock = [100.0]
         monkeypatch.setattr("sys.stderr", stream)
+        monkeypatch.setattr("tqdm.std.time", lambda clock=clock: clock[0])
         with hole_bar(1000, show=True) as bar:
-            time.sleep(wait)
+            clock[0] += wait
             bar.update(500.0)
         assert ("500/1.00k [" in stream.getvalue()) == shown
         assert ("<" in stream.getvalue()) == shown
