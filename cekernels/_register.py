@@ -10,11 +10,11 @@ An op has overloads, all of one schema (that of its reference function):
 ========================  =====================================================================
 
 The overloads without a formula exist for ops with a derivative. They are called where nothing
-requires a gradient: the call then reaches its kernel in two Python frames instead of five.
+requires a gradient: the kernel is then two Python frames below the caller instead of five.
 
 Implementations by dispatch key:
 
-- CPU: the C++ library implements ``op`` and ``op.cpp`` (csrc/ops).
+- CPU: the C++ library implements ``op`` and ``op.cpp``, with and without a formula (csrc/ops).
 - CUDA: the CUDA library implements ``op.cuda``, Triton ``op.triton`` (in its interpreter also on
   the CPU); ``op`` selects one of them or the reference (:func:`cekernels._auto.run`).
 - Any other device, or a library that is not loaded: the reference implements ``op`` and

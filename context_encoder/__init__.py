@@ -1,7 +1,7 @@
-"""Context encoders: learn features by filling holes in photographs, and fill holes with them.
+"""Context encoders: feature learning by filling holes in photographs, and inpainting.
 
 ``python -m context_encoder.train`` trains, ``python -m context_encoder.inpaint`` fills. The names
-below are imported on first use, so that importing the package costs nothing.
+below are imported on first use, which keeps importing the package cheap.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m context_encoder.evaluate``: how well networks fill holes, and what they must beat."""
+"""``python -m context_encoder.evaluate``: inpainting quality of networks and of baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _evaluate,
         arguments,
         failures=(InpaintError,),  # a prediction that is not finite
-        when_interrupted="the same command goes on where this one stopped",
+        when_interrupted="repeat the command to continue",
     )
 
 
@@ -27,7 +27,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     result = evaluate(config)
     print((result.out / "results.md").read_text(encoding="utf-8"))
     if result.reused:
-        print(f"{result.reused} of {result.parts} parts were there already")
+        print(f"{result.reused} of {result.parts} parts were already there")
     print(f"written: {result.out}/results.md, results.csv, results.json; look at")
     for group in result.groups:
         print(f"  {result.out / (group.mask + '.png')}")

@@ -1,4 +1,4 @@
-"""``python -m context_encoder.features``: features of whole pictures, from any layer."""
+"""``python -m context_encoder.features``: features of whole images, from any layer."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from context_encoder.utils.device import Processes, choose_device
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write features of all pictures in a folder, from any layers of a network.
+    """Write features of all images in a folder, from any layers of a network.
 
-    A file (.npz or .safetensors) with one array a layer, (pictures, channels, height, width), and
-    FILE.json with the names of the pictures, row by row. Stopped with Ctrl-C, the same
-    command goes on where it was. Pictures that cannot be read are left out, counted and named.
-    Exit status 1: no picture could be read.
+    The output is a file (.npz or .safetensors) with one array per layer, (images, channels,
+    height, width), and FILE.json with the names of the images, row by row. After Ctrl-C, the same
+    command continues. Images that cannot be read are skipped, counted and named.
+    Exit status 1: no image could be read.
     """
 
-    data: Annotated[Path, arg(metavar="FOLDER", help="Folder of pictures, any nesting.")]
+    data: Annotated[Path, arg(metavar="FOLDER", help="Folder of images, any nesting.")]
     out: Annotated[Path, arg(metavar="FILE", help="File to write: .npz or .safetensors.")]
     checkpoint: Annotated[
         Path | None, arg(metavar="RUN", help="Run or checkpoint folder, of any pretext.")
@@ -58,14 +58,14 @@ class Arguments:
         int | None,
         arg(metavar="N", help="Average maps that are larger to N x N cells (1: one vector)."),
     ] = None
-    dtype: Annotated[Literal["float32", "float16"], arg(help="Of the numbers written.")] = "float32"
+    dtype: Annotated[Literal["float32", "float16"], arg(help="Output dtype.")] = "float32"
     mask: Annotated[
         Annotated[str, name_argument(MASKS.only(masks_without_files))] | None,
-        arg(help="Hide this part of every picture, to describe what surrounds it."),
+        arg(help="Kind of mask that hides a part of every image; features describe the rest."),
     ] = None
-    seed: Annotated[int, arg(help="Of random weights and masks.")] = 0
-    batch_size: Annotated[int, arg(help="Pictures at a time.")] = 32
-    workers: Annotated[int, arg(help="Processes that read them; 0 for none.")] = 0
+    seed: Annotated[int, arg(help="Seed of random weights and masks.")] = 0
+    batch_size: Annotated[int, arg(help="Images at a time.")] = 32
+    workers: Annotated[int, arg(help="Processes that read images; 0 for none.")] = 0
     device: Annotated[str, arg(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = "auto"
     overwrite: Annotated[bool, arg(help="Replace a file that is already there.")] = False
 
@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         partial(parse_arguments, Arguments),
         _extract,
         arguments,
-        when_interrupted="the same command goes on where this one stopped",
+        when_interrupted="repeat the command to continue",
     )
 
 
 def _extract(args: Arguments) -> int:
-    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    # Arguments are checked before the network is loaded, which takes long.
     check_store(
         args.out,
         pool=args.pool,
@@ -123,10 +123,10 @@ def _extract(args: Arguments) -> int:
         for name, reason in found.unreadable[:10]:
             print(f"  {name}: {reason}", file=sys.stderr)
     if not found.files:
-        print(f"stopped: none of the {len(paths)} pictures can be read", file=sys.stderr)
+        print(f"stopped: none of the {len(paths)} images can be read", file=sys.stderr)
         return FAILED
     size = args.out.stat().st_size / 2**20
-    print(f"saved {args.out}: {len(found.files)} pictures, {', '.join(layers)}, {size:.1f} MiB")
+    print(f"saved {args.out}: {len(found.files)} images, {', '.join(layers)}, {size:.1f} MiB")
     return DONE
 
 

@@ -1,4 +1,4 @@
-"""``python -m context_encoder.inpaint``: fill holes in pictures, with or without a network."""
+"""``python -m context_encoder.inpaint``: fill holes in images, with or without a network."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from context_encoder.utils.options import with_options
 
 @dataclass(frozen=True)
 class Arguments:
-    """Fill the masked part of a picture, or of every picture in a folder.
+    """Fill the masked part of an image, or of every image in a folder.
 
     Without --checkpoint, small holes are filled by linear prediction from the pixels around
-    them, and larger ones get the texture of the picture's own patches too. With --checkpoint,
+    them, and larger ones get the texture of the image's own patches too. With --checkpoint,
     a trained network fills them. Pixels outside the mask come back bit for bit. Lines tell
-    what was done. Exit status 1: no picture of the folder could be filled.
+    what was done. Exit status 1: no image of the folder could be filled.
     """
 
     image: tyro.conf.Positional[
@@ -42,7 +42,7 @@ class Arguments:
             Path,
             arg(
                 metavar="IMAGE",
-                help="Picture of any size and format, or folder of pictures (with subfolders).",
+                help="Image of any size and format, or folder of images (with subfolders).",
             ),
         ]
     ]
@@ -50,7 +50,7 @@ class Arguments:
         Path,
         arg(
             metavar="OUT",
-            help="File to write: .png, .tif or .webp (lossless). For a folder of pictures: a "
+            help="File to write: .png, .tif or .webp (lossless). For a folder of images: a "
             "folder, for PNG files of the same names.",
         ),
     ]
@@ -66,7 +66,7 @@ class Arguments:
         Path | None,
         arg(
             metavar="MASK",
-            help="Picture of the same size, white = fill. For a folder of pictures: one mask for "
+            help="Image of the same size, white = fill. For a folder of images: one mask for "
             "all, or a folder with a mask of the same name (any suffix) for each.",
         ),
     ] = None
@@ -84,7 +84,7 @@ class Arguments:
         Texture | None,
         arg(
             metavar="STRENGTH",
-            help="Texture of the picture's own patches in larger holes: 0 (or off) to 1, the "
+            help="Texture of the image's own patches in larger holes: 0 (or off) to 1, the "
             f"sharpest and least accurate. Default: {TEXTURE} without --checkpoint, off with it. "
             "With both, the network's prediction and linear prediction are the guide.",
         ),
@@ -97,7 +97,7 @@ class Arguments:
         bool,
         arg(
             help="Adapt brightness and colour of the fill to its surroundings; --no-blend for "
-            "the bare prediction."
+            "the unchanged prediction."
         ),
     ] = True
     batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16
@@ -157,7 +157,7 @@ def _fill(args: Arguments) -> int:
         print(f"saved {args.out}")
         return DONE
     result = fill_folder(inpainter, jobs, boxes=boxes, overwrite=args.overwrite)
-    print(f"filled {result.filled} of {len(jobs)} pictures, saved in {args.out}")
+    print(f"filled {result.filled} of {len(jobs)} images, saved in {args.out}")
     if result.skipped:
         lines = [f"skipped {len(result.skipped)}:", *result.skipped]
         print(with_options("\n  ".join(lines)), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``python -m context_encoder.neighbours``: photographs whose context is like that of a hole."""
+"""``python -m context_encoder.neighbours``: photographs whose context resembles that of a hole."""
 
 from __future__ import annotations
 

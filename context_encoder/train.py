@@ -1,6 +1,6 @@
-"""``python -m context_encoder.train``: train a context encoder, or one of its rivals.
+"""``python -m context_encoder.train``: training of a context encoder or another pretext.
 
-Without arguments: a small network on the photographs that ship, in about two minutes on a CPU.
+Without arguments: a small network on the packaged photographs, in about two minutes on a CPU.
 Several GPUs: ``torchrun --nproc-per-node N -m context_encoder.train ...``.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m context_encoder.weights export|import``: encoder weights out, for others, and in."""
+"""``python -m context_encoder.weights export|import``: exchange of encoder weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from context_encoder.utils.cli import name_argument, parse_arguments, run_comman
 
 @dataclass(frozen=True)
 class Export:
-    """Write the encoder of a run to a file that others can load."""
+    """Write the encoder of a run to a file for other programs."""
 
     checkpoint: tyro.conf.Positional[
         Annotated[Path, arg(metavar="RUN", help="Run folder, or a checkpoint folder in it.")]
@@ -40,7 +40,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Import:
-    """Read encoder weights from a file of any naming, say what fits, and write them as native."""
+    """Read encoder weights in any naming, report what fits, and write them in the native naming."""
 
     weights: tyro.conf.Positional[
         Annotated[Path, arg(metavar="FILE", help=".safetensors, or a state dict as .pth or .pt.")]
@@ -63,14 +63,14 @@ class Import:
     input: Annotated[
         Input | None,
         arg(
-            help="Pictures they are for: own (RGB, value / 127.5 - 1), or caffe (BGR, value less "
+            help="Images they are for: own (RGB, value / 127.5 - 1), or caffe (BGR, value less "
             "104, 117, 123; as the authors' features model), converted. Default: the file's or own."
         ),
     ] = None
     partial: Annotated[
-        bool, arg(help="Leave weights random that the file lacks or has in another shape.")
+        bool, arg(help="Keep random weights where the file has none or another shape.")
     ] = False
-    seed: Annotated[int, arg(help="Seed of those.")] = 0
+    seed: Annotated[int, arg(help="Seed of the random weights.")] = 0
     overwrite: Annotated[bool, arg(help="Replace a file that is already there.")] = False
 
 

@@ -1,4 +1,4 @@
-"""The ops of ``cekernels`` in a model of your own; nothing of ``context_encoder`` is used.
+"""The ops of ``cekernels`` in your own model, without ``context_encoder``.
 
 A small inpainting autoencoder in plain PyTorch: ``fill_polygons`` cuts random triangles out of the
 images, ``ChannelwiseLinear`` connects all locations of the bottleneck, and ``masked_l2_loss``

@@ -1,7 +1,7 @@
 """Training on a folder of photographs from Python, and filling a hole with the result.
 
-python examples/train_on_folder.py                            # photographs that ship, seconds
-python examples/train_on_folder.py FOLDER --steps 20000       # your own, nested folders too
+python examples/train_on_folder.py                            # packaged photographs, seconds
+python examples/train_on_folder.py FOLDER --steps 20000       # your own, subfolders included
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    # A preset is a recipe; every other field of TrainConfig changes one value of it
+    # A preset sets all values; every other field of TrainConfig changes one of them
     # (python -m context_encoder.train --help lists them). "laptop" is a small network for 64 x 64
     # pixels.
     config = TrainConfig(
@@ -35,7 +35,7 @@ def main() -> None:
         log_every=max(1, arguments.steps // 4),
     )
     ended = run_training(config)
-    if ended.interrupted:  # by Ctrl-C, and saved: run_training(config, resume=...) goes on
+    if ended.interrupted:  # by Ctrl-C, and saved: run_training(config, resume=...) continues
         return
 
     # The run folder holds the checkpoints. Fill a hole of a quarter of the width in one photograph.

@@ -7,6 +7,7 @@ from context_encoder.config.pretexts import PRETEXTS, PretextName, PretextSpec
 from context_encoder.config.train_config import (
     FILL_COLORS,
     TrainConfig,
+    fill_color,
     idle_options,
     preset,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "build_context_encoder",
     "default_preset",
+    "fill_color",
     "idle_options",
     "in_words",
     "preset",

@@ -1,4 +1,4 @@
-"""Flat configurations whose fields include the options of what is registered."""
+"""Flat configurations whose fields include the options of registered classes."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
 
 from context_encoder.utils.option_groups import Need, OptionGroup
-from context_encoder.utils.options import option
 from context_encoder.utils.registry import Registry, RegistryError
 
 Group = TypeVar("Group", bound=OptionGroup)
 
 
 class OpenConfig(BaseModel):
-    """A configuration that takes the options of registered masks, models or pretexts as its own.
+    """A configuration that includes the options of registered masks, models or pretexts.
 
-    Its own fields are declared as ever. The options of what is registered, our own and those of
-    other packages, are attributes beside them: ``config.mask_folder``. They are validated with
-    the group that they belong to if its owner is chosen, and refused otherwise, unless they have
-    their default. :meth:`options` gives them as that group, which type checkers understand.
+    Its own fields are declared as usual. The options of registered classes, our own and those of
+    other packages, are further attributes: ``config.mask_folder``. They are validated with
+    their group if its owner is chosen; otherwise they are refused, unless they have their
+    default. :meth:`options` returns them as the typed group.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     #: The field (or tuple of names) that chooses from each registry.
     selectors: ClassVar[Mapping[str, Registry[Any]]] = {}
-    #: What fields depend on among themselves.
+    #: Conditions between the fields.
     needs: ClassVar[tuple[Need, ...]] = ()
 
     @classmethod
     @abstractmethod
     def chosen(cls, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What values choose: pairs of a selector and a name; those that choose nothing valid
-        are left out."""
+        """Pairs of a selector and the name that the values choose; invalid choices are left
+        out."""
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values to validate, where those that are given stand for more."""
+        """The values to validate: the given ones and those that they imply."""
         return dict(values)
 
     @classmethod
     def group_of(cls, selector: str, name: str) -> type[OptionGroup]:
-        """The options of what a selector's name stands for."""
+        """The options of a selector's choice."""
         spec = cls.selectors[selector][name]
         group: type[OptionGroup] = getattr(spec, "train_options", None) or spec.options
         return group
@@ -62,7 +61,7 @@ class OpenConfig(BaseModel):
         """Each option with its owners, as pairs of a selector and a name.
 
         Raises:
-            RegistryError: different options have one name.
+            RegistryError: different options have the same name.
         """
         found: dict[str, list[tuple[str, str]]] = {}
         fields: dict[str, FieldInfo] = {}
@@ -88,9 +87,9 @@ class OpenConfig(BaseModel):
 
     @classmethod
     def all_fields(cls) -> dict[str, FieldInfo]:
-        """Its own fields and, after them, the options of what is registered.
+        """Its own fields, followed by the options of registered classes.
 
-        An option that must be given where its owner is chosen has the default None here.
+        An option that is required when its owner is chosen has the default None here.
         """
         fields = dict(cls.model_fields)
         for name, owners in cls.owners().items():
@@ -108,10 +107,10 @@ class OpenConfig(BaseModel):
 
     @classmethod
     def _for(cls, owners: list[tuple[str, str]]) -> str:
-        """The choices that an option belongs to, as on the command line."""
+        """The choices that an option belongs to, as a selector and its values."""
         selector = owners[0][0]
         names = [name for other, name in owners if other == selector]
-        return f"{option(selector)} {in_words(names)}"
+        return f"`{selector}` {in_words(names)}"
 
     def options(self, group: type[Group]) -> Group:
         """The values of a group's options."""
@@ -119,10 +118,10 @@ class OpenConfig(BaseModel):
 
     @classmethod
     def idle_options(cls, values: Mapping[str, Any]) -> dict[str, str]:
-        """The options that would do nothing, each with the reason.
+        """The options that would have no effect, each with the reason.
 
         Args:
-            values: of a configuration, checked or not; what is missing has its default.
+            values: values of a configuration, validated or not; defaults replace missing ones.
         """
         idle: dict[str, str] = {}
         chosen = cls.chosen(values)
@@ -131,7 +130,7 @@ class OpenConfig(BaseModel):
                 selector = owners[0][0]
                 has = in_words([other for key, other in chosen if key == selector])
                 if has:
-                    idle[name] = f"needs {cls._for(owners)}, this run has {option(selector)} {has}"
+                    idle[name] = f"needs {cls._for(owners)}, this run has `{selector}` {has}"
         needs = [*cls.needs, *(n for pair in chosen for n in cls.group_of(*pair).needs)]
         for need in needs:
             decider = need.decider
@@ -140,8 +139,7 @@ class OpenConfig(BaseModel):
                 for name in need.names:
                     idle.setdefault(
                         name,
-                        f"needs {option(decider)} {need.wanted}, this run has "
-                        f"{option(decider)} {value}",
+                        f"needs `{decider}` {need.wanted}, this run has `{decider}` {value}",
                     )
         return idle
 
@@ -155,7 +153,7 @@ class OpenConfig(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _with_options(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
-        """Validate the options of what is chosen, and refuse those of the rest."""
+        """Validate the options of the chosen owners, and refuse those of the others."""
         if not isinstance(values, dict):
             return handler(values)
         values = cls.completed(values)
@@ -171,8 +169,7 @@ class OpenConfig(BaseModel):
             for key in missing:
                 errors.append(
                     _value_error(
-                        f"{option(selector)} {name} needs {option(key)}: "
-                        f"{group.model_fields[key].description}"
+                        f"`{selector}` {name} needs `{key}`: {group.model_fields[key].description}"
                     )
                 )
             if missing:
@@ -193,7 +190,7 @@ class OpenConfig(BaseModel):
         try:
             config = handler({**own, **options})
         except ValidationError as error:
-            # What a wrong name leaves unchecked is not known to be wrong.
+            # After a wrong name, "would do nothing" may be reported by mistake.
             errors = [*_details(error), *(e for e in errors if e["type"] != "value_error")]
         if not errors:
             for name, reason in idle.items():
@@ -206,7 +203,7 @@ class OpenConfig(BaseModel):
 
 def refusal(name: str, reason: str) -> str:
     """The sentence that refuses an idle option."""
-    return f"{option(name)} would do nothing: it {reason}; leave it out"
+    return f"`{name}` would do nothing: it {reason}; leave it out"
 
 
 def in_words(names: list[str]) -> str:
@@ -221,7 +218,7 @@ def _value_error(sentence: str) -> InitErrorDetails:
 
 
 def _details(error: ValidationError) -> list[InitErrorDetails]:
-    """The errors of a validation, to be raised as those of another."""
+    """The errors of a validation, in the form in which another one can raise them."""
     return [
         InitErrorDetails(
             type=problem["type"],

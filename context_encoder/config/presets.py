@@ -1,4 +1,4 @@
-"""The recipes by name. Each comes with the model, mask or pretext whose file defines it."""
+"""Training presets by name. Each is defined in the file of a model, mask or pretext."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from context_encoder.utils.registry import NameIn, RegistryError
 class Presets(Mapping[str, Preset]):
     """The presets of all models, masks and pretexts.
 
-    Lookups raise RegistryError where two different ones have the same name.
+    Lookups raise RegistryError if two different presets have the same name.
     """
 
     def _all(self) -> dict[str, Preset]:
@@ -41,7 +41,7 @@ class Presets(Mapping[str, Preset]):
         return len(self._all())
 
     def canonical(self, name: str) -> str:
-        """The name itself; ValueError if there is no such preset."""
+        """The name itself; ValueError if it is unknown."""
         if name not in self:
             raise ValueError(f"there is no preset {name!r}; there are {', '.join(self)}")
         return name
@@ -49,16 +49,16 @@ class Presets(Mapping[str, Preset]):
 
 PRESETS = Presets()
 
-#: A preset's name, as a type of pydantic's.
+#: The name of a preset, as a pydantic type.
 PresetName = Annotated[str, NameIn(PRESETS)]
 
 
 def default_preset(model: str | None = None, pretext: str | None = None) -> str:
-    """The recipe for a network and a pretext, either of them None (or unknown) if not chosen.
+    """The preset for a network and a pretext; None (or an unknown name) means not chosen.
 
-    It is the first of the network's whose pretext is the one asked for; failing that, the first
-    that the pretext brings for the network, and then the network's first. A network without any
-    has the recipe of the default network.
+    The first match is used: a preset of the network with this pretext, a preset of the pretext
+    for this network, then the first preset of the network. A network without presets has that
+    of the default network.
     """
     model = MODELS.canonical(model) if model and model in MODELS else MODELS.default()
     if not pretext or pretext not in PRETEXTS:

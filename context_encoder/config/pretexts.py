@@ -1,6 +1,6 @@
-"""Pretexts by name, as far as a configuration needs to know them.
+"""Pretexts by name: the properties that a configuration needs.
 
-The classes lie above: the files of :mod:`context_encoder.pretexts` register them here.
+The files of :mod:`context_encoder.pretexts`, which depend on this one, register their classes here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from context_encoder.utils.registry import NameIn, Registry
 
 @dataclass(frozen=True)
 class PretextSpec:
-    """What a name stands for; see :func:`context_encoder.pretexts.register_pretext`."""
+    """An entry of the registry; see :func:`context_encoder.pretexts.register_pretext`."""
 
     kind: type[Any]
     takes: str
@@ -34,5 +34,5 @@ PRETEXTS: Registry[PretextSpec] = Registry(
     "pretext", "context_encoder.pretexts", "context_encoder.pretexts"
 )
 
-#: A pretext's name, as a type of pydantic's.
+#: The name of a pretext, as a pydantic type.
 PretextName = Annotated[str, NameIn(PRETEXTS)]

@@ -1,4 +1,4 @@
-"""The configuration of a training run: one definition for command line, file and checkpoint."""
+"""Configuration of a training run, used by the command line, files and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ from context_encoder.utils.registry import Registry
 # RGB on the [0, 255] scale.
 FILL_COLORS: dict[str, tuple[float, float, float]] = {
     "imagenet-mean": (123.0, 117.0, 104.0),
-    # train.lua of the released code puts the same numbers on other channels.
+    # train.lua of the released code assigns the same values to other channels.
     "released-order": (117.0, 104.0, 123.0),
 }
 
 
+def fill_color(name: str = "imagenet-mean") -> tuple[float, float, float]:
+    """A colour of :data:`FILL_COLORS`, RGB on [-1, 1]."""
+    red, green, blue = FILL_COLORS[name]
+    return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
+
+
 class TrainConfig(OpenConfig):
-    """Everything that determines a run: the fields below, and the options of the mask, model and
-    pretext that it names, see :class:`OpenConfig`. What is not given comes from the preset."""
+    """Everything that determines a run: the fields below, and the options of its mask, model and
+    pretext, see :class:`OpenConfig`. Values that are not given come from the preset."""
 
     selectors: ClassVar[Mapping[str, Registry[Any]]] = {
         "pretext": PRETEXTS,
@@ -42,27 +48,27 @@ class TrainConfig(OpenConfig):
     )
     pretext: PretextName = Field(
         default_factory=PRETEXTS.default,
-        description="Task to learn from: fill a hole; give the whole picture back, as it was or "
-        "from a corrupted one; tell how two patches lie to each other.",
+        description="Task to learn from: fill a hole; reconstruct the whole image, from itself "
+        "or from a corrupted one; predict the relative position of two patches.",
     )
 
     data: Path | None = Field(
-        None, description="Folder of photographs, any nesting. Default: those that ship."
+        None, description="Folder of photographs, any nesting. Default: the packaged ones."
     )
     val_data: Path | None = Field(
-        None, description="Folder of held-out photographs. Default: a part of --data is held out."
+        None, description="Folder of held-out photographs. Default: a part of `data` is held out."
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.18, description="Fraction of the photographs that is held out (512 at most)."
+        0.18, description="Fraction of the photographs that is held out (at most 512)."
     )
     val_samples: Annotated[int, Field(ge=1)] = Field(
         96, description="Fixed crops of held-out photographs to validate on."
     )
     resize: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Short side, in pixels, photographs are scaled to. Default: 2 x size."
+        None, description="Short side of the scaled photographs in pixels. Default: 2 x size."
     )
     crop_scale: tuple[float, float] = Field(
-        (0.4, 1.0), description="Side of a random crop as a part of the short side, from .. to."
+        (0.4, 1.0), description="Range of a random crop's side, as a fraction of the short side."
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
     workers: Annotated[int, Field(ge=0)] | None = Field(
@@ -83,17 +89,17 @@ class TrainConfig(OpenConfig):
     loss: Literal["l2", "l1"] = Field("l2", description="Reconstruction loss.")
     steps: Annotated[int, Field(ge=1)] = Field(1000, description="Training steps.")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Passes over the photographs; overrides --steps."
+        None, description="Passes over the photographs; overrides `steps`."
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(
-        32, description="Images a step, over all processes together."
+        32, description="Images per step, over all processes together."
     )
-    lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="Adam's rate for the network.")
+    lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="Adam's learning rate.")
     lr_schedule: Literal["constant", "cosine"] = Field(
-        "cosine", description="Cosine decays the rate to 0 over the run."
+        "cosine", description="Cosine decays the learning rate to 0 over the run."
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="Steps over which the rate rises from 0."
+        0, description="Steps over which the learning rate rises from 0."
     )
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first beta.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty in Adam.")
@@ -107,10 +113,10 @@ class TrainConfig(OpenConfig):
     )
 
     out: Path | None = Field(
-        None, description="Run folder to make. Default: runs/<preset>-<date>-<time>."
+        None, description="Run folder to create. Default: runs/<preset>-<date>-<time>."
     )
     log_every: Annotated[int, Field(ge=1)] = Field(
-        25, description="Steps between training lines; only there the device is waited for."
+        25, description="Steps between log lines (each synchronizes with the device)."
     )
     val_every: Annotated[int, Field(ge=1)] = Field(
         250, description="Steps between validations, checkpoints and sample sheets."
@@ -119,7 +125,7 @@ class TrainConfig(OpenConfig):
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What is not given comes from the preset, save what would do nothing then."""
+        """The given values, and those of the preset that are not given and have an effect."""
         name = values.get("preset", cls.default_of("preset"))
         recipe = PRESETS[name].values if name in PRESETS else {}
         idle = idle_options({**recipe, **values})
@@ -129,7 +135,7 @@ class TrainConfig(OpenConfig):
     def _consistent(self) -> TrainConfig:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"--crop-scale must be 0 < from <= to <= 1, got {low} {high}")
+            raise ValueError(f"`crop_scale` must be 0 < from <= to <= 1, got {low} {high}")
         return self
 
     @classmethod
@@ -153,7 +159,7 @@ class TrainConfig(OpenConfig):
             spec = PRETEXTS[name]
 
             def reason(users: list[str]) -> str:
-                return f"needs --pretext {in_words(users)}, this run has --pretext {name}"
+                return f"needs `pretext` {in_words(users)}, this run has `pretext` {name}"
 
             users: dict[str, list[str]] = {}
             for other, its in PRETEXTS.items():
@@ -170,8 +176,7 @@ class TrainConfig(OpenConfig):
         return {**super().idle_options(values), **idle}
 
     def options_changed_on_resume(self, before: TrainConfig) -> list[str]:
-        """The options of mask, model and pretext that a resumed run must not change, but that
-        differ."""
+        """The options of mask, model and pretext that differ but must not change on resume."""
         changed: list[str] = []
         chosen = self.chosen(dict(before))
         for group in dict.fromkeys(self.group_of(*pair) for pair in chosen):
@@ -180,15 +185,14 @@ class TrainConfig(OpenConfig):
 
     def fill_color(self) -> tuple[float, float, float]:
         """The hole's colour, RGB on [-1, 1]."""
-        red, green, blue = FILL_COLORS[self.fill]
-        return (red / 127.5 - 1, green / 127.5 - 1, blue / 127.5 - 1)
+        return fill_color(self.fill)
 
 
 def idle_options(values: Mapping[str, Any]) -> dict[str, str]:
-    """See :meth:`OpenConfig.idle_options`, of :class:`TrainConfig`."""
+    """:meth:`OpenConfig.idle_options` of :class:`TrainConfig`."""
     return TrainConfig.idle_options(values)
 
 
 def preset(name: str) -> TrainConfig:
-    """The configuration of a named recipe."""
+    """The configuration of a named preset."""
     return TrainConfig.model_validate({"preset": name})

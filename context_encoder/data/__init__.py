@@ -1,4 +1,4 @@
-"""Photographs for training: reading, cropping, splitting, and the stream of batches."""
+"""Photographs for training: reading, cropping, splitting and batches."""
 
 from context_encoder.data.crops import Crops, contents, load_crops, same_contents
 from context_encoder.data.folder import (

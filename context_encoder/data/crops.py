@@ -1,4 +1,4 @@
-"""Fixed crops of photographs in memory: what validation and evaluation measure on."""
+"""Fixed crops of photographs in memory, for validation and evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Crops:
     #: The file of each crop, and its name relative to the folder.
     paths: tuple[Path, ...]
     names: tuple[str, ...]
-    #: Which of its file's crops each one is.
+    #: Index of each crop among the crops of its file.
     numbers: tuple[int, ...]
     #: Names of the photographs that are smaller than S pixels and were enlarged.
     upsampled: tuple[str, ...]
@@ -39,18 +39,18 @@ class Crops:
 
     @property
     def photographs(self) -> int:
-        """How many files the crops come from."""
+        """Number of files that the crops come from."""
         return len(set(self.paths))
 
     @functools.cached_property
     def digest(self) -> str:
-        """Changes when a pixel does, or the file that a crop comes from."""
+        """A digest of the pixels and of the files that the crops come from."""
         digest = hashlib.sha256(self.images.numpy().tobytes())
         digest.update("\0".join(map(contents, self.paths)).encode())
         return digest.hexdigest()
 
     def floats(self, index: Tensor | slice) -> Tensor:
-        """Some of the crops, float32 ``(n, 3, S, S)`` in [-1, 1], as networks take them."""
+        """Selected crops as network input, float32 ``(n, 3, S, S)`` in [-1, 1]."""
         return to_input(self.images[index])
 
 
@@ -64,13 +64,14 @@ def load_crops(
     samples: int | None = None,
     description: str = "reading",
 ) -> Crops:
-    """Read fixed crops, the same ones for every seed.
+    """Read fixed crops, which are the same for every seed.
 
     Args:
         paths, root, size, resize, crop_scale: see :class:`PhotoFolder`.
-        samples: how many crops. More than there are files: several of each. Fewer: one each of
-            evenly spaced files. None: one of each file. Files that cannot be read give none.
-        description: of the progress bar.
+        samples: number of crops. With more crops than files, files give several crops; with
+            fewer, evenly spaced files give one each. None: one per file. Files that cannot be
+            read give none.
+        description: label of the progress bar.
 
     Raises:
         ValueError: none of the files can be read, or an argument is out of its range.
@@ -89,7 +90,7 @@ def load_crops(
         crops_per_image=each,
     )
     # Crop 0 of every photograph first, then crop 1, so that the first rows of a sheet differ.
-    # Of many photographs, evenly spaced ones: the list is sorted by folder.
+    # Evenly spaced photographs represent all folders, by which the list is sorted.
     count = min(len(paths), samples)
     chosen = [i * len(paths) // count for i in range(count)]
     order = [i * each + crop for crop in range(each) for i in chosen][:samples]
@@ -100,7 +101,7 @@ def load_crops(
         sample = data[0, index]
         unreadable.update(sample["unreadable"])
         if sample["source"] != index // each:
-            continue  # what stands in for a file that cannot be read would count twice
+            continue  # the replacement of an unreadable file would count twice
         images.append(sample["image"])
         kept.append(index)
         if sample["upsampled"]:
@@ -120,18 +121,18 @@ def load_crops(
 
 @functools.cache
 def contents(path: Path) -> str:
-    """A digest of a file's bytes: copies under other names are the same photograph."""
+    """A digest of a file's bytes, which identifies copies under other names."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def same_contents(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
-    """The ``paths`` that some file of ``others`` is a copy of. Unreadable files match none."""
+    """The ``paths`` that have a copy among ``others``. Unreadable files match none."""
     wanted: dict[int, list[Path]] = {}
     for path in paths:
         wanted.setdefault(path.stat().st_size, []).append(path)
     found: set[Path] = set()
     for other in others:
-        try:  # of maybe a million files, only those of the right length are read
+        try:  # only files of the right length are read, as there may be a million files
             candidates = wanted.get(other.stat().st_size, [])
             found.update(path for path in candidates if contents(path) == contents(other))
         except OSError:

@@ -1,4 +1,4 @@
-"""A folder of photographs as a data set of square crops, and its split in two."""
+"""Data set of square crops from a folder of photographs, and its split in two."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from context_encoder.data.images import UnreadableImage, read_image, relative_na
 
 __all__ = ["DEFAULT_CACHE_BYTES", "PhotoFolder", "Sample", "embedded_photos", "split_photos"]
 
-#: Memory for decoded images, per process that makes a loader, divided among its workers.
+#: Memory for decoded images, per process that creates a loader, divided among its workers.
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
-# Pillow widens both when it shrinks, so nothing aliases. Hamming is made for shrinking: nearly
-# as sharp as bicubic there, in two thirds of the time.
+# Pillow widens both filters when it shrinks, which prevents aliasing. Hamming is nearly as sharp
+# as bicubic when shrinking, in two thirds of the time.
 _SHRINK = Image.Resampling.HAMMING
 _TO_SIZE = Image.Resampling.BICUBIC
-_BYTES_PER_PIXEL = 4  # what Pillow keeps for RGB
+_BYTES_PER_PIXEL = 4  # Pillow pads RGB
 
-# Keeps the draws for crops apart from those for the order of samples, keyed (seed, epoch).
+# Separates the draws for crops from those for the order of samples, keyed (seed, epoch).
 _CROP = 1
 
 # Steps of an additive recurrence that fills the unit cube evenly from any start: powers of 1/g,
@@ -41,8 +41,8 @@ class Sample(TypedDict):
 
     image: torch.Tensor  #: uint8, (3, S, S), RGB
     epoch: int
-    index: int  #: what was asked for; with ``epoch``, the key of every random draw
-    source: int  #: number of the file that was read: not that of ``index`` if it is unreadable
+    index: int  #: the requested sample; with ``epoch``, the key of every random draw
+    source: int  #: number of the file that was read; differs from ``index`` if that is unreadable
     upsampled: bool  #: the file's short side is below S
     unreadable: list[tuple[str, str]]  #: (name, reason) of files found unreadable just now
 
@@ -53,17 +53,17 @@ class PhotoFolder(Dataset[Sample]):
     Each photograph is first shrunk to the short side ``resize`` (smaller ones stay as they are);
     in that form it is kept in memory while there is room. A crop is a square whose side is a
     fraction of the short side; it is scaled to ``size``, bicubic with antialiasing. Files that
-    are smaller than ``size`` are enlarged, and their samples say so.
+    are smaller than ``size`` are enlarged, and their samples have ``upsampled`` set.
 
-    For training, fraction, place and flip are random, but functions of
+    For training, fraction, place and flip are pseudo-random functions of
     ``(seed, epoch, index)`` alone: every worker, process and resumed run draws the same.
 
     For evaluation, each photograph gives ``crops_per_image`` fixed crops, the same for every
     seed and epoch: the first is the centre crop at the middle of ``crop_scale``, the others are
     spread evenly over scales and places. ``index`` is ``image * crops_per_image + crop``.
 
-    A file that cannot be read is replaced by the next one in order that can, and named in the
-    sample's ``unreadable``: once by each process that meets it.
+    A file that cannot be read is replaced by the next readable one in order, and named in the
+    sample's ``unreadable``, once per process that tries to read it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PhotoFolder(Dataset[Sample]):
         crops_per_image: int = 1,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
-        """Nothing is read yet.
+        """Store the arguments; files are read later.
 
         Args:
             paths: the image files, all inside ``root``.
@@ -91,9 +91,9 @@ class PhotoFolder(Dataset[Sample]):
             crop_scale: smallest and largest side of a crop, as fractions of the short side;
                 the paper's code crops 128 pixels from 350: ``(128 / 350, 128 / 350)``.
             flip: in training, mirror left and right with probability 1/2.
-            seed: of the random draws; at least 0.
-            train: random crops, or fixed ones.
-            crops_per_image: for evaluation.
+            seed: seed of the random draws, at least 0.
+            train: True for random crops, False for fixed ones.
+            crops_per_image: number of fixed crops per image, for evaluation.
             cache_bytes: memory for decoded images, 4 bytes per pixel, shared out evenly among
                 the loader's workers; 0 keeps none.
 
@@ -158,7 +158,7 @@ class PhotoFolder(Dataset[Sample]):
         else:
             draws = [(0.5 + crop * step) % 1 for step in _SPREAD]
         square = self._crop(photo, *draws)
-        # Copied once: mirrored, colours first, and into memory that torch may own.
+        # One copy mirrors, puts the colours first, and gives memory that torch may own.
         pixels = np.asarray(square)[:, :: -1 if flip else 1].transpose(2, 0, 1).copy()
         return Sample(
             image=torch.from_numpy(pixels),
@@ -170,11 +170,11 @@ class PhotoFolder(Dataset[Sample]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker started by spawning fills its own cache.
+        # A spawned worker fills its own cache.
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
 
     def _readable_from(self, wanted: int) -> tuple[int, Image.Image, list[tuple[str, str]]]:
-        """The first readable photograph from ``wanted`` on, and the failures first met here."""
+        """The first readable photograph from ``wanted`` on, and the newly found failures."""
         failures: list[tuple[str, str]] = []
         count = len(self._paths)
         for source in ((wanted + step) % count for step in range(count)):
@@ -209,7 +209,7 @@ class PhotoFolder(Dataset[Sample]):
         return photo
 
     def _crop(self, photo: Image.Image, scale: float, x: float, y: float) -> Image.Image:
-        """The square that three numbers in [0, 1) choose, scaled to ``size``."""
+        """The square selected by three numbers in [0, 1), scaled to ``size``."""
         smallest, largest = self.crop_scale
         short = min(photo.size)
         side = max(1, round((smallest + (largest - smallest) * scale) * short))
@@ -229,9 +229,9 @@ def split_photos(
 ) -> tuple[list[Path], list[Path]]:
     """Split files into (training, validation), each in the order given.
 
-    A file's side follows from a hash of its path relative to ``root``: it is the same on every
-    system, and stays when other files come or go. Exceptions: beyond ``max_val`` validation
-    files, only those with the smallest hashes are taken; and one file is moved where a side
+    A hash of a file's path relative to ``root`` decides its side. It is the same on every
+    system, and does not depend on other files. Exceptions: at most ``max_val`` files, those
+    with the smallest hashes, are used for validation; and one file is moved if a side
     would be empty.
 
     Raises:
@@ -255,10 +255,10 @@ def split_photos(
 
 
 def embedded_photos() -> Path:
-    """The folder of photographs that ships with the package.
+    """The folder of packaged photographs.
 
-    43 pictures with a short side of 300 to 512 pixels, all under free licences; who made
-    each of them is told in ``ATTRIBUTION.md`` in the same folder.
+    It holds 43 images with a short side of 300 to 512 pixels, all under free licences;
+    ``ATTRIBUTION.md`` in the same folder names the author of each.
     """
     return Path(str(importlib.resources.files(__package__) / "photos"))
 
@@ -266,7 +266,7 @@ def embedded_photos() -> Path:
 def _uniform(*key: int) -> list[float]:
     """Four independent uniform numbers in [0, 1), a function of the key alone.
 
-    NumPy guarantees that what its SeedSequence generates never changes between versions.
+    NumPy guarantees that the output of SeedSequence never changes between versions.
     """
     words = np.random.SeedSequence(key).generate_state(4, np.uint64).tolist()
     return [(word >> 11) * 2.0**-53 for word in words]

@@ -31,18 +31,18 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Formats by their Pillow name. A file is read by what it holds, whatever its suffix says; formats
-# that start other programs (EPS) or that have no signature (TGA) are left out on purpose.
+# Formats by their Pillow name. The contents of a file decide its format, not its suffix; formats
+# that start other programs (EPS) or that have no signature (TGA) are excluded.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-#: Suffixes (lower case) by which :func:`list_images` knows an image file.
+#: Suffixes (lower case) by which :func:`list_images` recognizes an image file.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".avif"),
 )
 
-# White, the page that cut-outs and drawings are made for. Mid-grey would look to the network
-# like a hole, which is filled with a mean colour close to it.
+# White is the usual background of cut-outs and drawings. Mid-grey would resemble a hole, which is
+# filled with a mean colour close to it.
 _BEHIND_ALPHA = (255, 255, 255)
 
 _EXIF_ORIENTATION = 0x0112
@@ -56,12 +56,12 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Without a handler of its own, Pillow's log of odd files goes to the terminal.
+# Without a handler of its own, Pillow's log about unusual files goes to the terminal.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wrong
-    """A file that cannot be read as an image: ``path`` says which, ``reason`` why."""
+    """A file cannot be read as an image; ``path`` is the file, ``reason`` the cause."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
@@ -82,31 +82,31 @@ def read_image(
       are not applied.
     * Transparent pixels are blended with white.
     * Integer grey (16 bits, or stored in 32) is scaled so that 65535 becomes 255; other 32-bit
-      values are refused, because what white would be is unknown.
+      values are refused, because the value of white is unknown.
     * Float grey: 1.0 is white (brighter is cut off) while no pixel exceeds 2; otherwise 255 is
       white. Anything above 255, and NaN or infinity, is refused.
-    * The EXIF orientation is applied. Of several frames, the first one is read.
+    * The EXIF orientation is applied. If there are several frames, the first one is read.
 
     Args:
         path: the file; its contents decide the format, not its suffix.
         min_side: if the caller will shrink the image to this short side (pixels), a JPEG is
             decoded at 1/2, 1/4 or 1/8 of its size where that leaves at least as much.
-        upright: False to leave the EXIF orientation alone, for annotations of the stored pixels.
+        upright: False to ignore the EXIF orientation, for annotations of the stored pixels.
 
     Raises:
-        UnreadableImage: missing, empty, forbidden, truncated or corrupt, not an image, of a
-            format that is not supported, or larger than Pillow's decompression-bomb limit.
+        UnreadableImage: the file is missing, empty, forbidden, truncated, corrupt, not an image,
+            of an unsupported format, or larger than Pillow's decompression-bomb limit.
         ValueError: ``min_side`` below 1.
     """
     if min_side is not None and min_side < 1:
         raise ValueError(f"min_side must be at least 1 pixel, got {min_side}")
     with open_image(path) as image:
         if min_side is not None:
-            image.draft(None, (min_side, min_side))  # does nothing unless it is a JPEG
+            image.draft(None, (min_side, min_side))  # only JPEG has drafts
         with libtiff_silenced() if image.format == "TIFF" else nullcontext():
             try:
                 image.load()
-            except Exception as error:  # some decoders say no more than "-2"
+            except Exception as error:  # some decoders give only a code such as "-2"
                 raise ValueError(f"the pixels cannot be decoded ({error})") from error
         turn = UPRIGHT.get(exif_orientation(image)) if upright else None
         rgb = to_rgb(image)
@@ -114,14 +114,18 @@ def read_image(
 
 
 def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of an image file as stored, nothing decoded; UnreadableImage as above."""
+    """Width and height of an image file as stored, without decoding it.
+
+    Raises:
+        UnreadableImage: see :func:`read_image`.
+    """
     with open_image(path) as image:
         return image.size
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What :func:`scan_images` found."""
+    """Results of :func:`scan_images`."""
 
     #: Width and height, as stored, of every file whose header can be read.
     sizes: dict[Path, tuple[int, int]]
@@ -129,14 +133,14 @@ class Scan:
     unreadable: list[UnreadableImage]
 
     def smaller_than(self, side: int) -> int:
-        """How many images have a short side below ``side`` pixels."""
+        """Number of images with a short side below ``side`` pixels."""
         return sum(min(size) < side for size in self.sizes.values())
 
 
 def scan_images(paths: Iterable[str | os.PathLike[str]]) -> Scan:
-    """Open the header of every file, decoding nothing: cheap enough for thousands of files.
+    """Read the header of every file without decoding it; cheap enough for thousands of files.
 
-    Finds empty, forbidden and foreign files; damage beyond the header shows only on reading.
+    This finds empty, forbidden and foreign files; damage beyond the header shows only on reading.
     """
     sizes: dict[Path, tuple[int, int]] = {}
     unreadable: list[UnreadableImage] = []
@@ -190,25 +194,25 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def relative_name(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
-    """``path`` relative to ``root`` with forward slashes, composed (NFC): equal on all systems."""
+    """``path`` relative to ``root``, with forward slashes and in NFC: equal on all systems."""
     return unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix())
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    Image.init()  # which of the formats this build of Pillow has is known only afterwards
+    Image.init()  # only then are the formats of this build of Pillow known
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """The opened, not yet decoded image; whatever goes wrong inside is an UnreadableImage."""
+    """Open an image without decoding it; errors in the context become UnreadableImage."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise ValueError("a folder, not a file")
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")  # opening a pipe would wait for ever
+            raise ValueError("not a regular file")  # opening a pipe would block
         if status.st_size == 0:
             raise ValueError("the file is empty")
         with warnings.catch_warnings(), open(path, "rb") as file:
@@ -230,10 +234,10 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 @contextmanager
 def libtiff_silenced() -> Iterator[None]:
-    """Keep libtiff, which writes to the process's standard error by itself, off the terminal."""
+    """Suppress libtiff's own messages, which it writes to the process's standard error."""
     try:
         kept = os.dup(2)
-    except OSError:  # no standard error, nothing to keep clean
+    except OSError:  # there is no standard error
         yield
         return
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -249,7 +253,7 @@ def libtiff_silenced() -> Iterator[None]:
 def exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data is no reason to lose the picture
+    except Exception:  # an image with damaged EXIF data is still usable
         return 1
 
 
@@ -292,7 +296,7 @@ def _grey_from_floats(image: Image.Image) -> Image.Image:
 
 
 def read_square(path: Path, size: int) -> Tensor:
-    """A picture with its short side scaled to ``size``, cut to its centre: uint8 ``(3, S, S)``.
+    """The centre square of an image whose short side is scaled to ``size``: uint8 ``(3, S, S)``.
 
     Raises:
         UnreadableImage: the file cannot be read.
@@ -303,10 +307,10 @@ def read_square(path: Path, size: int) -> Tensor:
 
 
 def to_input(pixels: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
-    """uint8 RGB on the scale of the networks' input: float32 on [-1, 1], a new tensor.
+    """Convert uint8 RGB to the scale of the networks' input: float32 on [-1, 1], a new tensor.
 
     Args:
         pixels: uint8, of any shape and on any device.
-        memory_format: of the result.
+        memory_format: memory format of the result.
     """
     return pixels.to(torch.float32, copy=True, memory_format=memory_format).div_(127.5).sub_(1)

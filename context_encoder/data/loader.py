@@ -24,7 +24,7 @@ __all__ = [
 
 
 class Batch(TypedDict):
-    """What :func:`make_loader` yields: B samples put together."""
+    """A batch of B samples from :func:`make_loader`."""
 
     image: torch.Tensor  #: uint8, (B, 3, S, S), RGB
     epoch: torch.Tensor  #: int64, (B,)
@@ -32,12 +32,12 @@ class Batch(TypedDict):
     source: torch.Tensor  #: int64, (B,): number of the file that was read
     upsampled: torch.Tensor  #: bool, (B,): the file is smaller than S
     #: (name, reason) of the files found unreadable while this batch was made. Each worker
-    #: reports a file once, so all together may name it more than once.
+    #: reports a file once, so several workers may report the same file.
     unreadable: list[tuple[str, str]]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together to a :class:`Batch`."""
+    """Stack samples into a :class:`Batch`."""
     return Batch(
         # In a worker, default_collate stacks straight into shared memory.
         image=default_collate([sample["image"] for sample in samples]),
@@ -61,26 +61,26 @@ def make_loader(
     pin_memory: bool = False,
     context: str | None = None,
 ) -> DataLoader[Sample]:
-    """A loader of :class:`Batch` dictionaries, the same ones for any number of workers.
+    """A loader of :class:`Batch` dictionaries, the same for any number of workers.
 
     For training photographs it follows the :class:`SampleStream` with the data set's seed:
-    make one iterator and take a batch per step. For evaluation photographs it yields every
+    create one iterator and take one batch per step. For evaluation photographs it yields every
     sample once, in order (process ``rank`` takes every ``world_size``-th), with a smaller last
-    batch where the number is not a multiple.
+    batch if the number is not a multiple.
 
     Torch's global random state is neither read nor advanced.
 
     Args:
         photos: the data set.
-        batch_size: samples per step, all processes together.
-        workers: processes that read and crop, one thread each; 0: this process does it.
+        batch_size: samples per step, over all processes together.
+        workers: processes that read and crop, with one thread each; 0: this process does it.
         start_step: training only: the first step to yield, to resume a run.
-        num_steps: training only: how many steps to yield; ``None``: without end.
+        num_steps: training only: number of steps to yield; ``None``: without end.
         rank: this process among those that train together.
         world_size: number of those processes; divides ``batch_size``.
-        pin_memory: put batches where they can be copied to a GPU without waiting.
-        context: how workers are started: ``"fork"``, ``"spawn"``, ``"forkserver"``; ``None``:
-            the system's default.
+        pin_memory: use pinned memory, for asynchronous copies to a GPU.
+        context: start method of the workers: ``"fork"``, ``"spawn"``, ``"forkserver"``; ``None``:
+            the default of the system.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -115,12 +115,12 @@ def make_loader(
 
 
 def start_worker(_: int) -> None:
-    """The ``worker_init_fn`` of every data loader: how a worker takes signals."""
-    # Ctrl-C goes to every process of the terminal; the main one stops its workers by itself,
-    # without a traceback from each. Torch has already set a worker to one thread.
+    """The ``worker_init_fn`` of every data loader: sets how a worker handles signals."""
+    # Ctrl-C goes to every process of the terminal; the main process stops its workers itself,
+    # which avoids a traceback per worker. Torch has already set a worker to one thread.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So do Slurm, systemd, timeout and torchrun with SIGTERM. The first one is left to the main
-    # process, which still needs batches to finish its step; a second one ends the worker.
+    # Slurm, systemd, timeout and torchrun send SIGTERM to every process. Workers ignore the first
+    # one, as the main process still needs batches to finish its step; a second one ends the worker.
     signal.signal(
         signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None
     )

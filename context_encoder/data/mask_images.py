@@ -1,4 +1,4 @@
-"""Masks drawn by users: image files, arrays and boxes that say which pixels are missing."""
+"""Masks drawn by users: image files, arrays and boxes that mark missing pixels."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"
 
 
 class InpaintError(ValueError):
-    """A picture, mask or output that cannot be used; says what is wrong and what to do."""
+    """An image, mask or output cannot be used; the message says why and what to do."""
 
 
 def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | None]:
     """Read a mask: white (at least half) is filled, black is kept.
 
-    Colours count by their luminance, times alpha: what is transparent is kept.
+    Luminance times alpha counts, so transparent pixels are kept.
 
     Args:
         source: a file or Pillow image of any mode; or an array ``(H, W)``, ``(H, W, 1)``,
             ``(H, W, 3)`` or ``(H, W, 4)`` of bool, uint8, uint16 (white is the largest value of
             the type; if there are only the values 0 and 1, it is 1) or floats in [0, 1].
-        width, height: of the picture.
+        width, height: of the image.
 
     Returns:
-        bool ``(height, width)``, True where to fill; and, if that is nowhere, why.
+        bool ``(height, width)``, True where to fill; and a message if that is nowhere.
 
     Raises:
         UnreadableImage: the file cannot be read as an image.
-        InpaintError: not the size of the picture, or an array of another kind.
+        InpaintError: the mask differs in size from the image, or is an array of another kind.
     """
     grey = whiteness(source)
     if isinstance(source, np.ndarray | Image.Image):
@@ -56,7 +56,7 @@ def read_mask(source: ImageLike, width: int, height: int) -> tuple[Mask, str | N
     if grey.shape != (height, width):
         turned = " (upright, as its EXIF orientation says)"
         raise InpaintError(
-            f"{name} is {grey.shape[1]}x{grey.shape[0]} pixels, the picture {width}x{height}"
+            f"{name} is {grey.shape[1]}x{grey.shape[0]} pixels, the image {width}x{height}"
             f"{turned if grey.shape == (width, height) else ''}; they must be equal"
         )
     mask: Mask = grey >= 0.5
@@ -87,7 +87,7 @@ def mask_from_boxes(boxes: Sequence[Sequence[int]], width: int, height: int) -> 
     """A mask that is set in rectangles ``(x0, y0, x1, y1)``, pixels, x1 and y1 exclusive.
 
     Raises:
-        InpaintError: a box is empty or not inside the picture.
+        InpaintError: a box is empty or not inside the image.
     """
     mask = np.zeros((height, width), bool)
     for box in boxes:
@@ -99,7 +99,7 @@ def mask_from_boxes(boxes: Sequence[Sequence[int]], width: int, height: int) -> 
             raise InpaintError(f"{text} is empty: x0 must be below x1, and y0 below y1")
         if min(x0, y0) < 0 or x1 > width or y1 > height:
             raise InpaintError(
-                f"{text} is not inside the picture, which is {width}x{height}: x goes from 0 to "
+                f"{text} is not inside the image, which is {width}x{height}: x goes from 0 to "
                 f"{width}, y from 0 to {height}"
             )
         mask[y0:y1, x0:x1] = True
@@ -108,7 +108,7 @@ def mask_from_boxes(boxes: Sequence[Sequence[int]], width: int, height: int) -> 
 
 @contextmanager
 def opened_image(source: str | os.PathLike[str] | Image.Image) -> Iterator[Image.Image]:
-    """The image itself, or the file's, opened."""
+    """Open a file as an image, or pass an image on."""
     if not isinstance(source, str | os.PathLike | Image.Image):
         raise InpaintError(
             f"got a {type(source).__name__}; give a path, a Pillow image or a NumPy array "

@@ -1,4 +1,4 @@
-"""The endless stream of training samples, which needs nothing but a step to resume."""
+"""The endless stream of training samples, which resumes from a step number alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class SampleStream(Sampler[tuple[int, int]]):
 
     Sample number ``n = step * batch_size + position`` belongs to epoch ``n // length`` and is
     the entry ``n % length`` of that epoch's permutation, a function of ``(seed, epoch)``. So
-    each index comes once per epoch, a batch may span epochs, and no state is carried.
+    each index occurs once per epoch, a batch may span epochs, and there is no state.
 
     With several processes, each takes ``batch_size / world_size`` consecutive samples of every
-    batch: put together in the order of ranks they are the stream of a single process.
+    batch: concatenated in the order of ranks they are the stream of a single process.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class SampleStream(Sampler[tuple[int, int]]):
     ) -> None:
         """
         Args:
-            length: number of samples in an epoch.
-            seed: of the permutations; at least 0.
-            batch_size: samples per step, all processes together.
+            length: number of samples per epoch.
+            seed: seed of the permutations, at least 0.
+            batch_size: samples per step, over all processes together.
             start_step: first step to yield.
-            num_steps: how many steps to yield; ``None``: without end.
+            num_steps: number of steps to yield; ``None``: without end.
             rank: this process, in ``range(world_size)``.
             world_size: number of processes; divides ``batch_size``.
 
@@ -93,7 +93,7 @@ class SampleStream(Sampler[tuple[int, int]]):
                 yield epoch, int(order[position])
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        # NumPy keeps the raw output of its bit generators fixed between versions, but not what
-        # Generator.permutation makes of it.
+        # NumPy keeps the raw output of its bit generators fixed between versions, but not the
+        # results of Generator.permutation.
         bits = np.random.Philox(np.random.SeedSequence((self.seed, epoch)))
         return np.argsort(bits.random_raw(self.length), kind="stable")

@@ -1,10 +1,10 @@
-"""A trained encoder: its features, and its weights for other programs.
+"""Features of trained encoders, and exchange of their weights with other programs.
 
 ::
 
     from context_encoder.encoder import extract_features, load_backbone
     features = extract_features(load_backbone("runs/first"), list_images("photos"), ["conv3"])
-    features.values["conv3"]  # one row a picture: features.files
+    features.values["conv3"]  # one row per image in features.files
 """
 
 from context_encoder.encoder.backbone import layer_names, load_backbone, weights_digest

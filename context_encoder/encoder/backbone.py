@@ -1,4 +1,4 @@
-"""Networks to take features from: a run, a file of weights, or random weights."""
+"""Networks for feature extraction: from a run, a file of weights, or random weights."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def load_backbone(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """A network to take features from, in eval mode, float32, on the CPU.
+    """Load a network for feature extraction: eval mode, float32, on the CPU.
 
     Args:
         checkpoint: a run folder of any pretext (its best checkpoint) or a checkpoint folder; the
-            run then decides ``model`` and ``image_size``.
+            run then determines ``model`` and ``image_size``.
         weights: otherwise, a file of encoder weights, see
             :mod:`context_encoder.encoder.weights`; its network has the layers of the encoder only.
         model: without a checkpoint, the name of the network, see
-            :data:`context_encoder.models.MODELS`; None for what the file of weights says, or
-            :func:`context_encoder.models.default_features_model`.
-        image_size: side of its square input in pixels; None for the network's own.
-        seed: of the random weights, if neither ``checkpoint`` nor ``weights`` is given.
+            :data:`context_encoder.models.MODELS`; None for the one named in the file of weights,
+            or :func:`context_encoder.models.default_features_model`.
+        image_size: side of its square input in pixels; None for the network's default.
+        seed: seed of the random weights, if neither ``checkpoint`` nor ``weights`` is given.
 
     Returns:
         The network: ``.encoder`` (Sequential of named stages), ``.image_size`` and
         ``.features(x)``, the outputs of all stages by name.
 
     Raises:
-        RunError: the checkpoint is not there or cannot be used.
-        ValueError: arguments that do not go together, a size that the network cannot take, or
-            a file of weights that does not fit.
+        RunError: the checkpoint is missing or cannot be used.
+        ValueError: arguments are incompatible, the network cannot handle the size, or the file
+            of weights does not fit.
     """
     if checkpoint is not None and weights is not None:
         raise ValueError("checkpoint and weights are both given; features come from one network")
@@ -49,7 +49,7 @@ def load_backbone(
         network = load_model(checkpoint).model
         if image_size not in (None, network.image_size):
             raise ValueError(
-                f"{checkpoint} takes pictures of {network.image_size} pixels, image_size "
+                f"{checkpoint} takes images of {network.image_size} pixels, image_size "
                 f"{image_size} was asked for; leave it out"
             )
         return network
@@ -69,10 +69,10 @@ def choose_backbone(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """:func:`load_backbone` where the source of the weights must be said, ``random`` included.
+    """:func:`load_backbone` with an explicit source of the weights, such as ``random``.
 
     Raises:
-        ValueError: not one of the three sources, or options that the run decides.
+        ValueError: not exactly one of the three sources, or options that the run determines.
         RunError: as :func:`load_backbone`.
     """
     if sum((checkpoint is not None, weights is not None, random)) != 1:
@@ -81,13 +81,13 @@ def choose_backbone(
         )
     if checkpoint is not None and (model, image_size) != (None, None):
         raise ValueError(
-            "`model` and `image_size` would do nothing: the run decides them; leave them out"
+            "`model` and `image_size` would do nothing: the run determines them; leave them out"
         )
     return load_backbone(checkpoint, weights=weights, model=model, image_size=image_size, seed=seed)
 
 
 def fill_color_of(checkpoint: Path | None) -> tuple[float, float, float]:
-    """The colour of holes that a run was trained with, or the default, RGB on [-1, 1]."""
+    """The colour of holes in a run's training, or the default, RGB on [-1, 1]."""
     if checkpoint is None:
         return TrainConfig().fill_color()
     return read_config(find_checkpoint(checkpoint)).fill_color()
@@ -99,7 +99,7 @@ def last_of_encoder(model: Backbone) -> str:
 
 
 def layer_names(model: Backbone) -> list[str]:
-    """The layers whose features a network gives, in order."""
+    """The layers whose features a network returns, in order."""
     return [name for part in model.feature_parts() for name, _ in part.named_children()]
 
 

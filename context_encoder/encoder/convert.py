@@ -1,4 +1,4 @@
-"""Files of encoder weights: written from a run, or from a file of other names."""
+"""Files of encoder weights, written from a run or converted from another naming."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def export_run(
 
     Args:
         checkpoint: run folder, or a checkpoint folder in it.
-        out: the file; its parents are made.
+        out: the file; its parents are created.
         names: see :mod:`context_encoder.encoder.weights`.
         which: "best" or "last" checkpoint of a run folder.
-        overwrite: whether ``out`` may be there already.
+        overwrite: whether ``out`` may already exist.
 
     Raises:
         RunError: the checkpoint cannot be used.
-        WeightsError: the naming has no place for its weights.
+        WeightsError: the naming cannot hold its weights.
         ValueError, FileExistsError, WriteError: see :func:`check_new_file`.
     """
     check_new_file(out, (".safetensors",), overwrite=overwrite)
@@ -73,7 +73,7 @@ def import_file(
     seed: int = 0,
     overwrite: bool = False,
 ) -> tuple[ImportReport, Saved]:
-    """Read encoder weights of any naming and write them as native to a .safetensors file.
+    """Read encoder weights in any naming and write them natively to a .safetensors file.
 
     Args:
         weights: the file to read; ``model`` to ``seed`` are those of :func:`load_encoder`.

@@ -1,7 +1,7 @@
-"""Features of whole pictures, from any layer of a network.
+"""Features of whole images, from any layer of a network.
 
-A picture is scaled so that its short side is the network's input, S pixels, and its middle square
-is taken. Bare, or with a hole in it, whose surroundings the features then describe.
+An image is scaled so that its short side is the network's input, S pixels, and its middle square
+is used, either complete or with a hole, whose surroundings the features then describe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cekernels import fill_masked
-from context_encoder.config import FILL_COLORS
+from context_encoder.config import fill_color
 from context_encoder.data import (
     UnreadableImage,
     read_square,
@@ -34,7 +34,7 @@ PIXELS = "pixels"
 
 
 class FeatureError(ValueError):
-    """Options or files that features cannot be taken with; says what is wrong."""
+    """Options or files do not allow feature extraction; the message says why."""
 
 
 @torch.no_grad()
@@ -47,24 +47,24 @@ def encode_batch(
     mask: Tensor | None = None,
     fill: Sequence[float] | None = None,
 ) -> dict[str, Tensor]:
-    """The outputs of some layers for a batch of pictures.
+    """The outputs of some layers for a batch of images.
 
     Args:
         model: from :func:`load_backbone`, on any device.
         images: uint8 ``(B, 3, S, S)``, RGB, S the network's ``image_size``; any device.
         layers: names of stages, such as ``conv1`` or ``pool5``, see :func:`layer_names`; or
             ``pixels``, the input to the network.
-        pool: average each map to ``pool`` x ``pool`` cells where it is larger, or by layer to as
-            many; None: as it is.
-        mask: bool ``(B, 1, S, S)``, True where the picture is to be hidden; None for nowhere.
+        pool: average each larger map to ``pool`` x ``pool`` cells; a mapping gives the cells per
+            layer; None: no averaging.
+        mask: bool ``(B, 1, S, S)``, True where the image is to be hidden; None for nowhere.
         fill: the hidden part's colour, RGB on [-1, 1]; None for the mean colour of ImageNet.
 
     Returns:
-        For each layer float32 ``(B, C, h, w)``, on the network's device.
+        By layer, float32 ``(B, C, h, w)`` on the network's device.
 
     Raises:
-        TypeError, ValueError: pictures of another type or size, a layer that the network lacks,
-            or ``pool`` below 1.
+        TypeError, ValueError: images have another type or size, the network lacks a layer, or
+            ``pool`` is below 1.
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 (B, 3, S, S), got {images.dtype}")
@@ -81,7 +81,7 @@ def encode_batch(
     device = next(model.parameters()).device
     x = to_input(images.to(device))
     if mask is not None:
-        color = [c / 127.5 - 1 for c in FILL_COLORS["imagenet-mean"]] if fill is None else fill
+        color = fill_color() if fill is None else fill
         x = fill_masked(x, mask.to(device), torch.tensor(color, device=device))
     outputs = {PIXELS: x, **model.features(x)}
     chosen = {}
@@ -96,7 +96,7 @@ def encode_batch(
 def average_to_grid(value: Tensor, side: int) -> Tensor:
     """Adaptive average pooling of ``(B, C, H, W)`` to ``(B, C, side, side)``.
 
-    As matrix products: on CPUs many times faster than torch's own.
+    Matrix products are many times faster on CPUs than torch's own pooling.
     """
     rows, columns = (_averages(n, side).to(value) for n in value.shape[2:])
     return rows @ (value @ columns.T)
@@ -113,21 +113,21 @@ def _averages(length: int, cells: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the pictures that could be read, one row each."""
+    """Features, one row per readable image."""
 
     #: For each layer ``(N, C, h, w)``, on the CPU.
     values: dict[str, Tensor]
-    #: The rows' files, relative to their common folder.
+    #: The files of the rows, relative to ``root``.
     files: list[str]
-    #: The numbers of these in the list that was given.
+    #: Their indices in the given list.
     kept: list[int]
-    #: Files that could not be read, and why.
+    #: Files that could not be read, and the reasons.
     unreadable: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Masking:
-    """A mask for every picture, and the colour that it is filled with."""
+    """A mask for every image, and its fill colour."""
 
     masks: MaskSampler
     fill: tuple[float, float, float]
@@ -146,32 +146,32 @@ def extract_features(
     hole: Masking | None = None,
     progress: bool = True,
 ) -> Features:
-    """Features of picture files, in memory.
+    """Features of image files, in memory.
 
     Args:
         model: from :func:`load_backbone`, on any device.
         paths: the files.
         layers, pool: see :func:`encode_batch`.
-        root: the folder that names are relative to; None for the deepest that holds them all.
+        root: the folder that names are relative to; None for the deepest common folder.
         dtype: float32 or float16, of the result.
-        batch_size: pictures at a time.
-        workers: processes that read them; 0: this one.
-        hole: what to hide of each picture, or None.
-        progress: whether to show a bar.
+        batch_size: images at a time.
+        workers: processes that read images; 0: this one.
+        hole: masks that hide a part of each image, or None.
+        progress: whether to show a progress bar.
 
     Raises:
-        ValueError: as :func:`encode_batch`, no path, no picture that can be read, or values too
-            large for ``dtype``.
+        ValueError: as :func:`encode_batch`; there is no path or no readable image; or values are
+            too large for ``dtype``.
     """
     if batch_size < 1:
         raise FeatureError(f"batch_size must be at least 1, got {batch_size}")
     if not paths:
-        raise FeatureError("no picture files were given")
+        raise FeatureError("no image files were given")
     paths = [Path(path) for path in paths]
     root = root or Path(os.path.commonpath([path.parent for path in paths]))
     values: dict[str, list[Tensor]] = {}
     read: list[tuple[str, str | None]] = []
-    with tqdm(total=len(paths), unit="picture", disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=len(paths), unit="image", disable=not progress, dynamic_ncols=True) as bar:
         for batch in encode_files(
             *(model, paths, root, layers, pool, dtype, batch_size, workers, hole, 0)
         ):
@@ -183,7 +183,7 @@ def extract_features(
     if len(unreadable) == len(read):
         name, reason = unreadable[0]
         raise FeatureError(
-            f"none of the {len(paths)} pictures can be read, as {root / name}: {reason}"
+            f"none of the {len(paths)} images can be read, as {root / name}: {reason}"
         )
     kept = [number for number, (_, reason) in enumerate(read) if reason is None]
     return Features(
@@ -195,7 +195,7 @@ def extract_features(
 
 
 class _Squares(Dataset[tuple[str, Tensor | str]]):
-    """Name and middle square, uint8 ``(3, S, S)``, of each file; or name and why it has none."""
+    """Name and centre square, uint8 ``(3, S, S)``, per file; or name and reason if unreadable."""
 
     def __init__(self, paths: Sequence[Path], root: Path, size: int) -> None:
         self.paths, self.root, self.size = paths, root, size
@@ -214,10 +214,10 @@ class _Squares(Dataset[tuple[str, Tensor | str]]):
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch: values of the pictures that could be read, one row each."""
+    """A batch of features, one row per readable image."""
 
     values: dict[str, Tensor]
-    #: All its files in order, each with None or why it could not be read.
+    #: All files in order, each with None or the reason why it is unreadable.
     files: list[tuple[str, str | None]]
 
 
@@ -233,7 +233,7 @@ def encode_files(
     hole: Masking | None,
     first: int,
 ) -> Iterator[EncodedBatch]:
-    """Batches of features, from the file with number ``first`` on."""
+    """Yield batches of features, from the file with number ``first`` on."""
     model.eval()
     loader = DataLoader(
         _Squares(paths, root, model.image_size),
@@ -242,7 +242,7 @@ def encode_files(
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # otherwise it draws from the global one
+        generator=torch.Generator(),  # otherwise the loader draws from the global one
     )
     number = first
     for batch in loader:

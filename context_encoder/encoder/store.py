@@ -1,4 +1,4 @@
-"""Features of a folder of pictures, in a file."""
+"""Features of a folder of images in a file; an interrupted extraction can continue."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from context_encoder.utils.files import check_new_file, make_folder, save_tensor
 
 
 class FeatureStore:
-    """Rows on the disk beside the file that they end up in, so that a stopped command goes on.
+    """Feature rows on disk during the extraction, so that an interrupted command can continue.
 
-    ``OUT.partial/`` has an array of every layer (``.npy``, room for all files), ``settings.json``,
-    and ``files.jsonl``: one line a file that is done, written after its row.
+    ``OUT.partial/`` has one array per layer (``.npy``, with room for all files), ``settings.json``,
+    and ``files.jsonl``: one line per finished file, written after its row.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -42,8 +42,8 @@ class FeatureStore:
         if kept.exists():
             if json.loads(kept.read_text()) != settings:
                 raise FeatureError(
-                    f"{self.folder} is from a command that was stopped, of another network, "
-                    "pictures or options; remove it, or name another `out`"
+                    f"{self.folder} is from an interrupted command with another network, other "
+                    "images or options; remove it, or name another `out`"
                 )
             self._resume()
         else:
@@ -68,7 +68,7 @@ class FeatureStore:
         for line in lines:
             try:
                 entry = json.loads(line)
-            except ValueError:  # cut off in the writing
+            except ValueError:  # an incomplete line
                 break
             entries.append((entry["file"], entry["reason"]))
         self._note(entries)
@@ -133,7 +133,7 @@ def check_store(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Check what needs no network; see :func:`extract_folder`, which does it too."""
+    """Check the arguments that need no network; :func:`extract_folder` does this too."""
     check_new_file(out, (".npz", ".safetensors"), overwrite=overwrite)
     for name, number, least in (
         ("pool", pool, 1),
@@ -168,31 +168,31 @@ def extract_folder(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
 ) -> FeatureStore:
-    """Write features of picture files to ``out`` and ``out.json``; go on where a call was stopped.
+    """Write features of image files to ``out`` and ``out.json``; continue an interrupted call.
 
     Args:
         model: from :func:`context_encoder.encoder.load_backbone`.
-        folder: what names are relative to.
+        folder: the folder that names are relative to.
         paths: the files in it.
         out: a file that ends in .npz or .safetensors.
         layers, pool: see :func:`context_encoder.encoder.encode_batch`.
-        source: where the network comes from, for ``out.json``.
-        dtype: of the numbers written.
-        mask: kind of mask that hides a part of every picture, or None.
-        seed: of the masks.
+        source: source of the network, for ``out.json``.
+        dtype: dtype of the file.
+        mask: kind of mask that hides a part of every image, or None.
+        seed: seed of the masks.
         fill: colour of the hidden part, RGB on [-1, 1]; needed with ``mask``.
-        batch_size: pictures at a time.
-        workers: processes that read them; 0: this one.
-        device: where to run.
-        overwrite: replace ``out`` if it is there.
+        batch_size: images at a time.
+        workers: processes that read images; 0: this one.
+        device: device of the network.
+        overwrite: replace ``out`` if it exists.
 
     Returns:
-        The files that were read and those that could not be. If none could, nothing is written.
+        A store with the readable and the unreadable files. If none is readable, nothing is written.
 
     Raises:
-        FeatureError: ``out`` was begun with other settings, a layer that the network does not
-            have, a number below its least, or values too large for ``dtype``.
-        FileExistsError, ValueError, WriteError: ``out`` is there, has another suffix, or cannot
+        FeatureError: ``out`` was begun with other settings, the network lacks a layer, a number
+            is below its minimum, or values are too large for ``dtype``.
+        FileExistsError, ValueError, WriteError: ``out`` exists, has another suffix, or cannot
             be written.
     """
     check_store(
@@ -223,7 +223,7 @@ def extract_folder(
     make_folder(out.parent)
     store = FeatureStore(out, settings)
     kind = torch.float32 if dtype == "float32" else torch.float16
-    bar = tqdm(total=len(paths), initial=store.done, unit="picture", dynamic_ncols=True)
+    bar = tqdm(total=len(paths), initial=store.done, unit="image", dynamic_ncols=True)
     if store.done < len(paths):
         with bar:
             for batch in encode_files(

@@ -1,28 +1,29 @@
-"""Encoder weights out, for others, and in.
+"""Export and import of encoder weights.
 
-Three ways to name the weights of an encoder:
+There are three ways to name the weights of an encoder:
 
 ``native``
-    Those of this package: ``conv1.conv.weight``, ``conv1.norm.running_mean``, ... Every network.
+    The names of this package: ``conv1.conv.weight``, ``conv1.norm.running_mean``, ..., for every
+    network.
 ``torchvision``
     The keys of torchvision's AlexNet: ``features.0.weight``, ``features.0.bias``, then 3, 6, 8 and
     10 for conv2 to conv5. **The weights do not fit torchvision's class itself**, which has 64, 192,
     384, 256 and 256 channels and no groups. The paper's AlexNet, Caffe's, has 96, 256, 384, 384
     and 256, conv2, conv4 and conv5 in 2 groups, no padding in conv1, and local response
-    normalisation after conv1 and conv2. They fit any class whose ``features`` holds such
-    convolutions at torchvision's places, and give the same maps if it normalises as they were
-    trained (the file's metadata says how: ``norm``).
+    normalisation after conv1 and conv2. The weights fit any class whose ``features`` has such
+    convolutions at torchvision's indices, and give the same maps if the class normalises as in
+    training (``norm`` in the file's metadata).
 ``caffe``
     The layers of Caffe's bvlc_alexnet: ``conv1.weight`` and ``conv1.bias`` to conv5, in Caffe's
     shapes.
 
-The latter two have no place for batch normalisation: it is folded into the convolutions, which
-changes nothing in eval mode; nor for the convolutions that ``alexnet-poolfree`` pools with. In all
-of them the pictures are RGB on [-1, 1] (``value / 127.5 - 1``), unlike torchvision's and Caffe's.
+The latter two have no names for batch normalisation, which is folded into the convolutions (without
+effect in eval mode), nor for the convolutions with which ``alexnet-poolfree`` pools. In all
+of them the images are RGB on [-1, 1] (``value / 127.5 - 1``), unlike torchvision's and Caffe's.
 
-Weights that were trained on Caffe's pictures (BGR, ``value - mean``), as the authors' features
-model was, come in with ``import --input caffe``: conv1 is rewritten to take this package's pictures
-and give the same maps. A file of others does not say which pictures it is for: you have to.
+Weights that were trained on Caffe's images (BGR, ``value - mean``), as the authors' features
+model was, are read with ``import --input caffe``: conv1 is rewritten to take this package's images
+and give the same maps. Files of other programs do not say which images they are for, so users must.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from context_encoder.config import FILL_COLORS, in_words
+from context_encoder.config import in_words
 from context_encoder.models import MODELS, Backbone, build_model, default_features_model
 
 __all__ = [
@@ -68,21 +69,21 @@ _SHAPES = {
     "conv5": (256, 192, 3, 3),
 }
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
-# How torch.save begins a file: a zip archive, before torch 1.6 a pickle.
+# First bytes of files by torch.save: a zip archive, or a pickle before torch 1.6.
 _PICKLED_HEADS = (b"PK", b"\x80")
 _INPUT = "RGB, value / 127.5 - 1"
-# What others wrap their weights in.
+# Keys under which other programs nest their weights.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "encoder.")
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be read or does not fit; says what is wrong."""
+    """A file of weights cannot be read or does not fit; the message says why."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of a file's weights. ``str()`` gives it as text."""
+    """Result of loading a file's weights. ``str()`` gives it as text."""
 
     #: Weights of the encoder that the file set.
     loaded: tuple[str, ...]
@@ -90,7 +91,7 @@ class ImportReport:
     missing: tuple[str, ...]
     #: The file's name of a weight, its shape there, and the shape that is needed.
     misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    #: What the file has beside the encoder.
+    #: Weights of the file that the encoder does not have.
     left_over: tuple[str, ...]
 
     @property
@@ -115,10 +116,10 @@ def _listed(names: Sequence[str], comma: str = ", ") -> str:
 
 
 def export_encoder(encoder: nn.Sequential, names: Names = "native") -> dict[str, Tensor]:
-    """The weights of an encoder under one of the namings at the top, on the CPU, contiguous.
+    """The weights of an encoder in one of this module's namings, contiguous, on the CPU.
 
     Raises:
-        WeightsError: the naming has no place for this encoder's weights.
+        WeightsError: the naming cannot hold this encoder's weights.
     """
     if names == "native":
         tensors = dict(encoder.state_dict())
@@ -140,7 +141,7 @@ def _plain_convolutions(encoder: nn.Sequential, names: str) -> dict[str, tuple[T
     shapes = {name: tuple(own.get(f"{name}.conv.weight", torch.empty(0)).shape) for name in _SHAPES}
     if others or shapes != _SHAPES:
         raise WeightsError(
-            f"`names` {names} has a place for AlexNet's conv1 to conv5 alone, this encoder has "
+            f"`names` {names} can hold AlexNet's conv1 to conv5 only, this encoder has "
             f"{'also ' + ', '.join(sorted(others)) if others else 'other layers'}; "
             "use `names` native"
         )
@@ -163,15 +164,15 @@ def _plain_convolutions(encoder: nn.Sequential, names: str) -> dict[str, tuple[T
 
 
 def import_encoder(encoder: nn.Sequential, tensors: Mapping[str, Tensor]) -> ImportReport:
-    """Set an encoder's weights from a file's, whichever naming they have; set all that fit.
+    """Set all weights of an encoder that fit those of a file in any naming.
 
     Args:
         encoder: changed in place.
-        tensors: under names of one of the namings at the top, also with ``module.`` or
-            ``encoder.`` before them.
+        tensors: named in one of this module's namings, also with the prefix ``module.`` or
+            ``encoder.``.
 
     Returns:
-        What fitted and what did not; nothing is raised for either.
+        A report of the weights that fit and those that do not; neither raises an error.
     """
     own = encoder.state_dict()
     aliases = {
@@ -198,24 +199,28 @@ def import_encoder(encoder: nn.Sequential, tensors: Mapping[str, Tensor]) -> Imp
     missing = [
         name
         for name in own
-        # No output depends on the count of batches.
+        # The output does not depend on the number of batches.
         if name not in {*loaded, *misshaped} and not name.endswith("num_batches_tracked")
     ]
     return ImportReport(tuple(loaded), tuple(missing), tuple(misshaped.values()), tuple(left_over))
 
 
+# The mean that Caffe's networks were trained with, RGB on [0, 255].
+_CAFFE_MEAN = (123.0, 117.0, 104.0)
+
+
 @torch.no_grad()
 def take_own_pictures(encoder: nn.Sequential) -> None:
-    """Rewrite the first convolution of Caffe's weights for this package's pictures, in place.
+    """Rewrite the first convolution of Caffe's weights for this package's images, in place.
 
-    It saw ``value - mean`` of each channel, blue first; it gets ``value / 127.5 - 1``, red first.
-    Its maps stay the same: the filters are flipped and scaled, their sums over the constant
-    ``127.5 - mean`` go to the bias. The mean is ImageNet's, (104, 117, 123) in Caffe's order, as
-    the authors say of their features model (pathak22/context-encoder, issue 17).
+    Caffe's input is ``value - mean`` per channel in BGR order; ours is ``value / 127.5 - 1`` in
+    RGB order. The maps stay the same: the filters are flipped and scaled, and their products with
+    the constant ``127.5 - mean`` are added to the bias. The mean is ImageNet's, (104, 117, 123) in
+    Caffe's order, as the authors say of their features model (pathak22/context-encoder, issue 17).
 
     Raises:
-        WeightsError: the convolution pads: its zeros are the mean colour for Caffe and grey here,
-            and no weights would give the same maps at the border. Or it has no bias.
+        WeightsError: the convolution has no bias; or it pads. Zeros are the mean colour for Caffe
+            and grey here, so no weights would give the same maps at the border.
     """
     conv = encoder.get_submodule("conv1.conv")
     assert isinstance(conv, nn.Conv2d)
@@ -225,20 +230,20 @@ def take_own_pictures(encoder: nn.Sequential) -> None:
             f"AlexNet's without batch normalisation; this one is {conv}"
         )
     weight = conv.weight.double().flip(1)
-    mean = weight.new_tensor(FILL_COLORS["imagenet-mean"])
+    mean = weight.new_tensor(_CAFFE_MEAN)
     conv.bias.add_((weight.sum((2, 3)) @ (127.5 - mean)).to(conv.bias))
     conv.weight.copy_(127.5 * weight)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors in a file and its metadata; nothing in it is executed.
+    """Read the tensors and metadata of a file, without executing any code in it.
 
     Args:
         path: .safetensors, or a .pth, .pt, .bin or .ckpt of PyTorch, which is read with
             ``weights_only=True``: a dictionary of tensors, bare or under "state_dict" or "model".
 
     Raises:
-        WeightsError: it is missing, damaged, or holds something else.
+        WeightsError: the file is missing, damaged, or holds something else.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -266,7 +271,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # damaged pickles can raise any error
         raise WeightsError(
             f"weights {path} cannot be read: damaged, or more than tensors, which is not loaded "
             f"because that could run code ({type(error).__name__}); {expected}"
@@ -280,10 +285,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def named_model(path: Path, model: str | None = None) -> str:
-    """The network that a file of weights is for: ``model``, what the file says, or the default.
+    """The network for a file of weights: ``model``, the one named in the file, or the default.
 
     Raises:
-        ValueError: there is no such network.
+        ValueError: the network is unknown.
     """
     if model is None and path.suffix.lower() == ".safetensors":
         with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
@@ -301,25 +306,25 @@ def load_encoder(
     partial: bool = False,
     seed: int = 0,
 ) -> tuple[Backbone, ImportReport]:
-    """An encoder with the weights in a file, in eval mode on the CPU, and what was loaded.
+    """An encoder with the weights of a file, in eval mode on the CPU, and a report.
 
     Args:
         path: see :func:`read_weights`.
-        model: the network whose encoder it is; None for what the file says, or
+        model: the network of the encoder; None for the file's metadata, or
             :func:`context_encoder.models.default_features_model`.
-        image_size: S; None for what the file says, or the network's own.
-        norm: of a network that has the option, as AlexNet; None for what the file says, or local
-            response normalisation.
-        pictures: which the weights are for: "own", this package's, or "caffe", whose first
-            convolution :func:`take_own_pictures` then rewrites; None for what the file says, or
-            "own" with a warning.
-        partial: whether weights that the file lacks, or has in another shape, may stay random.
-        seed: of those.
+        image_size: S in pixels; None for the file's metadata, or the network's default.
+        norm: normalisation of a network with this option, such as AlexNet; None for the file's
+            metadata, or local response normalisation.
+        pictures: images that the weights were trained on: "own", this package's, or "caffe", for
+            which :func:`take_own_pictures` rewrites the first convolution; None for the file's
+            metadata, or "own" with a warning.
+        partial: whether weights that are missing in the file, or misshaped, may stay random.
+        seed: seed of the random weights.
 
     Raises:
         WeightsError: the file cannot be read, is of another network, or is partial; or
-            ``pictures`` cannot be.
-        ValueError: an unknown model, or a size that it cannot take.
+            ``pictures`` does not fit it.
+        ValueError: the model is unknown, or cannot handle the size.
     """
     tensors, metadata = read_weights(path)
     model = named_model(path, model)
@@ -357,7 +362,7 @@ def load_encoder(
         take_own_pictures(whole.encoder)
     elif pictures is None and metadata.get("input") != _INPUT:
         log.warning(
-            "weights %s do not say which pictures they are for; taken as %s. If they are for "
+            "weights %s do not say which images they are for; taken as %s. If they are for "
             "Caffe's, convert them: python -m context_encoder.weights import --input caffe",
             *(path, _INPUT),
         )
@@ -373,6 +378,6 @@ def weights_metadata(model: str, backbone: Backbone, names: Names) -> dict[str, 
     }
     if "norm" in MODELS[model].options:
         kinds = {type(module) for module in backbone.encoder.modules()}
-        batch = nn.BatchNorm2d in kinds and names == "native"  # else folded in
+        batch = nn.BatchNorm2d in kinds and names == "native"  # otherwise folded
         metadata["norm"] = "lrn" if nn.LocalResponseNorm in kinds else "batch" if batch else "none"
     return metadata

@@ -1,1 +1,1 @@
-"""How well holes are filled, beside what networks must beat: methods, figures, tables."""
+"""Inpainting quality of networks and baselines: methods, metrics, tables."""

@@ -1,7 +1,7 @@
-"""How well networks fill holes, and what they must beat.
+"""Comparison of networks and baselines on the same holes.
 
-The paper's Table 1 on photographs of your own: every method fills the same holes of the same
-crops. What is measured and how to read it: ``docs/evaluation.md``.
+This is the paper's Table 1 on your own photographs: every method fills the same holes of the same
+crops. ``docs/evaluation.md`` explains the metrics.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ from context_encoder.utils.registry import Registry
 
 log = logging.getLogger("context_encoder")
 
-# Changes when figures of the same fills would.
+# Increased when the metrics of the same fills change.
 _FORMAT = 1
-# Of the first network's figures, worst to best.
+# Quantiles of the first network's PSNR.
 _RANKS = (("best", 1.0), ("upper quartile", 0.75), ("median", 0.5), ("lower quartile", 0.25),
           ("worst", 0.0))  # fmt: skip
-# A sheet is read on a screen.
+# The sheet must fit a screen.
 _SHEET_COLUMNS = 6
 _PACKAGES = (
     "torch numpy pillow scikit-image opencv-python-headless opencv-python torchmetrics".split()
@@ -74,17 +74,17 @@ _PACKAGES = (
 
 
 class EvaluateConfig(OpenConfig):
-    """Measure how well trained networks fill holes, beside what they must beat.
+    """Measure how well trained networks and baselines fill holes.
 
-    Without --data: the photographs that the first run held out, with the holes that training
-    validates on. Results that are there already are not computed again, so a run of this command
-    that was interrupted goes on when it is given again.
+    Without `data`: the photographs that the first run held out, with the holes that training
+    validates on. Existing results are not computed again, so an interrupted command continues
+    when it is repeated.
     """
 
     selectors: ClassVar[Mapping[str, Registry[Any]]] = {"masks": MASKS}
 
     checkpoint: tuple[Path, ...] = Field(
-        description="Run folders that training made, or checkpoint folders in them; several are "
+        description="Run folders of training, or checkpoint folders in them; several are "
         "compared with each other."
     )
     data: Path | None = Field(
@@ -92,38 +92,38 @@ class EvaluateConfig(OpenConfig):
     )
     samples: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Crops to evaluate on. Default: one of each photograph in --data, or those "
+        description="Crops to evaluate on. Default: one per photograph in `data`, or those "
         "that the first run was validated on.",
     )
     crop_scale: tuple[float, float] | None = Field(
         None,
-        description="Side of a crop as a part of the short side, from .. to. Default: as in the "
+        description="Range of a crop's side, as a fraction of the short side. Default: as in the "
         "first run's training.",
     )
     masks: tuple[MaskName, ...] | None = Field(
-        None, description="Kinds of hole. Default: all that need no folder."
+        None, description="Kinds of mask. Default: all that need no folder."
     )
-    # Without --data the same crops get the same holes as in training's validation.
+    # With this seed and no `data`, crops and holes are those of the run's validation.
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         VALIDATION_SEED, description="Seed of the masks."
     )
     area_bins: tuple[float, ...] = Field(
         (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1),
-        description="Edges of the bins of covered area, as parts of the picture.",
+        description="Edges of the bins of masked area, as fractions of the image.",
     )
     blend: bool = Field(
-        True, description="Measure each network's fill with its seam removed, too, as inpaint does."
+        True, description="Also measure each network's fill with its seam removed, as in inpaint."
     )
     baselines: tuple[BaselineName, ...] | None = Field(
-        None, description="What to compare with. Default: all that the installed packages allow."
+        None, description="Baselines. Default: all that the installed packages allow."
     )
     candidates: Path | None = Field(
         None,
-        description="Folder of photographs that nearest neighbours are taken from. Default: those "
+        description="Folder of photographs for nearest-neighbour search. Default: those "
         "the first run was trained on.",
     )
     candidate_crops: Annotated[int, Field(ge=1)] = Field(
-        256, description="Crops of candidates, spread evenly over their photographs."
+        256, description="Candidate crops, spread evenly over their photographs."
     )
     perceptual: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -136,7 +136,7 @@ class EvaluateConfig(OpenConfig):
     which: Which = Field(
         "best", description="Checkpoint of each run: best on held-out photographs, or last."
     )
-    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Pictures at a time.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images at a time.")
     device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
 
     @classmethod
@@ -149,20 +149,20 @@ class EvaluateConfig(OpenConfig):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found, and where it lies."""
+    """Results of :func:`evaluate` and their folder."""
 
     groups: list[Group]
-    #: What a reader must know, as sentences.
+    #: Remarks for readers of the tables, as sentences.
     facts: list[str]
     out: Path
-    #: Parts that were there already, of all.
+    #: Number of parts that already existed.
     reused: int
     parts: int
 
 
 @dataclass(frozen=True)
 class _Masks:
-    """One kind of hole on every crop that has a hole and something around it."""
+    """The masks of one kind; crops that are fully or not at all masked are left out."""
 
     kind: str
     masks: Tensor
@@ -179,10 +179,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Fill the holes by every method, measure, and write tables and sheets.
 
     Raises:
-        RunError: a checkpoint that is not there, damaged, or of a network that fills no holes.
-        ImportError: something asked for needs a package that is not installed.
-        ValueError, OSError: options that do not go together, folders without photographs, or one
-            that cannot be written.
+        RunError: a checkpoint is missing or damaged, or its network does not fill holes.
+        ImportError: a requested baseline or metric needs a package that is not installed.
+        ValueError, OSError: options are incompatible, a folder has no photographs, or a folder
+            cannot be written.
         InpaintError: a network's prediction is not finite.
     """
     _check(config)
@@ -287,7 +287,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def _check(config: EvaluateConfig) -> None:
-    """ValueError for options that do not go together."""
+    """ValueError for incompatible options."""
     if not config.checkpoint:
         raise ValueError("`checkpoint` needs at least one run folder")
     edges = config.area_bins
@@ -298,7 +298,7 @@ def _check(config: EvaluateConfig) -> None:
 
 
 def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[str]]:
-    """Baselines, whether to measure the feature distance, and what is left out for want of what."""
+    """Baselines, whether to measure the feature distance, and remarks on missing packages."""
     facts = []
     chosen = []
     for name in config.baselines if config.baselines is not None else BASELINES:
@@ -308,7 +308,7 @@ def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[s
         elif config.baselines is not None:
             raise ImportError(f"`baselines` {name}: {missing}")
         else:
-            facts.append(f"{name} is left out: {missing}")
+            facts.append(f"{name} is skipped: {missing}")
     with_distance = config.perceptual != "off"
     if with_distance and not perceptual.available():
         if config.perceptual == "on":
@@ -319,7 +319,7 @@ def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[s
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Names of runs: those of their folders, or numbered where these are not unique."""
+    """Names of runs: those of their folders, numbered where they are not unique."""
     names = []
     for path in paths:
         whole = path.resolve()
@@ -357,7 +357,7 @@ def _kinds(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[list[str], list
 def _draw(config: EvaluateConfig, kind: str, runs: Sequence[Run], count: int, size: int) -> _Masks:
     hole = None
     if MASKS[kind].fixed_hole:
-        # What all networks can fill; half of the side, as in the paper, where nothing is said.
+        # The largest hole that all networks can fill; by default half of the side, as in the paper.
         regions = [run.inpainter.geometry.region for run in runs if run.central_only]
         hole = min([size // 2, *(min(region[2:]) for region in regions)])
     options = config.options(MASKS[kind].options).model_dump()
@@ -366,7 +366,7 @@ def _draw(config: EvaluateConfig, kind: str, runs: Sequence[Run], count: int, si
     masks, areas = sampler(torch.zeros_like(index), index)
     usable = ((areas > 0) & (areas < size * size)).nonzero()[:, 0]
     if not len(usable):
-        raise ValueError(f"`masks` {kind}: all masks are empty or cover the whole picture")
+        raise ValueError(f"`masks` {kind}: all masks are empty or cover the whole image")
     return _Masks(kind, masks, usable, hole)
 
 
@@ -411,7 +411,7 @@ def _facts(
 
 
 def _leak(run: Run, crops: Crops) -> list[str]:
-    """A warning if a network was trained on pictures that it is evaluated on."""
+    """A warning if a network was trained on photographs that it is evaluated on."""
     try:
         trained_on = Photos.from_config(run.loaded.config).train
     except (ValueError, OSError) as error:
@@ -493,7 +493,7 @@ def _measure(
     batch_size: int,
     bar: tqdm[Any],
 ) -> dict[str, list[float]]:
-    """Figures of every picture."""
+    """Metrics of every crop."""
     values: dict[str, list[float]] = {}
     for index in kind.index.split(batch_size):
         image, holes = _holes(kind, crops, index)
@@ -512,7 +512,7 @@ def _measure(
 def _draw_sheet(
     path: Path, kind: _Masks, group: Group, methods: Sequence[Method], crops: Crops, first: Run
 ) -> None:
-    """Best to worst pictures of the first method: the original, the input and every fill."""
+    """The originals, inputs and fills of crops from the first method's best to its worst."""
     psnr = group.methods[0].values["psnr"]
     order = sorted(range(len(psnr)), key=psnr.__getitem__)
     places = {label: order[round(rank * (len(order) - 1))] for label, rank in _RANKS}

@@ -25,14 +25,14 @@ def held_out_crops(
     """Crops to evaluate a run on, cut as in its training.
 
     Args:
-        config: of the run, resolved.
-        folder: photographs; None: those that the run held out.
-        samples: see :func:`load_crops`. None: one of each photograph in ``folder``, or the crops
+        config: the run's configuration, resolved.
+        folder: folder of photographs; None: those that the run held out.
+        samples: see :func:`load_crops`. None: one per photograph in ``folder``, or the crops
             that the run was validated on.
-        crop_scale: instead of the run's.
+        crop_scale: replaces that of the run.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: no photographs there.
+        FileNotFoundError, NotADirectoryError, ValueError: the folder has no photographs.
     """
     if folder is not None:
         paths, root = list_images(folder), folder

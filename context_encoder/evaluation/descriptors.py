@@ -1,4 +1,4 @@
-"""Descriptors of the context of holes, and the distances by which they compare it."""
+"""Descriptors of the context of holes, and their distances."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _BATCH = 64
 
 
 class Descriptor(Protocol):
-    """Measures how far the context of holes is from that of all candidates."""
+    """Distances between the context of holes and that of all candidates."""
 
     def distances(self, image: Tensor, mask: Tensor) -> Tensor:
         """Distances to each candidate.
 
         Args:
-            image: float32 ``(B, 3, S, S)`` in [-1, 1]; what is under the mask changes nothing.
+            image: float32 ``(B, 3, S, S)`` in [-1, 1]; pixels under the mask have no effect.
             mask: bool ``(B, 1, S, S)``, True in the hole.
 
         Returns:
@@ -50,7 +50,7 @@ class RawPixels:
         self._candidates = candidates
 
     def distances(self, image: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`Descriptor`; 0 to all if nothing is outside the hole."""
+        """See :class:`Descriptor`; 0 for all candidates if the hole covers the whole image."""
         result = torch.zeros(len(image), len(self._candidates))
         for part in torch.arange(len(self._candidates)).split(_BATCH):
             candidates = self._candidates.floats(part)
@@ -62,15 +62,15 @@ class RawPixels:
 
 
 def hog_available() -> bool:
-    """scikit-image is installed."""
+    """Whether scikit-image is installed."""
     return importlib.util.find_spec("skimage") is not None
 
 
 class Hog:
     """Euclidean distance of histograms of oriented gradients (Dalal and Triggs 2005).
 
-    9 orientations in 16 x 16 cells, blocks of 2 x 2 cells with L2-Hys normalisation. Only blocks
-    that see nothing of the hole are compared. Where no block is free of it, raw pixels decide.
+    It has 9 orientations in 16 x 16 cells, and blocks of 2 x 2 cells with L2-Hys normalisation.
+    Only blocks outside the hole are compared. If there are none, raw pixels are compared instead.
 
     Raises:
         ImportError: scikit-image is missing.
@@ -127,25 +127,25 @@ class Hog:
         )
 
     def _touched(self, mask: Tensor) -> Tensor:
-        """Which blocks see something of the hole, bool ``(B, blocks)``."""
-        # A gradient reads the pixels beside its own.
+        """Whether a block overlaps the hole, bool ``(B, blocks)``."""
+        # A gradient reads the neighbouring pixels.
         reach = F.max_pool2d(mask.float(), 3, stride=1, padding=1)
         return F.max_pool2d(reach, 2 * self._cell, stride=self._cell).flatten(1) > 0
 
 
 class EncoderFeatures:
-    """Cosine distance of a network's features of the picture with its hole covered.
+    """Cosine distance of a network's features of the image with its hole filled with a colour.
 
-    Candidates are encoded anew for each mask that is not the one before.
+    Candidates are encoded again whenever the mask changes.
 
     Args:
-        candidates: what to search.
-        run: the network; its encoder is enough.
+        candidates: the crops to search.
+        run: the network; an encoder alone is enough.
         layer: a stage of encoder or bottleneck, see
             :meth:`context_encoder.models.ContextEncoder.features`; None: the encoder's output.
 
     Raises:
-        ValueError: the network has no such layer, or takes pictures of another size.
+        ValueError: the network has no such layer, or needs images of another size.
     """
 
     def __init__(self, candidates: Crops, run: LoadedModel, layer: str | None = None) -> None:
@@ -153,7 +153,7 @@ class EncoderFeatures:
         size = model.image_size
         if size != candidates.images.shape[-1]:
             raise ValueError(
-                f"{run.path} takes pictures of {size} pixels, these have "
+                f"{run.path} takes images of {size} pixels, these have "
                 f"{candidates.images.shape[-1]}"
             )
         bottleneck = getattr(model, "bottleneck", None)

@@ -1,6 +1,6 @@
-"""Every way of filling a hole that is compared: the networks, and what they must beat.
+"""The compared methods of filling a hole: networks and baselines.
 
-A fill is called with pictures whose holes are blanked, so that none can look at the answer.
+A fill is called with images whose holes are blank, so that it cannot see the original.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BaselineName = Literal[
 ]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
-#: Neighbourhood, in pixels, that OpenCV's methods look at: the value of OpenCV's own examples.
+#: Radius, in pixels, of the neighbourhood of OpenCV's methods, as in OpenCV's examples.
 CV2_RADIUS = 3
 _CV2_MISSING = "OpenCV is needed: pip install 'context-encoder[evaluation]'"
 
@@ -70,26 +70,26 @@ class MaskedBatch(NamedTuple):
     image: Tensor
     #: bool ``(B, 1, S, S)``, True in the hole.
     mask: Tensor
-    #: The files, which nearest-neighbour search must leave out.
+    #: The files, which nearest-neighbour search excludes.
     paths: Sequence[Path]
 
 
-#: Returns float32 ``(B, 3, S, S)`` in [-1, 1], on the CPU; only the hole of it is looked at.
+#: Returns float32 ``(B, 3, S, S)`` in [-1, 1], on the CPU; only its hole is used.
 Fill = Callable[[MaskedBatch], Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the tables."""
+    """A method of filling holes: a row of the tables."""
 
     #: Unique, and fit for a file name.
     name: str
-    #: For people.
+    #: Name in tables and sheets.
     label: str
     fill: Fill
     #: The kinds of mask it can fill; None for all.
     masks: frozenset[str] | None = None
-    #: Everything, besides pictures and masks, that its results hang on; JSON values.
+    #: Additional cache-key inputs, besides images and masks; JSON values.
     depends_on: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -105,16 +105,16 @@ class Run:
 
     @property
     def central_only(self) -> bool:
-        """It fills the centre of the picture only."""
+        """Whether it fills the centre of the image only."""
         return not self.inpainter.geometry.anywhere
 
     @property
     def depends_on(self) -> dict[str, Any]:
-        """What its figures hang on, see :class:`Method`."""
+        """Cache-key inputs, see :class:`Method`."""
         return {"weights": self.digest, "fill": self.loaded.config.fill_color()}
 
     def methods(self, blend: bool) -> list[Method]:
-        """The network's own row; with ``blend`` another one, its seam removed."""
+        """The network's method and, with ``blend``, a second one with its seam removed."""
         masks = frozenset(masks_with_fixed_hole()) if self.central_only else None
         depends_on = self.depends_on | {"hole": self.inpainter.geometry.region}
         bare = _network_fill(self.inpainter)
@@ -131,8 +131,8 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
     """Load a network that fills holes.
 
     Raises:
-        RunError: no checkpoint, a damaged one, or one of a network that fills no holes.
-        ValueError: no such device.
+        RunError: the checkpoint is missing or damaged, or its network does not fill holes.
+        ValueError: the device does not exist.
     """
     loaded = load_model(path, which=which, device=choose_device(device, Processes()))
     check_fills_holes(loaded)
@@ -144,7 +144,7 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
 
 
 def missing_for(baseline: BaselineName) -> str | None:
-    """What has to be installed for a baseline; None if nothing."""
+    """A message about the missing package of a baseline; None if it can run."""
     if baseline in ("telea", "navier-stokes") and importlib.util.find_spec("cv2") is None:
         return _CV2_MISSING
     if baseline == "nn-hog" and not hog_available():
@@ -158,10 +158,10 @@ def baseline_methods(
     """The baselines as methods, in the order of :data:`BASELINES`.
 
     Args:
-        names: which.
-        runs: the mean colour is that of the first one's training; nearest neighbours by features
-            are found by each one's encoder.
-        candidates: where to search nearest neighbours; needed for the baselines named "nn-...".
+        names: the baselines.
+        runs: the mean colour is that of the first run's training; nearest neighbours by features
+            use the encoder of each run.
+        candidates: crops for nearest-neighbour search; needed for the baselines named "nn-...".
     """
     methods = []
     for name in (name for name in BASELINES if name in names):
@@ -214,18 +214,18 @@ def _neighbour_methods(name: str, runs: Sequence[Run], candidates: Crops) -> lis
 
 
 def mean_fill(color: tuple[float, float, float]) -> Fill:
-    """One colour, RGB in [-1, 1]."""
+    """A fill with one colour, RGB in [-1, 1]."""
     filled = torch.tensor(color).view(1, 3, 1, 1)
     return lambda holes: filled.expand_as(holes.image)
 
 
 def context_mean_fill(holes: MaskedBatch) -> Tensor:
-    """The mean colour of what is left of the picture."""
+    """A fill with the mean colour of the known pixels."""
     return context_mean(holes.image, holes.mask).expand_as(holes.image)
 
 
 def opencv_fill(name: str) -> Fill:
-    """OpenCV's inpainting with 8-bit pixels: Telea 2004, or Bertalmio et al. 2001."""
+    """A fill by OpenCV's inpainting of 8-bit pixels: Telea 2004, or Bertalmio et al. 2001."""
     import cv2
 
     flag = cv2.INPAINT_TELEA if name == "telea" else cv2.INPAINT_NS
@@ -243,7 +243,7 @@ def opencv_fill(name: str) -> Fill:
 
 
 def neighbour_fill(search: Neighbours) -> Fill:
-    """The same region of the photograph whose context is nearest."""
+    """A fill with the same region of the candidate whose context is nearest."""
 
     def fill(holes: MaskedBatch) -> Tensor:
         numbers, _ = search(holes.image, holes.mask, holes.paths)

@@ -20,13 +20,13 @@ __all__ = [
 
 
 class Neighbours:
-    """Exact search among candidates, which never returns the query's own photograph.
+    """Exact search among candidates that excludes the query's own photograph.
 
-    Each neighbour is another photograph: of several crops of one, the nearest counts.
+    All neighbours are different photographs; each is represented by its nearest crop.
 
     Args:
-        candidates: what to search.
-        descriptor: made for these candidates.
+        candidates: the crops to search.
+        descriptor: built for these candidates.
     """
 
     def __init__(self, candidates: Crops, descriptor: Descriptor) -> None:
@@ -37,15 +37,15 @@ class Neighbours:
     def __call__(
         self, image: Tensor, mask: Tensor, paths: Sequence[Path], k: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """The nearest candidates of each query, nearest first; equally near ones in their order.
+        """The nearest candidates of each query, nearest first; ties are in candidate order.
 
         Args:
             image, mask: see :class:`Descriptor`.
-            paths: the files of the queries. Candidates from files of the same bytes are left out.
-            k: how many.
+            paths: the files of the queries. Candidates from files with the same bytes are excluded.
+            k: number of neighbours.
 
         Returns:
-            numbers of the candidates, int64 ``(B, k)``, and their distances, float32 ``(B, k)``.
+            Indices of the candidates, int64 ``(B, k)``, and their distances, float32 ``(B, k)``.
 
         Raises:
             ValueError: fewer than ``k`` photographs are left for a query.
@@ -55,7 +55,7 @@ class Neighbours:
         for i, (order, path) in enumerate(
             zip(distances.argsort(dim=1, stable=True).tolist(), paths, strict=True)
         ):
-            best: dict[str, int] = {}  # of each other photograph, the nearest crop
+            best: dict[str, int] = {}  # nearest crop per photograph
             for number in order:
                 if self._contents[number] != contents(path):
                     best.setdefault(self._contents[number], number)
@@ -68,13 +68,13 @@ class Neighbours:
 
 
 def same_photographs(queries: Crops, candidates: Crops) -> int:
-    """How many pairs of a query and a candidate are of one photograph, which search leaves out."""
+    """Number of pairs of a query and a candidate from one photograph, which search excludes."""
     found = Counter(contents(path) for path in candidates.paths)
     return sum(found[contents(path)] for path in queries.paths)
 
 
 def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
-    """ValueError if there are fewer than ``k`` other photographs to search for some query."""
+    """ValueError if a query has fewer than ``k`` other photographs to search."""
     searched = {contents(path) for path in candidates.paths}
     for path in queries.paths:
         left = len(searched - {contents(path)})
@@ -84,6 +84,6 @@ def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
 
 def _too_few(path: Path, left: int, k: int) -> ValueError:
     return ValueError(
-        f"{left} of the photographs to search are others than {path}, {k} are needed; name a "
-        "folder with more photographs by `candidates`"
+        f"{left} of the photographs to search are others than {path}, {k} are needed; give "
+        "`candidates` a folder with more photographs"
     )

@@ -1,4 +1,4 @@
-"""Nearest neighbours by several descriptors side by side, as an image (Pathak et al. 2016, 5.2)."""
+"""Image of nearest neighbours by several descriptors (Pathak et al. 2016, section 5.2)."""
 
 from __future__ import annotations
 
@@ -43,15 +43,13 @@ log = logging.getLogger("context_encoder")
 class NeighboursConfig(BaseModel):
     """Draw the nearest neighbours of holes' contexts: by encoder features, HOG and raw pixels.
 
-    Without --data, the queries are photographs that the run held out, and the candidates those
+    Without `data`, the queries are photographs that the run held out, and the candidates those
     that it was trained on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: Path = Field(
-        description="Run folder that training made, or a checkpoint folder in it."
-    )
+    checkpoint: Path = Field(description="Run folder of training, or a checkpoint folder in it.")
     data: Path | None = Field(
         None, description="Folder of query photographs. Default: those the run held out."
     )
@@ -59,12 +57,12 @@ class NeighboursConfig(BaseModel):
         None, description="Folder of photographs to search. Default: those the run trained on."
     )
     candidate_crops: Annotated[int, Field(ge=1)] = Field(
-        256, description="Crops of candidates, spread evenly over their photographs."
+        256, description="Candidate crops, spread evenly over their photographs."
     )
     queries: Annotated[int, Field(ge=1)] = Field(6, description="Rows of the sheet.")
-    k: Annotated[int, Field(ge=1)] = Field(4, description="Neighbours by each descriptor.")
+    k: Annotated[int, Field(ge=1)] = Field(4, description="Neighbours per descriptor.")
     mask: Annotated[str, NameIn(MASKS.only(masks_without_files))] = Field(
-        default_factory=lambda: masks_with_fixed_hole()[0], description="Kind of hole."
+        default_factory=lambda: masks_with_fixed_hole()[0], description="Kind of mask."
     )
     layer: str | None = Field(
         None, description="Layer of encoder or bottleneck. Default: the encoder's output."
@@ -84,9 +82,9 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     """Search and write the sheet and its JSON file; returns the sheet's path.
 
     Raises:
-        RunError, ValueError, OSError: something cannot be used; the message says what to do.
+        RunError, ValueError, OSError: an input cannot be used; the message says what to do.
     """
-    # Never into a checkpoint: the next save replaces that folder.
+    # Not into a checkpoint: the next save replaces that folder.
     out = config.out or (run_root(config.checkpoint) or Path()) / f"neighbours_{config.mask}.png"
     if out.suffix.lower() != ".png":
         raise ValueError(f"`out` {out} must end in .png")
@@ -105,7 +103,7 @@ def draw_sheet(config: NeighboursConfig) -> Path:
     if hog_available():
         descriptors["HOG"] = Hog(candidates)
     else:
-        log.warning("HOG is left out: %s", HOG_MISSING)
+        log.warning("HOG is skipped: %s", HOG_MISSING)
 
     index = torch.arange(len(queries))
     sampler = build_mask_sampler(config.mask, queries.images.shape[-1], config.seed)

@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 feature distance: how different two pictures look to a trained network.
+"""EfficientNet-Lite0 feature distance: a perceptual distance of images.
 
-The recipe is that of perceptual metrics since Zhang et al. 2018: feature vectors are normalised
+It is computed as in Zhang et al. 2018: feature vectors are normalised
 to unit length at every location, and their squared differences are averaged over locations and
 layers. The network is EfficientNet-Lite0 trained on ImageNet, and no weights were fitted to human
-judgements: values compare with each other, not with any published metric.
+judgements: values are comparable with each other, but not with any published metric.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _SMALLEST = 32
 
 
 def available() -> bool:
-    """The two optional packages are installed."""
+    """Whether the two optional packages are installed."""
     return all(importlib.util.find_spec(name) is not None for name in _PACKAGES)
 
 
 class FeatureDistance(nn.Module):
-    """Distance of two batches of pictures by the features of EfficientNet-Lite0.
+    """Distance of two batches of images in the features of EfficientNet-Lite0.
 
     The weights come with a package and are read with ``torch.load(..., weights_only=True)``, which
-    restores tensors and runs no code. Pictures are not resized.
+    restores tensors and runs no code. Images are not resized.
 
     Raises:
         ImportError: an optional package is missing.
@@ -64,10 +64,10 @@ class FeatureDistance(nn.Module):
             a, b: ``(B, 3, H, W)`` on [0, 1], RGB, at least 32 pixels high and wide.
 
         Returns:
-            ``(B,)``: 0 for equal pictures, 4 at the most (opposite features everywhere).
+            ``(B,)``: 0 for equal images, at most 4 (opposite features everywhere).
 
         Raises:
-            ValueError: different or too small shapes.
+            ValueError: the shapes differ or are too small.
         """
         if a.shape != b.shape or a.dim() != 4 or min(a.shape[2:]) < _SMALLEST:
             raise ValueError(

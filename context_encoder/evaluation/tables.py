@@ -25,7 +25,7 @@ __all__ = [
     "write_json",
 ]
 
-#: Names in JSON: (heading, unit's factor, digits).
+#: By name in JSON: heading, factor of the unit, format.
 METRICS = {
     "l1": ("mean L1", 100.0, "{:.2f} %"),
     "l2": ("mean L2", 100.0, "{:.2f} %"),
@@ -52,30 +52,30 @@ _PAPER = (
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method reached on every picture of a kind of mask."""
+    """Metrics of one method for every image of one kind of mask."""
 
     name: str
     label: str
-    #: Figures of each picture by the name of the metric, in the order of :attr:`Group.names`.
+    #: Values per image, by the name of the metric, in the order of :attr:`Group.names`.
     values: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """One kind of mask: its pictures, and all methods that fill them."""
+    """One kind of mask: its images, and the results of all methods."""
 
     mask: str
-    #: Photograph and crop of each picture.
+    #: Photograph and crop of each image.
     names: Sequence[str]
     crops: Sequence[int]
-    #: The part of each picture that is missing, 0 to 1.
+    #: The missing fraction of each image, 0 to 1.
     areas: Sequence[float]
     methods: Sequence[MethodResult]
     #: Side of the central hole in pixels.
     hole: int | None = None
 
     def bins(self, edges: Sequence[float]) -> dict[tuple[float, float], list[int]]:
-        """Pictures by covered area, ``from < area <= to``; empty bins are left out."""
+        """Images by covered area, ``from < area <= to``; empty bins are left out."""
         found = {
             (low, high): [i for i, area in enumerate(self.areas) if low < area <= high]
             for low, high in pairwise(edges)
@@ -86,10 +86,10 @@ class Group:
 def summary(
     group: Group, method: MethodResult, members: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """Means over pictures (all, or the ``members``), and the standard error of the mean PSNR.
+    """Means over images (all, or the ``members``), and the standard error of the mean PSNR.
 
-    ``psnr_standard_error`` takes photographs as independent, not crops of one photograph; it is
-    missing where there is only one photograph.
+    ``psnr_standard_error`` treats photographs as independent, but not crops of one photograph; it
+    is missing if there is only one photograph.
     """
     members = range(len(group.names)) if members is None else members
     means = {name: fmean(values[i] for i in members) for name, values in method.values.items()}
@@ -97,7 +97,7 @@ def summary(
     for i in members:
         by_photograph.setdefault(group.names[i], []).append(method.values["psnr"][i])
     if len(by_photograph) > 1:
-        # The linearised variance of a ratio of sums: photographs may give different numbers.
+        # The linearised variance of a ratio of sums, as photographs differ in their crop counts.
         deviations = [
             sum(value - means["psnr"] for value in values) for values in by_photograph.values()
         ]
@@ -107,7 +107,7 @@ def summary(
 
 
 def markdown(title: str, facts: Sequence[str], groups: Sequence[Group], edges: Any) -> str:
-    """The report: what was done, a table for each kind of mask, and the paper's table."""
+    """The report: remarks, one table per kind of mask, and the paper's table."""
     lines = [f"# {title}", "", *(f"- {fact}" for fact in facts), ""]
     for group in groups:
         photographs = len(set(group.names))
@@ -128,7 +128,7 @@ def markdown(title: str, facts: Sequence[str], groups: Sequence[Group], edges: A
     lines += [
         "## The paper's Table 1",
         "",
-        "For orientation only: **other data** (Paris StreetView: 14,900 pictures for training, 100 "
+        "For orientation only: **other data** (Paris StreetView: 14,900 images for training, 100 "
         "for test), other networks, the central region of 128 x 128 pixels. Differences between "
         "rows may be compared with those above, the figures themselves may not.",
         "",
@@ -183,7 +183,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_csv(path: Path, groups: Sequence[Group], edges: Sequence[float]) -> None:
-    """Means by kind of mask and method, over all areas and for each bin of covered area."""
+    """Write means by kind of mask and method, over all areas and per bin of masked area."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     names = [_CSV_NAMES[name] for name in METRICS]
@@ -208,7 +208,7 @@ def write_csv(path: Path, groups: Sequence[Group], edges: Sequence[float]) -> No
 def write_json(
     path: Path, about: Mapping[str, Any], groups: Sequence[Group], edges: Sequence[float]
 ) -> None:
-    """Everything: configuration, versions, means and the figures of every picture."""
+    """Write configuration, versions, means and the metrics of every image."""
     masks = {
         group.mask: {
             "hole": group.hole,

@@ -1,4 +1,4 @@
-"""Filling holes in pictures of any size, with a trained network or without."""
+"""Filling holes in images of any size, with a trained network or without."""
 
 from context_encoder.data.mask_images import InpaintError
 from context_encoder.inpainting.blending import remove_seam

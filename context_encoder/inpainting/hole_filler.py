@@ -1,4 +1,4 @@
-"""Filling the holes of pictures without a network, or with one as the guide for texture.
+"""Filling the holes of images without a network, or with one as the guide for texture.
 
 ::
 
@@ -60,7 +60,7 @@ class FillReport:
     network: bool
     #: Strength of the texture in the larger holes.
     texture: float
-    #: What happened on reading the picture and the mask, as sentences.
+    #: What happened on reading the image and the mask, as sentences.
     notes: tuple[str, ...]
 
     @property
@@ -90,16 +90,16 @@ class FillReport:
 
 
 class HoleFiller:
-    """Fills the holes of pictures of any size, each with the method that suits its size.
+    """Fills the holes of images of any size, each with the method that suits its size.
 
     Holes up to 12 pixels across, however long, are filled by linear prediction from the pixels
-    around them. Larger ones get the texture of the picture's own patches on top; their guide is
+    around them. Larger ones get the texture of the image's own patches on top; their guide is
     the linear prediction, or its mean with a network's prediction. Where no whole patch of known
     pixels is near, the guide is the fill. Runs on the CPU, apart from the network.
 
     Args:
         inpainter: the network for the larger holes; None: without a network.
-        texture: strength from 0 (or "off"), the guide alone, to 1, patches of the picture: the
+        texture: strength from 0 (or "off"), the guide alone, to 1, patches of the image: the
             sharpest fill, and the least accurate.
         seed: of the search for patches; the same seed gives the same fill.
 
@@ -122,7 +122,7 @@ class HoleFiller:
         boxes: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
     ) -> Inpainted[FillReport]:
-        """Fill the holes of one picture.
+        """Fill the holes of one image.
 
         Args:
             image, mask, boxes, progress: see :meth:`Inpainter.__call__`.

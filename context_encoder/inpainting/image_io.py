@@ -1,7 +1,7 @@
-"""Pictures whose pixels must survive: reading them in their own mode, saving without loss.
+"""Lossless image input and output: reading images in their own mode, saving without loss.
 
-Training reads everything as 8-bit RGB (:mod:`context_encoder.data.images`). A picture that is
-to be filled keeps its mode, so that every pixel outside the mask comes back as it was.
+Training reads all images as 8-bit RGB (:mod:`context_encoder.data.images`). An image that is
+to be filled keeps its mode, so that every pixel outside the mask is unchanged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SAVE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture in the mode in which it is given back.
+    """An image in the mode in which it is returned.
 
     ========  =============================  ==================================================
     mode      pixels                         read from
@@ -66,9 +66,9 @@ class Picture:
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16]
     mode: str
-    #: What is kept when the result is saved: ``icc_profile``, ``dpi``, ``transparency``.
+    #: Metadata that is saved with the result: ``icc_profile``, ``dpi``, ``transparency``.
     info: dict[str, Any]
-    #: What happened on reading, as sentences.
+    #: Remarks about the reading, as sentences.
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,7 +80,7 @@ class Picture:
         return int(self.pixels.shape[1])
 
     def rgb(self) -> NDArray[np.float32]:
-        """float32 ``(H, W, 3)`` in [-1, 1]; transparent pixels lie on white, as in training."""
+        """float32 ``(H, W, 3)`` in [-1, 1]; transparency is blended with white, as in training."""
         white = np.float32(65535 if self.mode == "I;16" else 255)
         color = self.pixels.astype(np.float32) / white
         if self.mode in ("LA", "RGBA"):
@@ -91,11 +91,11 @@ class Picture:
         return np.broadcast_to(color * 2 - 1, (*color.shape[:2], 3)).copy()
 
     def filled(self, mask: Mask, rgb: NDArray[np.float32]) -> Image.Image:
-        """The picture with the masked pixels from ``rgb``, opaque, and all others as they were.
+        """The image with opaque masked pixels from ``rgb`` and all others unchanged.
 
         Args:
             mask: bool ``(H, W)``.
-            rgb: float32 ``(H, W, 3)`` in [-1, 1] (values beyond are cut off).
+            rgb: float32 ``(H, W, 3)`` in [-1, 1] (values outside are clamped).
         """
         pixels = self.pixels.copy()
         color = np.clip((rgb[mask] + 1) / 2, 0, 1)
@@ -115,7 +115,7 @@ class Picture:
 
 
 def read_picture(source: ImageLike) -> Picture:
-    """Read a picture in its own mode (see :class:`Picture`), upright by its EXIF orientation.
+    """Read an image in its own mode (see :class:`Picture`), upright by its EXIF orientation.
 
     Args:
         source: a file; a Pillow image; or an array: uint8 ``(H, W)``, ``(H, W, 2)`` grey with
@@ -123,7 +123,7 @@ def read_picture(source: ImageLike) -> Picture:
 
     Raises:
         UnreadableImage: the file cannot be read as an image.
-        InpaintError: a mode, or an array's shape or dtype, that cannot be kept.
+        InpaintError: the mode, or the shape or dtype of an array, cannot be kept.
     """
     if isinstance(source, np.ndarray):
         return _picture_from_array(source)
@@ -134,7 +134,7 @@ def read_picture(source: ImageLike) -> Picture:
 def read_with_mask(
     image: ImageLike, mask: ImageLike | None, boxes: Sequence[Sequence[int]] | None
 ) -> tuple[Picture, Mask, list[str]]:
-    """Read a picture and what is to be filled in it.
+    """Read an image and what is to be filled in it.
 
     Args:
         image: see :func:`read_picture`.
@@ -146,7 +146,7 @@ def read_with_mask(
 
     Raises:
         UnreadableImage: a file cannot be read as an image.
-        InpaintError: not one of mask and boxes, a picture that cannot be kept, a mask that does
+        InpaintError: not one of mask and boxes, an image that cannot be kept, a mask that does
             not fit it, a box outside of it, or nothing left outside the mask.
     """
     if (mask is None) == (boxes is None):
@@ -161,14 +161,14 @@ def read_with_mask(
         notes += [] if boxes else ["nothing to fill: no box was given"]
     if missing.all():
         raise InpaintError(
-            "the mask covers the whole picture, so there is nothing to fill it from; "
+            "the mask covers the whole image, so there is nothing to fill it from; "
             "leave some of it black"
         )
     return picture, missing, notes
 
 
 def check_output(path: Path) -> None:
-    """InpaintError if the suffix of an output file is not that of a lossless format."""
+    """InpaintError unless the suffix of an output file is that of a lossless format."""
     suffix = path.suffix.lower()
     if suffix in (".jpg", ".jpeg", ".jpe", ".jfif"):
         raise InpaintError(
@@ -182,13 +182,13 @@ def check_output(path: Path) -> None:
 
 
 def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Save without loss, by the suffix (.png, .tif, .tiff, .webp), whole or not at all.
+    """Save without loss, in the format of the suffix (.png, .tif, .tiff, .webp), atomically.
 
     The ICC profile and the resolution in ``image.info`` are written. WebP has no grey (it
     becomes RGB with equal values), no 16 bits and no resolution.
 
     Raises:
-        InpaintError: another suffix, or the format cannot hold the picture.
+        InpaintError: the suffix is another one, or the format cannot hold the image.
         WriteError: the file cannot be written.
     """
     path = Path(path)
@@ -196,7 +196,7 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     options = dict(_SAVE[path.suffix.lower()])
     options |= {key: image.info[key] for key in ("icc_profile", "dpi") if key in image.info}
     if options["format"] == "WEBP" and image.mode == "I;16":
-        raise InpaintError(f"{path}: WebP holds 8 bits, the picture has 16; save as .png or .tif")
+        raise InpaintError(f"{path}: WebP holds 8 bits, the image has 16; save as .png or .tif")
     try:
         write_file(path, lambda new: image.save(new, **options))
     except ValueError as error:
@@ -214,7 +214,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
     if deep and picture.mode != "I;16":
         note = (
             "the file has 16 bits per channel, of which 8 are read: pixels outside the mask keep "
-            "the upper half of their bits (only grey pictures are kept with 16)"
+            "the upper half of their bits (only grey images are kept with 16)"
         )
     if note:
         notes.append(note)
@@ -241,7 +241,7 @@ def _picture_from_image(image: Image.Image) -> Picture:
 
 
 def _in_own_mode(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """The image in the mode in which it is kept, and what there is to say about that."""
+    """The image in the mode in which it is kept, and a remark about a conversion."""
     mode, transparent = image.mode, image.has_transparency_data
     if mode in ("LA", "RGBA") or (mode in ("L", "RGB") and not transparent):
         return image, None
@@ -258,13 +258,13 @@ def _in_own_mode(image: Image.Image) -> tuple[Image.Image, str | None]:
         if low < 0 or high > 65535:
             raise InpaintError(
                 f"32-bit grey with values from {low} to {high} cannot be kept; "
-                "save the picture with 8 or 16 bits"
+                "save the image with 8 or 16 bits"
             )
         return Image.fromarray(values.astype(np.uint16)), None
     if mode == "F":
         raise InpaintError(
             "float grey cannot be kept, since what white would be is unknown; "
-            "save the picture with 8 or 16 bits"
+            "save the image with 8 or 16 bits"
         )
     kept = {"La": "LA", "RGBa": "RGBA"}.get(mode, "RGB")
     return image.convert(kept), (
@@ -273,7 +273,7 @@ def _in_own_mode(image: Image.Image) -> tuple[Image.Image, str | None]:
 
 
 def _has_16_bit_channels(image: Image.Image) -> bool:
-    """A file not yet decoded stores colours with 16 bits (which Pillow reads as 8)."""
+    """Whether a file, not yet decoded, stores colours with 16 bits (which Pillow reads as 8)."""
     for tile in getattr(image, "tile", ()):
         raw = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
         if isinstance(raw, str) and ";16" in raw:
@@ -284,7 +284,7 @@ def _has_16_bit_channels(image: Image.Image) -> bool:
 
 
 def _resolution(dpi: Any) -> tuple[float, float] | None:
-    """Two finite positive numbers, or None: files hold all kinds of things here."""
+    """Two finite positive numbers, or None, as files may hold invalid values."""
     try:
         x, y = (float(value) for value in dpi)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -300,7 +300,7 @@ def _picture_from_array(array: NDArray[Any]) -> Picture:
     mode = modes.get((array.dtype.type, array.ndim, channels))
     if mode is None or 0 in array.shape:
         raise InpaintError(
-            "a picture given as an array must be uint8 (H, W), (H, W, 2), (H, W, 3) RGB or "
+            "an image given as an array must be uint8 (H, W), (H, W, 2), (H, W, 3) RGB or "
             f"(H, W, 4) RGBA, or uint16 (H, W); got {array.dtype} {array.shape}"
         )
     return Picture(array.astype(array.dtype.newbyteorder("=")), mode, {})

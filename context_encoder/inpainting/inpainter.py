@@ -1,4 +1,4 @@
-"""Filling the holes of pictures of any size with a network for squares.
+"""Inpainting of images of any size with a network for squares.
 
 ::
 
@@ -6,9 +6,8 @@
     inpainter = Inpainter.from_run("runs/first")
     inpainter("photo.jpg", "mask.png").save("filled.png")
 
-Which windows of the picture the network looks at is decided in
-:mod:`context_encoder.inpainting.windows`, how pictures are read and saved in
-:mod:`context_encoder.inpainting.image_io`.
+:mod:`context_encoder.inpainting.windows` chooses the windows of the image for the network, and
+:mod:`context_encoder.inpainting.image_io` reads and saves images.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ __all__ = [
 
 SHOWN_HOLES = 10
 
-# Below this the fill is visibly softer than the picture around it.
+# Below this scale, the fill is visibly softer than its surroundings.
 _COARSE = 0.5
 
 
@@ -64,25 +63,25 @@ ReportT = TypeVar("ReportT", bound=_Lines)
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a picture. ``str()`` gives it as text."""
+    """The windows and remarks of an inpainting. ``str()`` gives it as text."""
 
     #: Side S of the network's input in pixels.
     size: int
-    #: The most that may be missing in a window before a line says so.
+    #: The missing fraction of a window above which a line warns.
     max_missing: float
     holes: tuple[PlannedHole, ...]
-    #: Width and height of the picture.
+    #: Width and height of the image.
     picture_size: tuple[int, int]
-    #: What happened on reading the picture and the mask, as sentences.
+    #: Remarks about reading the image and the mask, as sentences.
     notes: tuple[str, ...]
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """All windows that the network looked at."""
+        """All windows that the network processed."""
         return tuple(window for hole in self.holes for window in hole.windows)
 
     def lines(self, most: int | None = None) -> list[str]:
-        """The notes, and one line for each hole (or the first ``most`` of them)."""
+        """The notes, and one line per hole (or for the first ``most`` holes)."""
         lines = list(self.notes)
         shown = self.holes if most is None else self.holes[:most]
         lines += [
@@ -119,7 +118,7 @@ class Report:
             min(w.top, w.left) < 0 or w.top + side > height or w.left + side > width
             for w in hole.windows
         ):
-            text += "; the picture is continued by reflection"
+            text += "; the image is continued by reflection"
         missing = max(window.missing for window in hole.windows)
         if missing > self.max_missing:
             text += (
@@ -131,32 +130,32 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class Inpainted(Generic[ReportT]):
-    """A filled picture."""
+    """A filled image."""
 
-    #: In the picture's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
+    #: In the image's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
     image: Image.Image
-    #: bool ``(H, W)``: what was filled.
+    #: bool ``(H, W)``: True where it was filled.
     mask: NDArray[np.bool_]
     report: ReportT
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save without loss, with the picture's ICC profile and resolution.
+        """Save without loss, with the image's ICC profile and resolution.
 
-        Other metadata is left out: thumbnails and the like may show what was removed.
+        Other metadata is left out: a thumbnail, for example, may show the removed parts.
 
         Args:
             path: ends in .png, .tif, .tiff or .webp. An existing file is replaced.
 
         Raises:
-            InpaintError: another suffix (JPEG would change every pixel), or the format cannot
-                hold the picture.
+            InpaintError: the suffix is another one (JPEG would change every pixel), or the
+                format cannot hold the image.
             OSError: the file cannot be written.
         """
         save_picture(self.image, path)
 
 
 class Inpainter:
-    """Fills the holes of pictures of any size with a network for squares.
+    """Fills the holes of images of any size with a network for squares.
 
     Args:
         model: takes float32 ``(B, 3, S, S)``, RGB in [-1, 1], the hole filled with
@@ -170,7 +169,7 @@ class Inpainter:
         blend: remove the seam, see :func:`context_encoder.inpainting.remove_seam`; False: the
             prediction as it is.
         batch_size: windows at a time.
-        device: where to run.
+        device: device of the network.
 
     Raises:
         InpaintError: ``hole`` is not in ``output_region``, or ``batch_size`` is below 1.
@@ -221,9 +220,9 @@ class Inpainter:
             blend, batch_size: see the class.
 
         Raises:
-            RunError: there is no checkpoint, it cannot be used, or its pretext was not to fill
+            RunError: there is no checkpoint, it cannot be used, or its pretext does not fill
                 holes.
-            ValueError: no such device.
+            ValueError: the device does not exist.
         """
         loaded = load_model(Path(path), which=which, device=choose_device(device, Processes()))
         check_fills_holes(loaded)
@@ -245,7 +244,7 @@ class Inpainter:
         boxes: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
     ) -> Inpainted[Report]:
-        """Fill the holes of one picture.
+        """Fill the holes of one image.
 
         Args:
             image: a file, a Pillow image or an array (see
@@ -258,12 +257,12 @@ class Inpainter:
                 exceeds a second.
 
         Returns:
-            The filled picture. Outside the mask its pixels are those of ``image``, bit for bit;
+            The filled image. Outside the mask its pixels are those of ``image``, bit for bit;
             inside, they are opaque. A mask in which nothing is set leaves all pixels as they are.
 
         Raises:
             UnreadableImage: a file cannot be read as an image.
-            InpaintError: a picture that cannot be kept, a mask that does not fit it, a box
+            InpaintError: an image that cannot be kept, a mask that does not fit it, a box
                 outside of it, nothing left outside the mask, or a prediction that is not finite.
         """
         picture, missing, notes = read_with_mask(image, mask, boxes)
@@ -337,7 +336,7 @@ class Inpainter:
     def _look(
         self, picture: NDArray[np.float32], missing: NDArray[np.bool_], window: Window
     ) -> tuple[Tensor, Tensor]:
-        """What is known in a window, ``(1, 3, S, S)``, and what is not, bool ``(1, 1, S, S)``."""
+        """Pixels of a window, ``(1, 3, S, S)``, and missing pixels, bool ``(1, 1, S, S)``."""
         height, width = missing.shape
         grid = np.ix_(
             reflect_indices(window.top, window.side, height),
@@ -348,8 +347,8 @@ class Inpainter:
         size = self.geometry.size
         if window.side == size:
             return image, hole
-        # Scaled down, a pixel is the mean of what is known around it. It is missing as soon as
-        # any part of it is: the network is to predict all that is taken from it.
+        # A pixel after downscaling is the mean of its known pixels. It is missing if any of them
+        # is missing, so that all pixels taken from the prediction are predicted.
         known = (~hole).float()
         small = F.interpolate(
             torch.cat((image * known, known), 1), (size, size), mode="bilinear", antialias=True
@@ -361,7 +360,7 @@ class Inpainter:
         """Squares of the network's own size with their missing pixels predicted.
 
         Args:
-            image: float32 ``(B, 3, S, S)``, RGB in [-1, 1]; missing pixels are not looked at.
+            image: float32 ``(B, 3, S, S)``, RGB in [-1, 1]; missing pixels are ignored.
             hole: bool ``(B, 1, S, S)``, True where to fill, on the same device.
 
         Returns:
@@ -372,8 +371,8 @@ class Inpainter:
         """
         hidden = hole
         if not self.geometry.anywhere:
-            # In training all of this region was missing, always: to show the network some of it
-            # makes its prediction worse, by 0.5 to 2.4 dB once the seam is removed.
+            # In training this whole region was always missing. Showing the network a part of it
+            # makes the prediction worse, by 0.5 to 2.4 dB after seam removal.
             hidden = hole.clone()
             top, left, height, width = self.geometry.region
             hidden[:, :, top : top + height, left : left + width] = True
@@ -384,8 +383,8 @@ class Inpainter:
                 "the network's prediction is not finite: its weights are damaged; take another "
                 "checkpoint"
             )
-        # Holes beyond what the network returns belong to other windows, but scaling up this one
-        # must not mix the fill colour into its edge.
+        # Holes outside the prediction belong to other windows, but upscaling this one must not mix
+        # the fill colour into its edge.
         size = self.geometry.size
         top, left, height, width = self.region
         whole = F.pad(

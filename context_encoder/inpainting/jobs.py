@@ -1,4 +1,4 @@
-"""Pictures to fill, one or all of a folder: what is checked before the network is loaded."""
+"""Images to fill, one or a folder: checks before the network is loaded, and the work."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from context_encoder.utils.files import check_writable, make_folder
 
 
 class Job(NamedTuple):
-    """One picture to fill."""
+    """One image to fill."""
 
     image: Path
     #: Relative to the folder it comes from.
     name: str
-    #: Or why there is none.
+    #: The mask, or the reason why there is none.
     mask: Path | InpaintError | None
     out: Path
 
 
 def check_hole(mask: Path | None, boxes: Sequence[Sequence[int]]) -> None:
-    """InpaintError unless a mask that is there, or boxes, say what to fill, and not both."""
+    """InpaintError unless either an existing mask or boxes are given."""
     if (mask is None) == (not boxes):
         raise InpaintError(
             "say what to fill: either `mask` FILE (white = fill) or `box` X0 Y0 X1 Y1"
@@ -41,20 +41,20 @@ def check_hole(mask: Path | None, boxes: Sequence[Sequence[int]]) -> None:
 
 
 def plan_file(image: Path, out: Path, mask: Path | None, *, overwrite: bool = False) -> Job:
-    """What is to be done to one picture.
+    """Plan the inpainting of one image.
 
     Args:
-        image: the picture.
+        image: the image.
         out: file for the result, of a lossless format.
-        mask: its mask; None if boxes say what to fill.
-        overwrite: whether ``out`` may be there already.
+        mask: its mask; None if boxes are given.
+        overwrite: whether ``out`` may already exist.
 
     Raises:
-        InpaintError: something that cannot be used; says what to do.
+        InpaintError: an argument cannot be used; the message says what to do.
         WriteError: ``out`` cannot be written.
     """
     if not image.exists():
-        raise InpaintError(f"picture {image} does not exist")
+        raise InpaintError(f"image {image} does not exist")
     if mask is not None and mask.is_dir():
         raise InpaintError(f"`mask` {mask} is a folder, {image} a file; name the mask")
     if out.is_dir():
@@ -69,24 +69,24 @@ def plan_file(image: Path, out: Path, mask: Path | None, *, overwrite: bool = Fa
 
 
 def plan_folder(folder: Path, out: Path, mask: Path | None) -> list[Job]:
-    """What is to be done to a folder of pictures.
+    """Plan the inpainting of a folder of images.
 
     Args:
-        folder: the pictures, any nesting.
-        out: folder for the results; what lies in it is not filled again.
-        mask: one mask for all, or a folder with a mask of the same name (any suffix) for each;
-            None if boxes say what to fill.
+        folder: the images, any nesting.
+        out: folder for the results; images in it are not filled again.
+        mask: one mask for all images, or a folder with a mask of the same name (any suffix) for
+            each; None if boxes are given.
 
     Raises:
-        InpaintError: no picture in ``folder`` besides masks and results, or ``out`` is a file or
-            ``folder`` itself.
+        InpaintError: there is no image in ``folder`` besides masks and results, or ``out`` is a
+            file or ``folder`` itself.
         FileNotFoundError, NotADirectoryError: there is no such folder.
         WriteError: nothing can be written in ``out``.
     """
     if out.exists() and not out.is_dir():
         raise InpaintError(f"`out` {out} is a file, {folder} a folder; name a folder")
     if out.resolve() == folder.resolve():
-        raise InpaintError("`out` is the folder of the pictures itself; name another one")
+        raise InpaintError("`out` is the folder of the images itself; name another one")
     check_writable(out, folder=True)
     masks: dict[str, list[Path]] | None = None
     aside = [out.resolve()]
@@ -95,14 +95,14 @@ def plan_folder(folder: Path, out: Path, mask: Path | None) -> list[Job]:
         masks = {}
         for path in list_images(mask):
             masks.setdefault(_stem(relative_name(path, mask)), []).append(path)
-    # Results of an earlier run, and masks, are no pictures to fill.
+    # Results of an earlier run, and masks, are not to be filled.
     images = [
         path
         for path in list_images(folder)
         if not any(other in path.resolve().parents for other in aside)
     ]
     if not images:
-        raise InpaintError(f"no picture in {folder} besides the masks and results")
+        raise InpaintError(f"no image in {folder} besides the masks and results")
     names = [relative_name(path, folder) for path in images]
     count = Counter(map(_stem, names))
     jobs = []
@@ -118,7 +118,7 @@ def plan_folder(folder: Path, out: Path, mask: Path | None) -> list[Job]:
                 chosen = InpaintError(
                     f"more than one mask: {which}" if found else f"no mask {stem}.* in {mask}"
                 )
-        # Pictures that differ in their suffix only keep it.
+        # Images that differ only in their suffix keep it in the output's name.
         target = out / f"{stem if count[stem] == 1 else name}.png"
         jobs.append(Job(image, name, chosen, target))
     return jobs
@@ -126,21 +126,21 @@ def plan_folder(folder: Path, out: Path, mask: Path | None) -> list[Job]:
 
 @dataclass(frozen=True)
 class FolderResult:
-    """What became of the pictures of a folder."""
+    """Results of inpainting a folder of images."""
 
     filled: int
-    #: A sentence for each picture that was left out.
+    #: One sentence per skipped image.
     skipped: tuple[str, ...]
 
 
 def fill_file(
     inpainter: Inpainter | HoleFiller, job: Job, *, boxes: Sequence[Sequence[int]] | None = None
 ) -> list[str]:
-    """Fill one picture and save it; returns a line for each hole.
+    """Fill one image and save it; returns one line per hole.
 
     Raises:
-        As :meth:`Inpainter.__call__` and :meth:`Inpainted.save`; what the job has in place of a
-        mask.
+        Errors of :meth:`Inpainter.__call__` and :meth:`Inpainted.save`, and the error that the job
+        has instead of a mask.
     """
     if isinstance(job.mask, InpaintError):
         raise job.mask
@@ -157,16 +157,16 @@ def fill_folder(
     boxes: Sequence[Sequence[int]] | None = None,
     overwrite: bool = False,
 ) -> FolderResult:
-    """Fill pictures and save them; what was done is told above a progress bar.
+    """Fill images and save them; a report is printed above a progress bar.
 
     Args:
         inpainter: the network, or what fills holes without one.
         jobs: from :func:`plan_folder`.
-        boxes: see :meth:`Inpainter.__call__`; for all pictures, if the jobs have no masks.
-        overwrite: replace files that are already there.
+        boxes: see :meth:`Inpainter.__call__`; for all images, if the jobs have no masks.
+        overwrite: replace existing files.
     """
     filled, skipped = 0, []
-    for job in tqdm(jobs, unit="picture", dynamic_ncols=True):
+    for job in tqdm(jobs, unit="image", dynamic_ncols=True):
         try:
             if job.out.exists() and not overwrite:
                 raise InpaintError(f"{job.out} is already there; `overwrite` replaces it")

@@ -1,20 +1,19 @@
-"""Where the network looks: the square windows that fill the holes of a picture of any size.
+"""Planning of the square windows that fill the holes of an image of any size.
 
 A network takes squares of S x S pixels and was trained with at most about a quarter of them
-missing. :func:`plan_windows` cuts a mask into windows like that:
+missing. :func:`plan_windows` covers a mask with such windows:
 
 * Each connected part of the mask (8-neighbourhood) is a hole; small ones that fit one window
-  together are taken together.
-* A hole that fits gets one window of S x S pixels of the picture, the native resolution.
+  together are filled together.
+* A hole that fits gets one window of S x S pixels of the image, the native resolution.
 * A larger hole gets a larger window, which is scaled down to S x S and the prediction up again:
-  coarse, but with enough context. If the hole is thin (a scratch, a line of text), smaller
-  windows side by side see enough context too; that is done where it at least doubles the
-  resolution.
-* A window that sticks out of the picture is shifted inside. Where the picture is smaller than
-  the window, or the network fills the centre of its window only, the picture is continued by
+  coarse, but with enough context. If the hole is thin (a scratch, a line of text), several smaller
+  windows have enough context too; they are used if they at least double the resolution.
+* A window that extends beyond the image is shifted inside. Where the image is smaller than
+  the window, or the network fills the centre of its window only, the image is continued by
   reflection.
 * Other missing pixels in a window count as missing. Where no window has enough context, the
-  finest of the nearly best ones is taken; :attr:`Window.missing` tells.
+  smallest of the nearly best ones is used; :attr:`Window.missing` gives its missing fraction.
 
 Every pixel of the mask belongs to exactly one window.
 """
@@ -32,26 +31,26 @@ from scipy import ndimage
 
 __all__ = ["Box", "PlannedHole", "Window", "WindowGeometry", "plan_windows", "reflect_indices"]
 
-#: top, left, bottom, right in pixels of the picture; bottom and right are exclusive.
+#: top, left, bottom, right in pixels of the image; bottom and right are exclusive.
 Box = tuple[int, int, int, int]
 Mask = NDArray[np.bool_]
 
-# A hole takes at most this part of its window's side, a tile of a larger hole this part. Measured
+# Largest side of a hole, and of a tile of a larger hole, as a fraction of its window's. Measured
 # with two networks of 64 pixels on 48 and 120 photographs: squares are filled best in windows of
 # 2.3 to 3 times their side (1/9 to 1/5 of the area); at 2 times they lose 0.1 to 1.2 dB, at 5
 # times 0.2 to 0.6 dB. Elongated holes are filled best in windows of 1.3 to 1.6 times their length.
-# In a picture that is too small for that, reflection costs nothing.
+# In an image that is too small for that, reflection has no cost in quality.
 _SPAN, _TILE_SPAN = 3 / 4, 1 / 2
 # Windows are enlarged for more context in these steps, at most so many times.
 _GROWTH, _MOST = 1.25, 4
-# Where no window has enough context: one with this part of the most that can be had is as good.
+# If no window has enough context, one with this fraction of the largest context is accepted.
 _NEARLY = 0.9
 _EIGHT = np.ones((3, 3), np.int8)
 
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """Which pixels of its window a network can fill.
+    """The pixels of its window that a network can fill.
 
     ``region`` is the whole window for networks trained with holes anywhere, else the part
     (top, left, height, width) that they were trained to fill.
@@ -75,24 +74,24 @@ class WindowGeometry:
 
     @property
     def anywhere(self) -> bool:
-        """The network fills holes anywhere in its window."""
+        """Whether the network fills holes anywhere in its window."""
         return self.region == (0, 0, self.size, self.size)
 
     @property
     def good_missing(self) -> float:
-        """The part of a window that is missing at most, if it can be had."""
+        """The preferred upper limit of a window's missing fraction."""
         return 1 / 6 if self.anywhere else 1 / 10
 
     @property
     def max_missing(self) -> float:
-        """The part of a window that may be missing for the network to do what it was trained for.
+        """The largest missing fraction of a window in the network's training.
 
-        For a network that fills a region, both are parts that are missing outside of it.
+        For a network that fills a region, both limits count missing pixels outside of it.
         """
         return 1 / 4 if self.anywhere else 1 / 10
 
     def inside(self, side: int) -> Box:
-        """The pixels of a window of ``side`` that lie wholly in the region."""
+        """The pixels of a window of ``side`` that lie completely in the region."""
         top, left, height, width = self.region
         return (
             -(-top * side // self.size),
@@ -104,14 +103,14 @@ class WindowGeometry:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A square of the picture, which may stick out of it, and the pixels that it fills."""
+    """A square, which may extend beyond the image, and the pixels that it fills."""
 
     top: int
     left: int
     side: int
-    #: The pixels that this window fills lie in this box ...
+    #: Box around the pixels that this window fills.
     box: Box
-    #: ... and are these: bool, of the box's height and width.
+    #: The pixels that this window fills: bool, of the box's height and width.
     pixels: Mask
     #: Part of the window that is missing (see :attr:`WindowGeometry.max_missing`), 0 to 1.
     missing: float
@@ -131,8 +130,8 @@ def plan_windows(mask: Mask, geometry: WindowGeometry) -> list[PlannedHole]:
     """Choose the windows that fill a mask.
 
     Args:
-        mask: bool ``(H, W)``, True where the picture is missing.
-        geometry: of the network.
+        mask: bool ``(H, W)``, True where the image is missing.
+        geometry: window geometry of the network.
 
     Returns:
         The holes, ordered by their upper edge; the ``pixels`` of all their windows together are
@@ -171,7 +170,7 @@ def reflect_indices(start: int, count: int, length: int) -> NDArray[np.intp]:
 
 
 def _group(boxes: NDArray[np.int_], geometry: WindowGeometry) -> list[NDArray[np.int_]]:
-    """Indices of the boxes that share a window: small ones that are near to each other."""
+    """Indices of the boxes that share a window: small ones that are close to each other."""
     top, left, bottom, right = geometry.inside(geometry.size)
     part = _TILE_SPAN if geometry.anywhere else 1
     height, width = int((bottom - top) * part), int((right - left) * part)
@@ -184,7 +183,7 @@ def _group(boxes: NDArray[np.int_], geometry: WindowGeometry) -> list[NDArray[np
     for i in range(len(order)):
         if not free[i]:
             continue
-        # The square whose top is that of the first box, and which has it in the middle.
+        # A square with the top of the first box, and horizontally centred on it.
         x = lefts[i] - (width - (rights[i] - lefts[i])) // 2
         near = slice(i, int(ends[i]))
         fits = (
@@ -237,7 +236,7 @@ class _Planner:
         side = whole
         while True:
             yield side, (pixels.shape[0], pixels.shape[1])
-            # A larger one would see nothing new, or fill a speck beside a large hole coarsely.
+            # A larger one would add no context, or fill a small hole beside a large one coarsely.
             if side >= min(_MOST * whole, 2 * max(self.height, self.width)):
                 return
             side = math.ceil(side * _GROWTH)
@@ -248,7 +247,7 @@ class _Planner:
         height, width = int(pixels.shape[0]), int(pixels.shape[1])
         if self.geometry.anywhere:
             area = np.count_nonzero(pixels) / self.geometry.good_missing
-            # Where the hole reaches from edge to edge of the picture, there is no context to add.
+            # A hole from edge to edge of the image leaves no context to add.
             rows = min(math.ceil(height / _SPAN), self.height)
             columns = min(math.ceil(width / _SPAN), self.width)
             return max(size, rows, columns, math.ceil(math.sqrt(area)))
@@ -261,7 +260,7 @@ class _Planner:
             side += 1
 
     def _window(self, pixels: Mask, top: int, left: int, side: int) -> Window:
-        """The window of that side for the given pixels, placed to see most of the picture."""
+        """A window of this side for the given pixels, placed to cover most of the image."""
         height, width = pixels.shape
         inside = self.geometry.inside(side)
         y = _place(top, height, side, inside[0], inside[2], self.height)
@@ -273,7 +272,7 @@ class _Planner:
         return Window(y, x, side, box, pixels, missing / side**2)
 
     def _count(self, top: int, left: int, bottom: int, right: int) -> int:
-        """Missing pixels in a box, also where the picture is continued by reflection."""
+        """Missing pixels in a box, also where the image is continued by reflection."""
         tops, bottoms = _reflected(top, bottom, self.height)
         lefts, rights = _reflected(left, right, self.width)
         above = self.sums[np.ix_(tops, rights)] - self.sums[np.ix_(tops, lefts)]
@@ -316,10 +315,10 @@ def _cuts(length: int, most: int) -> list[slice]:
 
 
 def _place(start: int, count: int, side: int, first: int, last: int, length: int) -> int:
-    """Where a window begins along one axis.
+    """The start of a window along one axis.
 
     Pixels ``start`` to ``start + count`` must lie in the part ``first`` to ``last`` of the window.
-    Within that, the window lies in the picture, or the picture in the middle of the window, and
+    Within that, the window lies in the image, or the image in the middle of the window, and
     within that the pixels lie in its middle.
     """
     middle = start + count // 2 - side // 2

@@ -1,4 +1,4 @@
-"""Masks: which part of a picture is missing, as a function of (seed, epoch, sample index)."""
+"""Masks: the missing part of an image as a function of (seed, epoch, sample index)."""
 
 from context_encoder.masks.base import MaskSampler
 from context_encoder.masks.blob import BlobMasks

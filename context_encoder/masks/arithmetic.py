@@ -1,4 +1,4 @@
-"""Integer arithmetic on tensors that every device does to the last bit."""
+"""Integer arithmetic on tensors with identical results on every device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-#: Steps of a full turn, and the fixed point of a sine.
+#: Steps per full turn, and fractional bits of a sine.
 TURN_BITS, SINE_BITS = 12, 14
 
 
 def integer_sqrt(value: Tensor) -> Tensor:
     """The largest integer whose square is at most ``value``: int64, 0 to 2**62."""
-    root = value.double().sqrt().long()  # off by one at most, whatever the device rounds
+    root = value.double().sqrt().long()  # off by one at most, however the device rounds
     root = root - (root * root > value).long()
     return root + ((root + 1) * (root + 1) <= value).long()
 

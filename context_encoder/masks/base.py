@@ -1,4 +1,4 @@
-"""What all mask samplers share: the interface, and the random words of a sample."""
+"""Interface of mask samplers, and the random words of a sample."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MIN_SIZE, MAX_SIZE = 32, 1024
 
 
 class MaskSampler(nn.Module):
-    """Draws the mask of a sample as a function of ``(seed, epoch, index)`` and of nothing else.
+    """Draws the mask of a sample as a function of ``(seed, epoch, index)`` alone.
 
     All arithmetic is exact, so the same sample gets the same mask on every device, in every
-    process, alone or in a batch. There is no random state, no work on the host and no waiting
-    for a GPU: samplers can be compiled with ``fullgraph=True`` and captured in a CUDA graph.
+    process, alone or in a batch. There is no random state, no work on the host and no
+    synchronization: samplers can be compiled with ``fullgraph=True`` and captured in a CUDA graph.
     ``.to(device)`` moves the tables; they are not part of the state dict.
 
     Random words come from Philox-4x32 with the key ``(seed low, seed high)`` and the counter
@@ -56,7 +56,7 @@ class MaskSampler(nn.Module):
                 count modulo 2**32.
 
         Returns:
-            mask, bool ``(B, 1, S, S)``, True where the picture is missing; area, int64
+            mask, bool ``(B, 1, S, S)``, True where the image is missing; area, int64
             ``(B,)``, the number of missing pixels.
 
         Raises:
@@ -82,17 +82,17 @@ class MaskSampler(nn.Module):
         return self.draw(epoch, index)
 
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` behind the checks; each kind of mask defines it."""
+        """:meth:`forward` without the checks; each kind of mask defines it."""
         raise NotImplementedError
 
     def with_seed(self, seed: int) -> MaskSampler:
-        """The same kind of masks, its tables shared, drawn with another seed."""
+        """A sampler of the same masks with another seed; it shares the tables."""
         other = copy.copy(self)
         other.seed = seed
         return other
 
     def words(self, epoch: Tensor, index: Tensor, count: int) -> Tensor:
-        """``count`` random words for each sample: int64 ``(B, count)``, in [0, 2**32)."""
+        """``count`` random words per sample: int64 ``(B, count)``, in [0, 2**32)."""
         return sample_words(self.seed, self._stream, epoch, index, count)
 
     def extra_repr(self) -> str:
@@ -100,12 +100,13 @@ class MaskSampler(nn.Module):
 
 
 def sample_words(seed: int, stream: int, epoch: Tensor, index: Tensor, count: int) -> Tensor:
-    """``count`` random words for each sample, keyed and counted as :class:`MaskSampler` says.
+    """``count`` random words per sample, with the key and counter of :class:`MaskSampler`.
 
     Args:
         seed: 0 to 2**64 - 1.
-        stream: tells apart what is drawn for the same samples.
+        stream: separates different draws for the same samples.
         epoch, index: int64 ``(B,)``.
+        count: number of words.
 
     Returns:
         int64 ``(B, count)``, in [0, 2**32).

@@ -11,12 +11,12 @@ from context_encoder.masks.base import MaskSampler
 from context_encoder.masks.registry import register_mask
 
 CANDIDATES = 64
-# Pixel j of the 10000-pixel pattern lies at 599 j / 9999 of the 600-value lattice.
+# Pixel j of the 10000-pixel pattern is at 599 j / 9999 of the 600-value lattice.
 _NUMERATOR, _DENOMINATOR = 599, 9999
 _PHASES = 64  # positions of a window within a cell of the lattice, along each axis
 _WEIGHT_BITS, _VALUE_BITS = 12, 16
-# The acceptable pixels in 1/1000, and by how much the range is narrowed where windows are judged
-# by a part of their pixels (the standard deviation of that estimate is 1.5 to 2 at any size).
+# The accepted range in 1/1000, and by how much it is narrowed where windows are judged by a part
+# of their pixels (the standard deviation of that estimate is 1.5 to 2 at any size).
 _LOWEST, _HIGHEST, _NARROWER = 200, 300, 5
 _CHUNK = 4  # candidates judged at a time, to bound the memory
 
@@ -31,7 +31,7 @@ class BlobMasks(MaskSampler):
     pixels is between 20 and 30 %. This mask is then used for a whole batch.
 
     Here each sample has a mask of its own, from an unbounded pattern: the values around a window
-    are drawn when they are needed. Of 64 independent windows the first acceptable one is taken,
+    are drawn when they are needed. The first acceptable one of 64 independent windows is used,
     or the one closest to 25 % if there is none. The share of acceptable windows falls with the
     size, from 26 % at 64 pixels and 23 % at 128 to 10 % at 227 and almost none at 512, where
     masks end below 20 %. Windows of 128 pixels and more are judged by the pixels of a grid, 64
@@ -49,7 +49,7 @@ class BlobMasks(MaskSampler):
 
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         batch, cells = index.shape[0], self.weights.shape[-1]
-        # Two values of the lattice from each word.
+        # Each word gives two values of the lattice.
         count = 2 + -(-cells * cells // 2)
         words = self.words(epoch, index, CANDIDATES * count).view(batch, CANDIDATES, count)
         phase = random_below(words[..., :2], _PHASES)
@@ -67,14 +67,14 @@ class BlobMasks(MaskSampler):
         return mask, mask.sum((1, 2, 3))
 
     def _missing(self, values: Tensor, phase: Tensor, stride: int = 1) -> Tensor:
-        """Where the pattern is below 1/4: bool ``(B, C, rows, columns)``."""
+        """Pixels where the pattern is below 1/4: bool ``(B, C, rows, columns)``."""
         rows, columns = self.weights[:, ::stride].double()[phase].unbind(2)
         pattern = rows @ values.double() @ columns.transpose(-1, -2)
-        # Half an integer below the threshold, where no rounding in a product could matter.
+        # Half an integer below the threshold: rounding cannot change the result.
         return pattern < float(1 << (_VALUE_BITS + 2 * _WEIGHT_BITS - 2)) - 0.5
 
     def _first_acceptable(self, coarse: Tensor) -> Tensor:
-        """The number, ``(B, 1)``, of the candidate to use, by their missing pixels ``(B, C)``."""
+        """Index of the candidate to use, ``(B, 1)``, from the missing pixels of all, ``(B, C)``."""
         pixels = (-(-self.size // self.stride)) ** 2
         narrower = _NARROWER if self.stride > 1 else 0
         share = 1000 * coarse

@@ -16,15 +16,15 @@ _WORDS = 2 + 3 * MAX_BLOCKS
 
 @register_mask("block", summary="one to a few smaller squares anywhere, together at most ¼")
 class BlockMasks(MaskSampler):
-    """Several squares, which may overlap, over at most a quarter of the picture.
+    """Several squares, which may overlap, over at most a quarter of the image.
 
     The paper (section 3.3) removes several smaller blocks, which may overlap, up to a quarter of
     the image, and gives no numbers. Here 1 to 8 squares are drawn. The sum of their
-    areas is drawn between 1/10 and 1/4 of the picture, their sides differ by up to a factor of
-    two, and each lies anywhere inside the picture, on whole pixels.
+    areas is drawn between 1/10 and 1/4 of the image, their sides differ by up to a factor of
+    two, and each lies anywhere inside the image, on whole pixels.
 
-    The limit holds by construction: sides are rounded down from a division of the drawn sum,
-    and a union is not larger than the sum of its parts.
+    The limit holds by construction: sides are rounded down after dividing the drawn sum,
+    and the area of a union is at most the sum of the areas.
     """
 
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class CentralMasks(MaskSampler):
     def __init__(self, size: int, seed: int, hole: int | None = None) -> None:
         """
         Args:
-            size, seed: see :class:`MaskSampler`; the seed changes nothing.
+            size, seed: see :class:`MaskSampler`; the seed has no effect.
             hole: side of the hole in pixels, 1 to ``size - 1``; ``None``: half of ``size``.
 
         Raises:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class FolderOptions(OptionGroup):
-    """Options of the user's own masks."""
+    """Options of masks from users' images."""
 
     free_on_resume: ClassVar[frozenset[str]] = frozenset({"mask_folder"})
 
@@ -34,12 +34,12 @@ class FolderOptions(OptionGroup):
 
 @register_mask("folder", summary="your mask images (`--mask-folder`)", options=FolderOptions)
 class FolderMasks(MaskSampler):
-    """Masks drawn by the user: one image of the folder for each sample, flipped at random.
+    """Masks drawn by users: one image of the folder per sample, flipped at random.
 
-    White means missing, black and transparent kept, at half of the luminance. Every image is
-    stretched to S x S; a pixel is missing where at least half of it was white. Images that leave
-    everything or nothing missing at that size, and files that cannot be read, are left out and
-    named in the log and in ``skipped``.
+    White means missing, black and transparent mean kept; the threshold is half of the luminance.
+    Every image is stretched to S x S; a pixel is missing if at least half of it was white. Images
+    in which everything or nothing is missing at that size, and files that cannot be read, are
+    skipped and named in the log and in ``skipped``.
     """
 
     masks: Tensor
@@ -49,15 +49,15 @@ class FolderMasks(MaskSampler):
         """
         Args:
             size, seed: see :class:`MaskSampler`.
-            mask_folder: searched with its subfolders; formats as for photographs.
+            mask_folder: folder of images, searched with its subfolders; formats as for photographs.
 
         Raises:
-            FileNotFoundError, NotADirectoryError: no such folder, or no image in it.
+            FileNotFoundError, NotADirectoryError: there is no such folder, or no image in it.
             ValueError: no image in it can be used as a mask, or a number is out of its range.
         """
         super().__init__(size, seed)
         masks: list[Tensor] = []
-        #: Files left out, and why.
+        #: Skipped files, and the reasons.
         self.skipped: list[tuple[Path, str]] = []
         paths = list_images(mask_folder)
         for path in paths:
@@ -72,7 +72,7 @@ class FolderMasks(MaskSampler):
                 missing = "everything" if mask.any() else "nothing"
                 self.skipped.append((path, f"{missing} is white at {size} x {size} pixels"))
         for path, reason in self.skipped:
-            log.warning("mask %s is left out: %s", path, reason)
+            log.warning("skipped mask %s: %s", path, reason)
         if not masks:
             path, reason = self.skipped[0]
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Outlines of silhouettes: tracing, and what an outline must satisfy."""
+"""Outlines of silhouettes: tracing, and properties of an outline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FloatArray = NDArray[np.float64]
 def trace_outline(
     mask: NDArray[np.bool_], smoothing: Sequence[float] = (0.025, 0.05, 0.1)
 ) -> NDArray[np.int16] | None:
-    """The outline of a mask's largest part, holes filled.
+    """Trace the outline of a mask's largest part, with holes filled.
 
-    The mask is blurred and its contour at one half is followed, cut into 96 edges of equal
+    The mask is blurred. Its contour at one half is traced, cut into 96 edges of equal
     length along the contour, and scaled and shifted to area ``UNIT**2`` around its centroid.
 
     Args:
@@ -46,7 +46,7 @@ def trace_outline(
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     for width in smoothing:
         sigma = width * float(np.sqrt(mask.sum()))
-        # Nothing lies outside the picture: shapes that it cuts off are closed along its edge.
+        # Shapes that are cut off by the image are closed along its edge.
         field = gaussian_filter(np.pad(mask, int(4 * sigma) + 2).astype(np.float64), sigma)
         lines = (
             np.asarray(line, np.float64)[:-1] for line in contour_generator(z=field).lines(0.5)
@@ -81,7 +81,7 @@ def normalized(polygon: FloatArray) -> NDArray[np.int16] | None:
 
 
 def signed_area(polygon: FloatArray) -> float:
-    """The shoelace sum; positive where x turns towards y."""
+    """The area by the shoelace sum; positive for the orientation from x towards y."""
     x, y = polygon.T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
@@ -91,7 +91,7 @@ def longest_edge(polygon: FloatArray) -> float:
 
 
 def clearance(polygon: FloatArray) -> float:
-    """The least distance between two edges that share no vertex; 0 where they cross."""
+    """The smallest distance between two edges without a common vertex; 0 if they cross."""
     start, end = polygon, np.roll(polygon, -1, axis=0)
     edge = end - start
     count = len(polygon)
@@ -129,7 +129,7 @@ def clearance(polygon: FloatArray) -> float:
 def _boxes_meet(
     start: FloatArray, end: FloatArray, first: NDArray[np.intp], second: NDArray[np.intp]
 ) -> NDArray[np.bool_]:
-    """Whether the edges' bounding boxes meet: edges on one line need it to cross."""
+    """Whether the edges' bounding boxes meet, without which collinear edges do not cross."""
     low, high = np.minimum(start, end), np.maximum(start, end)
     meet = (low[first] <= high[second]) & (low[second] <= high[first])
     result: NDArray[np.bool_] = meet[:, 0] & meet[:, 1]

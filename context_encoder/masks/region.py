@@ -11,7 +11,7 @@ from cekernels import random_below, rasterize_polygons
 from context_encoder.masks.arithmetic import SINE_BITS, TURN_BITS, integer_sqrt, sine_table
 from context_encoder.masks.base import MaskSampler
 
-#: Vertices of an outline.
+#: Vertices per outline.
 VERTICES = 96
 #: Length, in an outline's int16 coordinates, of the square root of its area.
 UNIT = 1 << 12
@@ -20,17 +20,17 @@ MAX_SHAPES = 3
 # Limits of the deformation: stretch along one axis (and shrinking along the other); steepest
 # slope of a sinusoidal shear; its shortest and longest wave, in square roots of the area.
 _STRETCH, _SLOPE, _WAVES = 1.5, 0.4, (1.5, 3.0)
-# The drawn area, as a share of the largest one that is safe: from 2/5 on.
+# The drawn area is at least 2/5 of the largest safe one.
 _SMALLEST_SHARE = 0.4
 
 _TURN = 1 << TURN_BITS
 _QUARTER = _TURN // 4
-_FINE_BITS = 16  # a deformed outline has 2**16 steps to the square root of its area
+_FINE_BITS = 16  # a deformed outline has 2**16 steps per square root of its area
 _WORDS_PER_SHAPE = 14
 
 
 def clearance_needed(longest_edge: float) -> float:
-    """The distance between an outline's edges that keeps it simple under every deformation.
+    """The minimum distance of an outline's edges that keeps it simple under every deformation.
 
     Lengths are in square roots of the outline's area. The deformation is a stretch, then two
     sinusoidal shears, each applied to the vertices only. The stretch shortens distances by
@@ -48,14 +48,14 @@ def clearance_needed(longest_edge: float) -> float:
 
 
 class RegionMasks(MaskSampler):
-    """One to three deformed silhouettes, over at most a quarter of the picture.
+    """One to three deformed silhouettes, over at most a quarter of the image.
 
     The paper (section 3.3) takes arbitrary shapes from the segmentation masks of PASCAL VOC 2012,
     deforms them and pastes them anywhere into other images, over up to a quarter of the image,
-    so that shape and picture are not correlated. Here an outline is drawn from a
+    so that shape and image are not correlated. Here an outline is drawn from a
     table, mirrored or not, rotated, stretched by up to 1.5 along one axis and shrunk along the
     other (with the rotations before and after, any shear too), and warped by a sinusoidal shear
-    along each of two perpendicular axes. It may stick out of the picture by a quarter of its
+    along each of two perpendicular axes. It may stick out of the image by a quarter of its
     width and height.
 
     **The limit holds by construction.** A simply connected region of area A whose outline
@@ -70,9 +70,8 @@ class RegionMasks(MaskSampler):
     their bounds is at most S**2 // 4, with allowance for vertices rounded to 1/256 pixel. Then
     the area, not the bound, is multiplied by a number between 2/5 and 1.
 
-    That a deformed outline is simple, which the bound needs, follows from
-    :func:`clearance_needed`. All outlines run the same way round, so that overlapping ones unite
-    under the non-zero rule.
+    The bound needs deformed outlines to be simple, which :func:`clearance_needed` ensures.
+    All outlines have the same orientation, so that overlapping ones unite under the non-zero rule.
     """
 
     kind = "region"
@@ -146,7 +145,7 @@ class RegionMasks(MaskSampler):
         chosen = random_below(outline, self.outlines.shape[0])[..., 0]
         x, y = (self.outlines[chosen].long() << (_FINE_BITS - 12)).unbind(-1)
         mirrored = random_below(mirror, 2) == 1
-        # Mirroring turns the orientation round, and reversing the order turns it back.
+        # Mirroring reverses the orientation; reversing the order restores it.
         x, y = torch.where(mirrored, -x.flip(-1), x), torch.where(mirrored, y.flip(-1), y)
 
         x, y = self._rotated(x, y, angle)
@@ -163,7 +162,7 @@ class RegionMasks(MaskSampler):
         return (x * cosine - y * sine) >> SINE_BITS, (x * sine + y * cosine) >> SINE_BITS
 
     def _wave(self, along: Tensor, wave: Tensor, phase: Tensor, slope: Tensor) -> Tensor:
-        """The shift of a sinusoidal shear at positions ``along``."""
+        """The displacement of a sinusoidal shear at positions ``along``."""
         slowest, fastest = (int(_TURN / length) for length in reversed(_WAVES))
         steps = slowest + random_below(wave, fastest - slowest + 1)  # of the turn, per unit
         # slope = 2 pi * amplitude / wavelength
@@ -173,7 +172,7 @@ class RegionMasks(MaskSampler):
         return (amplitude * self.sines[at]) >> SINE_BITS
 
     def _largest_scale(self, x: Tensor, y: Tensor, number: Tensor) -> Tensor:
-        """The scale ``(B, 1)``, from 2**-16 unit to 2**-22 pixel, that uses the limit up.
+        """The largest scale within the limit, ``(B, 1)``, from 2**-16 unit to 2**-22 pixel.
 
         It is the largest p with ``A (p / 2**22)**2 + H p / 2**22 <= S**2 // 4 - 1.5 n``, A and H
         being the sums of area and half travel of the n outlines, rounded up. For vertices
@@ -191,7 +190,7 @@ class RegionMasks(MaskSampler):
         return torch.div(root - b, area, rounding_mode="floor")
 
     def _placed(self, position: Tensor, word: Tensor) -> Tensor:
-        """Shifted to a random place with at most a quarter of the extent outside."""
+        """A random position with at most a quarter of the extent outside the image."""
         low, high = position.amin(-1, keepdim=True), position.amax(-1, keepdim=True)
         extent, side = high - low, self.size * 256
         room = (side - extent // 2).clamp(min=0)

@@ -15,7 +15,7 @@ Maker = TypeVar("Maker", bound=Callable[..., MaskSampler])
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """What a name stands for; see :func:`register_mask`."""
+    """An entry of the registry; see :func:`register_mask`."""
 
     make: Callable[..., MaskSampler]
     summary: str
@@ -27,7 +27,7 @@ class MaskSpec:
 #: The kinds of mask.
 MASKS: Registry[MaskSpec] = Registry("mask", "context_encoder.masks", "context_encoder.masks")
 
-#: A kind of mask, as a type of pydantic's.
+#: The name of a kind of mask, as a pydantic type.
 MaskName = Annotated[str, NameIn(MASKS)]
 
 
@@ -49,13 +49,14 @@ def register_mask(
 
     Args:
         name: its name.
-        summary: what is missing, for the documentation.
-        options: its options; each becomes one of the command line's.
-        fixed_hole: whether the hole is one square in the middle, the same for every sample. What
-            is decorated then takes ``hole`` too, its side in pixels (None for half of the mask's).
-        presets: recipes for training that come with it.
+        summary: description of the missing part, for the documentation.
+        options: its options; each becomes an option of the command line.
+        fixed_hole: whether the hole is one square in the middle, the same for every sample. The
+            class or function then takes ``hole`` too, its side in pixels (None for half of the
+            mask's side).
+        presets: its presets for training.
         aliases: former names.
-        default: whether it is the one to take where none is named.
+        default: whether it is used when no mask is named.
 
     Raises:
         RegistryError: the name is taken.
@@ -72,7 +73,7 @@ def register_mask(
 
 
 def masks_without_files() -> list[str]:
-    """The kinds of mask that need no options, such as a folder, to be drawn."""
+    """The kinds of mask without required options, such as a folder."""
     return MASKS.names(lambda spec: not spec.options.required())
 
 
@@ -84,18 +85,18 @@ def masks_with_fixed_hole() -> list[str]:
 def build_mask_sampler(
     name: str, size: int, seed: int, *, hole: int | None = None, **options: Any
 ) -> MaskSampler:
-    """A sampler by name.
+    """Build a sampler by name.
 
     Args:
         name: one of :data:`MASKS`.
         size, seed: see :class:`MaskSampler`.
         hole: the side of the hole in pixels, for a kind of mask with a fixed hole.
-        options: those of the kind, such as ``mask_folder``; see :attr:`MaskSpec.options`.
+        options: options of the kind, such as ``mask_folder``; see :attr:`MaskSpec.options`.
 
     Raises:
-        ValueError: an unknown kind, an option that the kind needs and lacks, or one that it
-            has no use for.
-        As the sampler of the kind.
+        ValueError: the kind is unknown, a required option is missing, or an option would have no
+            effect.
+        Errors of the kind's sampler.
     """
     spec = MASKS.find(name)
     if hole is not None and not spec.fixed_hole:
@@ -111,4 +112,10 @@ def build_mask_sampler(
             description = spec.options.model_fields[option].description
             raise ValueError(f"{name!r} masks need {option}: {description}")
     keywords = spec.options(**options).model_dump()
-    return spec.make(size, seed, **({"hole": hole} if spec.fixed_hole else {}), **keywords)
+    if spec.fixed_hole:
+        keywords["hole"] = hole
+    try:
+        return spec.make(size, seed, **keywords)
+    except ValueError as error:
+        # Raised anew here: what a package's own mask refuses is wrong use, not a bug.
+        raise ValueError(str(error)) from error

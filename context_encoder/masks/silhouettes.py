@@ -1,4 +1,4 @@
-"""Random region masks of the silhouettes that ship with the package."""
+"""Random region masks of the packaged silhouettes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from context_encoder.masks.registry import register_mask
     default=True,
 )
 def silhouette_masks(size: int, seed: int) -> RegionMasks:
-    """:class:`RegionMasks` of :func:`silhouettes`."""
+    """:class:`RegionMasks` with the outlines of :func:`silhouettes`."""
     return RegionMasks(size, seed, silhouettes())
 
 

@@ -21,7 +21,7 @@ from context_encoder.utils.option_groups import OptionGroup
 log = logging.getLogger(__name__)
 
 _VOID = 255
-#: Smallest object, in pixels; below, an outline is mostly the stairs of the pixels.
+#: Smallest object in pixels; outlines of smaller ones mostly show the pixel grid.
 MIN_AREA = 400
 
 
@@ -39,28 +39,28 @@ class VocOptions(OptionGroup):
     options=VocOptions,
 )
 def voc_masks(size: int, seed: int, voc_root: str | os.PathLike[str]) -> RegionMasks:
-    """:class:`RegionMasks` of PASCAL VOC's objects; ``voc_root`` as in :func:`voc_outlines`."""
+    """:class:`RegionMasks` with PASCAL VOC's objects; ``voc_root`` as in :func:`voc_outlines`."""
     return RegionMasks(size, seed, voc_outlines(voc_root))
 
 
 def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
     """Trace every object of the segmentation masks for :class:`RegionMasks`.
 
-    Used are the pictures of ``ImageSets/Segmentation/train.txt``, so that no validation picture
-    shapes the training, or all pictures where that file is missing. Objects below 400 pixels,
+    It uses the images of ``ImageSets/Segmentation/train.txt``, so that validation images do not
+    influence training, or all images if that file is missing. Objects below 400 pixels,
     and objects so thin that no smoothing of their outline survives deformation, are left out.
-    It takes some 10 ms an object.
+    It takes about 10 ms per object.
 
     Args:
         root: the VOCdevkit folder, which holds ``VOC2012/SegmentationObject/*.png``; or the
             VOC2012 folder itself.
-        year: which of the devkit's data sets.
+        year: data set of the devkit.
 
     Returns:
         int16 ``(K, 96, 2)``, see :func:`trace_outline`.
 
     Raises:
-        FileNotFoundError: no such folder, or not the layout above.
+        FileNotFoundError: there is no such folder, or it has another layout.
         ValueError: a file is not a palette image, or no object can be used.
         ImportError: contourpy is not installed.
     """
@@ -81,13 +81,13 @@ def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(paths)} pictures listed in {names} are not in {folder}, "
+                f"{len(missing)} of {len(paths)} images listed in {names} are not in {folder}, "
                 f"the first: {missing[0].name}"
             )
     else:
         paths = sorted(folder.glob("*.png"))
     if not paths:
-        raise FileNotFoundError(f"no picture to take objects from in {folder}")
+        raise FileNotFoundError(f"no image to take objects from in {folder}")
 
     outlines, objects = [], 0
     for path in paths:
@@ -95,7 +95,7 @@ def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
             if image.mode not in ("P", "L"):
                 raise ValueError(
                     f"{path} has mode {image.mode}, not a palette: VOC's object masks number the "
-                    "objects of a picture; was it converted to colours?"
+                    "objects of an image; was it converted to colours?"
                 )
             labels = np.asarray(image)
         areas = np.bincount(labels.ravel(), minlength=256)
@@ -106,8 +106,8 @@ def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
                 outlines.append(outline)
     if not outlines:
         raise ValueError(
-            f"no object to use in the {len(paths)} pictures of {folder}: "
+            f"no object to use in the {len(paths)} images of {folder}: "
             f"{objects} of at least {MIN_AREA} pixels, none with a simple outline"
         )
-    log.info("%d outlines of %d objects in %d pictures", len(outlines), objects, len(paths))
+    log.info("%d outlines of %d objects in %d images", len(outlines), objects, len(paths))
     return torch.from_numpy(np.stack(outlines))

@@ -1,4 +1,4 @@
-"""The networks, by name: ``build_model("alexnet")``."""
+"""Networks by name: ``build_model("alexnet")``."""
 
 from context_encoder.models.alexnet import AlexNetContextEncoder
 from context_encoder.models.base import Backbone, ContextEncoder

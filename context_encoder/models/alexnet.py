@@ -41,7 +41,7 @@ class AlexNetOptions(OptionGroup):
     )
 
 
-# Values of the paper's section 5.2 (docs/recipes.md says which); the rest is the default.
+# Values of the paper's section 5.2 (see docs/recipes.md); the others are defaults.
 _FEATURES: dict[str, Any] = {
     "model": "alexnet",
     "batch_size": 64,
@@ -66,7 +66,7 @@ _PRESETS = {
         {**_FEATURES, "pretext": "denoising", "dropout": 0.5},
         "paper, section 5.2; Vincent et al. 2010",
     ),
-    # Crops show the same part of a photograph as above, in the 261 pixels that two patches take.
+    # Crops show the same part of a photograph as above, at the 261 pixels that two patches need.
     "features-relative-patch": Preset(
         {**_FEATURES, "pretext": "relative-patch", "resize": 294}, "Doersch et al. 2015"
     ),
@@ -99,8 +99,8 @@ class AlexNetContextEncoder(ContextEncoder):
     bottleneck, then 11, 21, 41, 81, 161, and bilinear resizing to 227. Every layer but the last
     has a ReLU.
 
-    Weights start as N(0, 2 / fan-in), see :func:`context_encoder.models.base.init_he`, with which
-    it trains without batch normalisation.
+    Weights start as N(0, 2 / fan-in), see :func:`context_encoder.models.base.init_he`, which
+    allows training without batch normalisation.
 
     Args:
         image_size: S = 35 + 32 n pixels, for a pool5 of n x n, n >= 2 (see
@@ -110,11 +110,11 @@ class AlexNetContextEncoder(ContextEncoder):
         norm: "lrn", local response normalisation after conv1 and conv2 as in AlexNet; "batch",
             batch normalisation before every ReLU instead; or "none".
         dropout: probability of dropping an output of the channel-wise layer, in training.
-        output: "linear"; "relu", as the paper may be read, which cannot predict the darker half
-            of [-1, 1]; or "tanh".
+        output: "linear"; "relu", one interpretation of the paper, which cannot predict the darker
+            half of [-1, 1]; or "tanh".
 
     Raises:
-        ValueError: an argument that is none of these.
+        ValueError: an argument has another value.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class AlexNetContextEncoder(ContextEncoder):
                     mix=nn.Sequential(
                         OrderedDict(
                             dropout=nn.Dropout(dropout),
-                            # 1x1: locations are mixed already, only channels are left to mix.
+                            # 1x1: the layer before mixes locations, this one the channels.
                             **dict(_conv(256, 256, 1, batch_norm=batch_norm).named_children()),
                         )
                     ),
@@ -158,10 +158,10 @@ class AlexNetContextEncoder(ContextEncoder):
 
     @staticmethod
     def check_image_size(image_size: int) -> None:
-        """ValueError unless every stride of conv1 to pool5 comes out even and pool5 is 2 x 2.
+        """ValueError unless the strides of conv1 to pool5 fit and pool5 is at least 2 x 2.
 
-        Any other size would leave a border of the picture unread; from a pool5 of 1 x 1 the
-        up-convolutions would make 1 x 1.
+        With any other size, a border of the image would be ignored; from a pool5 of 1 x 1, the
+        up-convolutions would produce 1 x 1.
         """
         check_integer("image_size", image_size, 1)
         if image_size < 99 or image_size % 32 != 3:
@@ -183,7 +183,7 @@ def _conv(
     groups: int = 1,
     batch_norm: bool,
 ) -> nn.Sequential:
-    """Convolution, batch normalisation (which has the bias then), ReLU."""
+    """Convolution, optional batch normalisation (which replaces the bias), ReLU."""
     return stage(
         nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding, groups=groups, bias=not batch_norm

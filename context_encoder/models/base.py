@@ -1,4 +1,4 @@
-"""What all context encoders share: encoder, bottleneck that connects all locations, decoder."""
+"""Base classes of context encoders: encoder, bottleneck that connects all locations, decoder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OutputActivation = Literal["linear", "relu", "tanh"]
 
 
 class Backbone(nn.Module):
-    """A network whose features can be used: an encoder of named stages, and what may follow it.
+    """A network for feature extraction: an encoder of named stages and, optionally, more parts.
 
-    ``model.encoder`` alone is fully convolutional and takes any size that its strides leave
-    something of; everything else takes ``image_size`` only.
+    ``model.encoder`` alone is fully convolutional and takes any size that gives a non-empty map;
+    everything else takes ``image_size`` only.
 
     Args:
         image_size: S, the side of the square input in pixels.
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         self.encoder = encoder
 
     def feature_parts(self) -> tuple[nn.Sequential, ...]:
-        """The parts whose stages :meth:`features` gives, in the order in which they are applied."""
+        """The parts whose stages :meth:`features` returns, in the order of their application."""
         return (self.encoder,)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The output of every stage of :meth:`feature_parts`, by the stage's name, in order.
 
-        A stage includes its activation: ``conv1`` is what follows the ReLU, as in Caffe, where
+        A stage includes its activation: ``conv1`` is the output of the ReLU, as in Caffe, where
         the ReLU overwrites its input. ``channelwise_fc`` is taken before dropout. Gradients flow;
         call it in eval mode and under ``torch.no_grad()`` to extract features.
         Arguments and errors as in :meth:`encode`.
@@ -68,31 +68,31 @@ class Backbone(nn.Module):
         if not x.is_floating_point():
             raise TypeError(
                 f"{type(self).__name__} takes floating point in [-1, 1], got {x.dtype}; "
-                "uint8 pictures become that with x / 127.5 - 1"
+                "uint8 images become that with x / 127.5 - 1"
             )
         expected = (3, self.image_size, self.image_size)
         if x.dim() != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(
                 f"{type(self).__name__} takes (B, {', '.join(map(str, expected))}), "
-                f"got {tuple(x.shape)}; resize or crop the pictures, or build the model with "
+                f"got {tuple(x.shape)}; resize or crop the images, or build the model with "
                 "another image_size"
             )
 
 
 class ContextEncoder(Backbone):
-    """Predicts what is missing of a picture from what is left (Pathak et al. 2016, section 3).
+    """Predicts the missing part of an image from the rest (Pathak et al. 2016, section 3).
 
-    The three parts are made of named stages, so that weights are found under
-    ``encoder.conv1.conv.weight``, ``bottleneck.channelwise_fc.weight``, ``decoder.up1.conv.weight``
-    and so on. No stage of the encoder reaches the decoder but through the bottleneck.
+    The three parts consist of named stages, so that weights have names such as
+    ``encoder.conv1.conv.weight``, ``bottleneck.channelwise_fc.weight`` and
+    ``decoder.up1.conv.weight``. All paths from the encoder to the decoder pass the bottleneck.
 
     Args:
         image_size: S, the side of the square input in pixels.
         encoder: ``(B, 3, S, S)`` to a feature map.
-        bottleneck: connects every location of that map with every other.
-        decoder: to the prediction, ``(B, 3, height, width)``.
+        bottleneck: connects every location of that map with every other one.
+        decoder: maps the bottleneck's output to the prediction, ``(B, 3, height, width)``.
         output_region: (top, left, height, width) of the prediction in pixels of the input; None
-            for the whole picture.
+            for the whole image.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class ContextEncoder(Backbone):
 
     @staticmethod
     def check_image_size(image_size: int) -> None:
-        """ValueError, naming sizes that will do, for one that the network cannot take.
+        """ValueError, with a list of suitable sizes, if the network cannot handle the size.
 
-        Called before anything is built. A network that takes only some sizes overrides it.
+        It is called before anything is built. A network that takes only some sizes overrides it.
         """
         check_integer("image_size", image_size, 1)
 
@@ -139,11 +139,11 @@ class ContextEncoder(Backbone):
 class WholeMapConv2d(nn.Conv2d):
     """A convolution, without bias, whose kernel is as large as the map: a matrix product.
 
-    State dict and results are those of ``nn.Conv2d``. On the CPU the product is computed as such:
-    oneDNN's convolution would rearrange all weights in each pass, which takes longer than the
-    product, and torch's fused Adam copies each gradient that is not contiguous; so there the
-    weights stay contiguous also in a model of ``memory_format=torch.channels_last``. Maps of
-    another size are convolved as ever.
+    State dict and results are those of ``nn.Conv2d``. On the CPU it is computed as a matrix
+    product: oneDNN's convolution would reorder all weights in each pass, which takes longer than
+    the product. Torch's fused Adam copies each gradient that is not contiguous, so on the CPU the
+    weights stay contiguous even with ``memory_format=torch.channels_last``. Maps of another size
+    are convolved as usual.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -186,7 +186,7 @@ def _make_contiguous_on_cpu(weight: Tensor) -> None:
 def stage(
     conv: nn.Module, norm: nn.Module | None = None, activation: nn.Module | None = None
 ) -> nn.Sequential:
-    """A convolution and what belongs to it, named ``conv``, ``norm`` and ``activation``."""
+    """A convolution with its normalisation and activation: ``conv``, ``norm``, ``activation``."""
     layers = {"conv": conv, "norm": norm, "activation": activation}
     return nn.Sequential(
         OrderedDict((name, layer) for name, layer in layers.items() if layer is not None)
@@ -194,7 +194,7 @@ def stage(
 
 
 def output_activation(name: OutputActivation) -> nn.Module | None:
-    """The layer that ends a decoder; ValueError for another name."""
+    """The last layer of a decoder; ValueError for an unknown name."""
     if name == "linear":
         return None
     if name == "relu":
@@ -214,8 +214,8 @@ def check_integer(name: str, value: object, minimum: int) -> None:
 def init_he(model: ContextEncoder) -> None:
     """Weights N(0, 2 / fan-in) (He et al. 2015), biases 0, in place.
 
-    The variance that ReLU layers need to train without batch normalisation. Fan-in is the number
-    of inputs that one output sums: an up-convolution of stride s spreads k^2 weights a channel
+    With this variance, ReLU layers train without batch normalisation. Fan-in is the number
+    of inputs summed per output: an up-convolution of stride s spreads k^2 weights per channel
     over s^2 outputs. The last up-convolution starts ten times smaller, so that the first
     predictions are near mid-grey.
     """

@@ -29,7 +29,7 @@ _DECODER_CHANNELS = (512, 256, 128, 64)
 _DISCRIMINATOR_CHANNELS = (64, 128, 256, 512)
 
 
-# Values of the released commands (docs/recipes.md says which); what is not here is the default.
+# Values of the released commands (see docs/recipes.md); the others are defaults.
 _RELEASED: dict[str, Any] = {
     "overlap": 4,
     "overlap_weight": 10.0,
@@ -84,10 +84,10 @@ _RELEASED: dict[str, Any] = {
 class DCGANContextEncoder(ContextEncoder):
     """128 pixels to a vector of 4000 units and back, as trained with an adversarial loss.
 
-    All convolutions are 4 x 4 and have no bias (the released code sets theirs to 0 at each step).
-    Five of stride 2 encode to 4 x 4 x 512, one more makes the vector, and up-convolutions decode
-    it to 64 or 128 pixels. Leaky ReLU (0.2) up to the vector, ReLU after it, tanh at the end;
-    batch normalisation everywhere but in the first and the last layer.
+    All convolutions are 4 x 4 and have no bias (the released code sets biases to 0 at each step).
+    Five of stride 2 encode to 4 x 4 x 512, one more produces the vector, and up-convolutions
+    decode it to 64 or 128 pixels. Activations are leaky ReLU (0.2) up to the vector, ReLU after
+    it, and tanh at the end; all layers but the first and the last have batch normalisation.
 
     Convolutions start as N(0, 0.02^2), batch normalisation as N(1, 0.02^2) with bias 0.
 
@@ -98,8 +98,8 @@ class DCGANContextEncoder(ContextEncoder):
         bottleneck_units: length of the vector, 4000 in the paper.
 
     Raises:
-        ValueError: an argument that is none of these; on a call, a batch of one in training, for
-            which the batch statistics of the vector do not exist.
+        ValueError: an argument has another value; or, on a call in training mode, the batch has
+            one image, so that the vector has no batch statistics.
     """
 
     def __init__(
@@ -161,30 +161,30 @@ class DCGANContextEncoder(ContextEncoder):
         if self.training and x.shape[0] == 1:
             raise ValueError(
                 f"{type(self).__name__} cannot train on a batch of 1: batch normalisation of the "
-                "bottleneck needs two pictures or more; for prediction call model.eval() first"
+                "bottleneck needs at least two images; for prediction call model.eval() first"
             )
 
 
 class Discriminator(nn.Module):
-    """Tells real pictures from predicted ones; judges the whole ``output_region``.
+    """Classifies real and predicted images; its input is the whole ``output_region``.
 
-    Convolutions 4 x 4 of stride 2 without bias until the map is 4 to 7 pixels wide, batch
-    normalisation in all but the first, leaky ReLU (0.2), and one convolution of that map's size.
-    The released ones are those of 64 and 128 pixels; larger sizes add layers of 64 channels, as
-    theirs do. Weights start as in :class:`DCGANContextEncoder`.
+    It consists of 4 x 4 convolutions of stride 2 without bias until the map is 4 to 7 pixels wide,
+    with batch normalisation in all but the first, leaky ReLU (0.2), and one convolution of that
+    map's size. The released ones have 64 and 128 pixels; larger sizes add layers of 64 channels,
+    as the released code does. Weights start as in :class:`DCGANContextEncoder`.
 
-    It returns logits: the released sigmoid is left to
-    ``torch.nn.functional.binary_cross_entropy_with_logits``, which is exact where a sigmoid
+    It returns logits: the sigmoid of the released code is computed in
+    ``torch.nn.functional.binary_cross_entropy_with_logits``, which is accurate where a sigmoid
     saturates.
 
     Args:
-        size: side of its input in pixels, at least 32.
+        size: side of the input in pixels, at least 32.
 
     Shape:
-        ``(B, 3, size, size)``, floating point in [-1, 1], to ``(B,)``; large for real.
+        ``(B, 3, size, size)``, floating point in [-1, 1], to ``(B,)``; large for real images.
 
     Raises:
-        ValueError: another size, or an input of another shape.
+        ValueError: the size is too small, or the input has another shape.
     """
 
     def __init__(self, size: int) -> None:
@@ -208,10 +208,10 @@ class Discriminator(nn.Module):
 
 
 def build_discriminator(size: int) -> Discriminator:
-    """Make a discriminator for predictions of ``size`` x ``size`` pixels (``output_region``).
+    """Build a discriminator for predictions of ``size`` x ``size`` pixels (``output_region``).
 
     Raises:
-        ValueError: a size under 32.
+        ValueError: the size is below 32.
     """
     return Discriminator(size)
 

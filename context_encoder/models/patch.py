@@ -14,16 +14,16 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 
 
 
 class PatchNetwork(Backbone):
-    """The encoder of a context encoder, shared by two patches, and a head that tells how they lie.
+    """The encoder of a context encoder, shared by two patches, and a head for their positions.
 
-    Late fusion: each patch's map goes through a fully-connected layer of its own (the same for
-    both), the two results together through another, then 8 scores. ReLU and batch normalisation
-    follow the first two layers.
+    It uses late fusion: a fully-connected layer with shared weights is applied to the map of each
+    patch, another to both results together, and a third gives 8 scores. ReLU and batch
+    normalisation follow the first two layers.
 
     Args:
-        image_size: S, side in pixels of the square pictures that :meth:`features` takes.
-        encoder: to use; it is fully convolutional and takes patches as well.
-        patch: their side in pixels.
+        image_size: S, side in pixels of the square images that :meth:`features` takes.
+        encoder: the encoder; it is fully convolutional and takes patches as well.
+        patch: side of the patches in pixels.
     """
 
     def __init__(self, image_size: int, encoder: nn.Sequential, patch: int) -> None:
@@ -49,7 +49,7 @@ class PatchNetwork(Backbone):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Scores of the eight places, ``(B, 8)``, for patches ``(B, 2, 3, p, p)``."""
+        """Scores of the eight positions, ``(B, 8)``, for patches ``(B, 2, 3, p, p)``."""
         expected = (2, 3, self.patch, self.patch)
         if patches.dim() != 5 or tuple(patches.shape[1:]) != expected:
             raise ValueError(
@@ -62,11 +62,11 @@ class PatchNetwork(Backbone):
 
 
 def patch_map(shapes_only: nn.Sequential, patch: int) -> tuple[int, int]:
-    """Channels and side of the map that a patch gives; side 0 if it is too small for any.
+    """Channels and side of the feature map of a patch; side 0 if the patch is too small.
 
     Args:
         shapes_only: the encoder on the device "meta", where nothing is computed.
-        patch: side in pixels.
+        patch: side of the patch in pixels.
     """
     try:
         picture = torch.empty(1, 3, patch, patch, device="meta")

@@ -1,4 +1,4 @@
-"""The networks by name, ``build_model("alexnet")``; :func:`register_model` adds one."""
+"""Networks by name, ``build_model("alexnet")``; :func:`register_model` adds one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=type[ContextEncoder])
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a name stands for; see :func:`register_model`."""
+    """An entry of the registry; see :func:`register_model`."""
 
     network: type[ContextEncoder]
     image_size: int
@@ -32,20 +32,20 @@ class ModelSpec:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Names of the class's own options that are left to choose."""
+        """Names of the class's options that the entry does not fix."""
         parameters = inspect.signature(self.network).parameters
         return tuple(p for p in parameters if p != "image_size" and p not in self.fixed)
 
     @property
     def check_size(self) -> Callable[[int], None]:
-        """Raises ValueError for an image size that the class cannot take."""
+        """A function that raises ValueError for image sizes that the class cannot handle."""
         return self.network.check_image_size
 
 
 #: The networks.
 MODELS: Registry[ModelSpec] = Registry("model", "context_encoder.models", "context_encoder.models")
 
-#: A network's name, as a type of pydantic's.
+#: The name of a network, as a pydantic type.
 ModelName = Annotated[str, NameIn(MODELS)]
 
 
@@ -67,27 +67,27 @@ def register_model(
 ) -> Callable[[Network], Network]:
     """Decorator that registers a subclass of :class:`ContextEncoder`.
 
-    The class is called with the side of its square input in pixels, ``fixed``, and the values of
-    ``options``, as keywords but the first.
+    The class is called with the side of its square input in pixels, and with ``fixed`` and the
+    values of ``options`` as keywords.
 
     Args:
-        name: its name; several may stand for one class.
-        summary: one line for people.
-        image_size: the default, in pixels. ``check_image_size`` of the class says which others
-            it takes.
-        fixed: arguments of the class that the name itself decides.
-        options: those that a training run may choose; each becomes one of the command line's.
+        name: its name; a class may have several.
+        summary: a description in one line.
+        image_size: the default, in pixels. ``check_image_size`` of the class decides about other
+            sizes.
+        fixed: arguments of the class that the name determines.
+        options: options of a training run; each becomes an option of the command line.
             Other arguments of the class are for :func:`build_model` only.
-        bottleneck_options: those of them that concern what follows the encoder, and do nothing
-            for a pretext that trains the encoder alone.
-        whole: whether it predicts the whole picture, rather than a square in the middle.
-        min_batch: the smallest batch that it can train on; 2 for one that normalises over it.
-        data_processes: whether it trains so long that processes that load photographs pay.
-        features_default: whether it is the network to take features from where none is named.
-        presets: recipes for training. The first whose pretext is the one asked for is what
-            ``--model`` stands for; failing that, the first.
+        bottleneck_options: the options that concern the parts after the encoder, and have no
+            effect for a pretext that trains the encoder alone.
+        whole: whether it predicts the whole image, rather than a square in the middle.
+        min_batch: the smallest batch size for training; 2 if it normalises over the batch.
+        data_processes: whether steps take so long that separate data processes are worthwhile.
+        features_default: whether features are taken from it when no network is named.
+        presets: its presets for training. ``model`` selects the first with the chosen pretext,
+            or else the first.
         aliases: former names.
-        default: whether it is the network to train where none is named.
+        default: whether it is trained when no network is named.
 
     Raises:
         RegistryError: the name is taken.
@@ -114,21 +114,21 @@ def register_model(
 
 
 def default_features_model() -> str:
-    """The network to take features from where none is named."""
+    """The network for feature extraction when none is named."""
     return MODELS.names(lambda spec: spec.features_default)[0]
 
 
 def build_model(name: str, *, image_size: int | None = None, **options: Any) -> ContextEncoder:
-    """Make a network with fresh weights, drawn from PyTorch's default generator.
+    """Build a network with fresh weights, drawn from PyTorch's default generator.
 
     Args:
         name: a key of :data:`MODELS`.
         image_size: side of its square input in pixels; None for the default of the name.
-        options: those of the class, see :attr:`ModelSpec.options`.
+        options: options of the class, see :attr:`ModelSpec.options`.
 
     Raises:
-        ValueError: an unknown name, a size that does not fit, an option's value.
-        TypeError: an option that this network does not have.
+        ValueError: the name is unknown, or the size or an option's value does not fit.
+        TypeError: the network does not have an option.
     """
     spec = MODELS.find(name)
     unknown = sorted(set(options) - set(spec.options))
@@ -139,7 +139,11 @@ def build_model(name: str, *, image_size: int | None = None, **options: Any) -> 
         )
     size = spec.image_size if image_size is None else image_size
     check_image_size(name, size)
-    network = spec.network(size, **spec.fixed, **options)
+    try:
+        network = spec.network(size, **spec.fixed, **options)
+    except ValueError as error:
+        # Raised anew here: what a package's own network refuses is wrong use, not a bug.
+        raise ValueError(str(error)) from error
     if spec.whole != (network.output_region == (0, 0, size, size)):
         raise ValueError(
             f"model {name!r} is registered with whole={spec.whole}, but predicts the region "
@@ -150,15 +154,15 @@ def build_model(name: str, *, image_size: int | None = None, **options: Any) -> 
 
 
 def default_image_size(name: str) -> int:
-    """Side in pixels of the square input that a name stands for; ValueError if unknown."""
+    """Default side of a network's square input in pixels; ValueError if the name is unknown."""
     return MODELS.find(name).image_size
 
 
 def check_image_size(name: str, size: int) -> None:
-    """Check, before anything is built, that a network can take pictures of ``size`` pixels.
+    """Check, before anything is built, that a network can handle images of ``size`` pixels.
 
     Raises:
-        ValueError: it cannot (the message names sizes that it can), or the name is unknown.
+        ValueError: it cannot (the message names suitable sizes), or the name is unknown.
     """
     try:
         MODELS.find(name).check_size(size)

@@ -1,4 +1,4 @@
-"""A network for machines without a GPU that keeps the paper's bottleneck."""
+"""A small network for machines without a GPU, with the paper's bottleneck."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ _DECODER_CHANNELS = (64, 48, 24)
 class SmallContextEncoder(ContextEncoder):
     """Strided convolutions, channel-wise fully-connected layer, up-convolutions; S to S pixels.
 
-    Up to 64 pixels three convolutions of stride 2 (8 x 8 x 128 at 64 pixels), four above (8 x 8 x
-    128 at 128), then the channel-wise layer (Pathak et al. 2016, section 3.1), a 1 x 1 convolution
-    that mixes channels, and as many up-convolutions. Convolutions and up-convolutions are 4 x 4
-    with ReLU and batch normalisation, except in the first and the last. 0.83 M parameters at 64
-    pixels. Weights start as :func:`context_encoder.models.base.init_he` says.
+    Three convolutions of stride 2 up to 64 pixels (8 x 8 x 128 at 64 pixels), or four above (8 x
+    8 x 128 at 128), are followed by the channel-wise layer (Pathak et al. 2016, section 3.1), a
+    1 x 1 convolution that mixes channels, and as many up-convolutions. Convolutions and
+    up-convolutions are 4 x 4 with ReLU and batch normalisation, except in the first and the last.
+    It has 0.83 M parameters at 64 pixels. Weights start as in
+    :func:`context_encoder.models.base.init_he`.
 
     Args:
         image_size: S, a multiple of 16 pixels, at least 32. The channel-wise layer has
@@ -45,7 +46,7 @@ class SmallContextEncoder(ContextEncoder):
         output: "linear" or "tanh".
 
     Raises:
-        ValueError: an argument that is none of these.
+        ValueError: an argument has another value.
     """
 
     def __init__(

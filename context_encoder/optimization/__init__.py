@@ -1,4 +1,4 @@
-"""The optimization of networks: precision, gradients, updates and learning rates of a step."""
+"""Optimization: precision, gradients, weight updates and learning rates."""
 
 from context_encoder.optimization.learner import Learner
 from context_encoder.optimization.schedules import step_decay, warmup_and_decay

@@ -1,6 +1,6 @@
-"""What the training steps share: precision, gradients, and updates of the weights.
+"""Precision, gradients and weight updates, shared by all training steps.
 
-No method waits for the device.
+No method synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
-    """The networks of a run in training, each with its optimizer.
+    """The networks that a run trains, each with its optimizer.
 
     A step calls, in this order: :meth:`set_learning_rates`; :meth:`network` under
     :meth:`autocast`, :meth:`backward` and :meth:`update_weights` for each network;
     :meth:`adjust_loss_scale`.
 
     Args:
-        networks: by name, on ``device``. Processes that train together start from the first
-            one's weights.
-        optimizers: of the same names; their rates are the initial ones.
-        device: of this process.
+        networks: by name, on ``device``. Processes that train together start from the weights
+            of the first one.
+        optimizers: by the same names; their learning rates are the initial ones.
+        device: that of this process.
         amp: "off", "bf16" or "fp16" (with a scaled loss).
         clip: largest norm of the gradient of a network; None for no limit.
         compile: torch.compile the networks.
-        processes: those that train together.
+        processes: the processes that train together.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class Learner:
         return self.processes.world_size
 
     def set_learning_rates(self, factor: float) -> None:
-        """Set every rate to ``factor`` times its initial value."""
+        """Set every learning rate to ``factor`` times its initial value."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
 
     def learning_rate(self) -> float:
-        """The rate of the first network's weights."""
+        """The learning rate of the first network."""
         rate: float = next(iter(self.optimizers.values())).param_groups[0]["lr"]
         return rate
 
     def network(self, name: str) -> nn.Module:
-        """A network as a training step calls it: compiled, and sharing its gradients.
+        """A network for use in a training step: compiled, and averaging its gradients.
 
         With several processes, a backward pass through it averages the gradients of its weights
         over the processes.
@@ -90,17 +90,17 @@ class Learner:
         return self._networks[name]
 
     def autocast(self) -> torch.autocast:
-        """The precision in which networks and losses are computed."""
+        """The autocast context in which networks and losses are computed."""
         return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss, scaled for fp16, to those of all weights it depends on."""
+        """Add the gradients of a loss (scaled for fp16) to those of all weights it depends on."""
         self.scaler.scale(loss).backward()
 
     def update_weights(self, name: str) -> None:
-        """One optimizer step of a network, its gradient clipped; then clear its gradients.
+        """Clip a network's gradient, take one optimizer step and clear its gradients.
 
-        With fp16, a network whose gradients are not finite is left as it is.
+        With fp16, a network whose gradients are not finite stays unchanged.
         """
         optimizer = self.optimizers[name]
         if self._clip is not None:
@@ -111,5 +111,5 @@ class Learner:
         optimizer.zero_grad(set_to_none=True)
 
     def adjust_loss_scale(self) -> None:
-        """Adapt fp16's scale to whether the step's gradients were finite; once per step."""
+        """Adapt the fp16 loss scale to whether gradients were finite; called once per step."""
         self.scaler.update()

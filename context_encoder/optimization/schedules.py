@@ -1,4 +1,4 @@
-"""Learning rate schedules: factors of the initial rates, functions of the step alone."""
+"""Learning rate schedules: factors of the initial rates as functions of the step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ def warmup_and_decay(step: int, steps: int, *, warmup_steps: int, cosine: bool) 
     """A linear rise over ``warmup_steps``, times a cosine decay to 0 over the run or 1.
 
     Args:
-        step: from 0.
+        step: number of the step, from 0.
         steps: length of the run.
-        warmup_steps: 0 for none.
+        warmup_steps: length of the rise; 0 for none.
         cosine: False for a constant rate after the rise.
     """
     warm = min(1.0, (step + 1) / (warmup_steps + 1))
@@ -21,5 +21,5 @@ def warmup_and_decay(step: int, steps: int, *, warmup_steps: int, cosine: bool) 
 
 
 def step_decay(step: int, every: int | None, gamma: float) -> float:
-    """``gamma`` to the number of full periods of ``every`` steps; 1 if ``every`` is None."""
+    """``gamma`` to the power of ``step // every``; 1 if ``every`` is None."""
     return 1.0 if every is None else gamma ** (step // every)

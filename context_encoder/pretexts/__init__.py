@@ -1,4 +1,4 @@
-"""What a network learns from, by name: everything that differs between them in training."""
+"""Pretexts (tasks to learn from) by name: everything in training that depends on the task."""
 
 from context_encoder.pretexts.base import VALIDATION_SEED, Part, Pretext, Samples
 from context_encoder.pretexts.inpainting import Inpainting

@@ -1,4 +1,4 @@
-"""What a pretext is to the trainer: networks to train, a training step, and how to judge them."""
+"""Interface between pretexts and the trainer: networks, training step and validation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from context_encoder.config.build import build_context_encoder
 from context_encoder.models import Backbone
 from context_encoder.optimization import Learner
 
-#: Held-out pictures get the same holes, noise and patches in every run, whatever its seed.
+#: Held-out images get the same holes, noise and patches in every run, whatever its seed.
 VALIDATION_SEED = 20160427
 
-#: A title and pictures ``(B, 3, H, W)`` on [0, 1].
+#: A title and images ``(B, 3, H, W)`` on [0, 1].
 Column = tuple[str, Tensor]
 
 
@@ -28,27 +28,27 @@ class Samples:
 
     image: Tensor  #: float32 ``(B, 3, S, S)`` on [-1, 1]
     epoch: Tensor  #: int64 ``(B,)``
-    index: Tensor  #: int64 ``(B,)``, with the epoch the key of every draw
+    index: Tensor  #: int64 ``(B,)``; epoch and index are the key of every random draw
 
 
 @dataclass(frozen=True)
 class Part:
-    """A network that is trained, and its rate before the schedule."""
+    """A network to train, and its learning rate before the schedule."""
 
     module: nn.Module
     lr: float
 
 
 class Pretext(ABC):
-    """A task to learn from. One object a run; made after the run's seed is set.
+    """A task to learn from: one object per run, created after the run's seed is set.
 
     Args:
         config: resolved, see :func:`context_encoder.training.resolve`.
-        device: that of the run; tables of random draws go there, networks are moved by the
-            trainer.
+        device: that of the run. Tables of random draws are moved there; the trainer moves the
+            networks.
     """
 
-    #: The validation metric by which the best checkpoint is chosen, higher being better.
+    #: The validation metric that selects the best checkpoint; higher is better.
     best_metric: ClassVar[str]
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Pretext(ABC):
             config: with ``size``.
 
         Raises:
-            ValueError: they do not fit each other or the model.
+            ValueError: the options do not fit each other or the model.
         """
         return {}
 
@@ -75,7 +75,7 @@ class Pretext(ABC):
 
     @classmethod
     def build(cls, config: TrainConfig) -> Backbone:
-        """The network of a resolved configuration with fresh weights: what checkpoints hold."""
+        """The network of a resolved configuration, as in checkpoints, with fresh weights."""
         return build_context_encoder(config)
 
     @classmethod
@@ -84,27 +84,27 @@ class Pretext(ABC):
 
         Args:
             config: resolved.
-            output_side: of what its network predicts, in pixels.
+            output_side: side of the network's prediction in pixels.
 
         Returns:
-            None if holes are anywhere, or there are none.
+            None if holes may be anywhere, or there are none.
         """
         return None
 
     def parts(self) -> dict[str, Part]:
-        """All that is trained: "model", and what a pretext needs beside it."""
+        """All networks to train: "model" and, for some pretexts, others."""
         return {"model": Part(self.model, self.config.lr)}
 
     @abstractmethod
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         """One training step, from the batch to the updates of all :meth:`parts`.
 
-        Learning rates are set; the loss scale is adjusted afterwards. Nothing may wait for the
-        device.
+        The caller sets the learning rates before and adjusts the loss scale afterwards. The step
+        must not synchronize with the device.
 
         Args:
             samples: the batch.
-            learner: calls the networks and changes their weights.
+            learner: calls the networks and updates their weights.
 
         Returns:
             The losses for the log, ``()`` each, detached: "loss", which the model minimizes, first.
@@ -112,29 +112,29 @@ class Pretext(ABC):
 
     @abstractmethod
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
-        """Judge the network, in eval mode, on held-out pictures (``epoch`` is 0).
+        """Evaluate the network, in eval mode, on held-out images (``epoch`` is 0).
 
         Returns:
-            Figures of each picture, ``(B,)``, and the columns of its row on the sheet.
+            Metrics per image, ``(B,)`` each, and the columns of the sample sheet.
         """
 
     @abstractmethod
     def describe(self) -> str:
-        """What is learned from, in some words."""
+        """The task in a few words."""
 
     @abstractmethod
     def summary(self, metrics: dict[str, float]) -> list[str]:
-        """Lines that tell the last validation's figures."""
+        """Lines with the metrics of the last validation."""
 
     @abstractmethod
     def advice(self, run: Path) -> list[str]:
-        """Lines that tell what to do next with a finished run."""
+        """Lines with suggestions for a finished run."""
 
 
 def feature_advice(run: Path) -> list[str]:
-    """What to do with a network that was trained for its features only."""
+    """Suggestions for a network that was trained for its features only."""
     return [
-        "next, take features of pictures of your own from it:",
+        "next, extract features of your own images with it:",
         "  python -m context_encoder.features --data FOLDER --layers conv3 --out features.npz "
         f"--checkpoint {run}",
     ]

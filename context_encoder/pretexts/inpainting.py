@@ -73,19 +73,19 @@ class InpaintingOptions(OptionGroup):
         0.0, description="Weight of the adversarial loss; 0 for none."
     )
     lr_discriminator_ratio: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="The discriminator's rate as a part of --lr."
+        0.1, description="Learning rate of the discriminator, as a fraction of `lr`."
     )
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> InpaintingOptions:
         if self.lambda_rec == 0 and self.lambda_adv == 0:
-            raise ValueError("--lambda-rec and --lambda-adv are both 0: nothing to train on")
+            raise ValueError("`lambda_rec` and `lambda_adv` are both 0; set one above 0")
         return self
 
     def changed_on_resume(self, before: OptionGroup) -> list[str]:
         changed = super().changed_on_resume(before)
         assert isinstance(before, InpaintingOptions)
-        # A discriminator cannot appear, or be lost, in the middle of a run.
+        # A run cannot gain or lose its discriminator halfway.
         if (self.lambda_adv > 0) != (before.lambda_adv > 0):
             changed.append("lambda_adv")
         return changed
@@ -93,7 +93,7 @@ class InpaintingOptions(OptionGroup):
 
 @register_pretext(
     "inpainting",
-    takes="a picture with a hole",
+    takes="an image with a hole",
     gives="the hole",
     options=InpaintingOptions,
     uses=("mask", "fill", "loss"),
@@ -101,7 +101,7 @@ class InpaintingOptions(OptionGroup):
     default=True,
 )
 class Inpainting(Pretext):
-    """Masks, joint loss, and a discriminator where it has a weight."""
+    """Masks, joint loss, and a discriminator if the adversarial loss has a weight."""
 
     best_metric = "psnr"
     model: ContextEncoder
@@ -121,8 +121,8 @@ class Inpainting(Pretext):
         if not MODELS[config.model].whole and not MASKS[config.mask].fixed_hole:
             whole = MODELS.names(lambda spec: spec.whole)
             raise ValueError(
-                f"--model {config.model} predicts the central region only, --mask {config.mask} is "
-                f"elsewhere; use --mask {in_words(masks_with_fixed_hole())}, or --model "
+                f"`model` {config.model} predicts the central region only, `mask` {config.mask} is "
+                f"elsewhere; use `mask` {in_words(masks_with_fixed_hole())}, or `model` "
                 f"{in_words(whole)}"
             )
         return {}
@@ -154,7 +154,7 @@ class Inpainting(Pretext):
         with learner.autocast():
             prediction = learner.network("model")(fill_masked(image, mask, self.fill))
 
-        # Discriminator, on real and predicted images apart: batch norm must not see them mixed.
+        # Discriminator; batch norm must not mix real and predicted images in one batch.
         judged: dict[str, Tensor] = {}
         if self.discriminator is not None:
             self.discriminator.requires_grad_(True)
@@ -169,8 +169,8 @@ class Inpainting(Pretext):
             self.discriminator.requires_grad_(False)
             judged["loss_d"] = loss_real + loss_fake
 
-        # Losses; the gradient of loss_adv passes through the new discriminator, not to its weights,
-        # so there is nothing to share among processes and it is not called by learner.network.
+        # Losses. The gradient of loss_adv passes through the updated discriminator but not to its
+        # weights, so processes share nothing here and learner.network is not needed.
         with learner.autocast():
             loss_rec = reconstruction_loss(
                 prediction, target, weights, kind=self.config.loss, normalize=options.normalize
@@ -190,7 +190,13 @@ class Inpainting(Pretext):
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         image = samples.image
-        mask, _ = self._validation_masks(samples.epoch, samples.index)
+        mask, area = self._validation_masks(samples.epoch, samples.index)
+        if not bool(area.all()):
+            empty = samples.index[area == 0][0].item()
+            raise ValueError(
+                f"the mask kind {self.config.mask!r} drew an empty mask for the held-out sample "
+                f"{empty}; a mask needs at least one missing pixel"
+            )
         masked = fill_masked(image, mask, self.fill)
         filled = complete(image, mask, self.model(masked), self._region)
         original, output = to_unit(image), to_unit(filled)
@@ -225,8 +231,8 @@ class Inpainting(Pretext):
 
     def advice(self, run: Path) -> list[str]:
         lines = [
-            "next, fill a hole in a picture of your own (x0 y0 x1 y1 in pixels, or --mask FILE):",
-            "  python -m context_encoder.inpaint PICTURE.jpg --box 100 100 180 180 "
+            "next, fill a hole in your own image (x0 y0 x1 y1 in pixels, or `mask` FILE):",
+            "  python -m context_encoder.inpaint IMAGE.jpg --box 100 100 180 180 "
             f"--checkpoint {run} --out filled.png",
         ]
         if self.config.data is None:
@@ -239,7 +245,7 @@ class Inpainting(Pretext):
 
 
 def _other_presets(own: str) -> list[str]:
-    """The presets that train a network to fill holes, without that of this run."""
+    """The other presets that train a network to fill holes."""
     fillers = PRETEXTS.names(lambda spec: spec.fills_holes)
     return [
         name
@@ -251,10 +257,10 @@ def _other_presets(own: str) -> list[str]:
 def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
     """The mask sampler of a resolved configuration.
 
-    The hole of a network that predicts its central region only leaves room for the overlap band.
+    For a network that predicts its central region only, the hole leaves room for the overlap band.
 
     Raises:
-        ValueError: there is no room, or as the sampler.
+        ValueError: there is no room for the band, or the sampler refuses an argument.
     """
     assert config.size is not None
     spec, hole = MASKS[config.mask], None
@@ -262,13 +268,13 @@ def masks_from_config(config: TrainConfig, output_side: int) -> MaskSampler:
         overlap = config.options(InpaintingOptions).overlap
         hole = output_side - 2 * overlap
         if hole < 1:
-            raise ValueError(f"--overlap {overlap} leaves no hole in {output_side} pixels")
+            raise ValueError(f"`overlap` {overlap} leaves no hole in {output_side} pixels")
     options = config.options(spec.options).model_dump()
     return build_mask_sampler(config.mask, config.size, config.seed, hole=hole, **options)
 
 
 def complete(image: Tensor, mask: Tensor, prediction: Tensor, region: Any) -> Tensor:
-    """The picture with its hole filled from the prediction for ``region``, elsewhere as it was."""
+    """The image with its hole filled from the prediction for ``region``."""
     whole = image.clone()
     whole[region] = prediction.to(image.dtype)
     return torch.where(mask, whole, image)

@@ -17,9 +17,9 @@ def overlap_weights(mask: Tensor, overlap: int, band_weight: float) -> Tensor:
     wide (4 in the released commands), with ten times the weight, so that the two agree there.
 
     Args:
-        mask: bool ``(B, 1, H, W)``, True where the picture is missing.
+        mask: bool ``(B, 1, H, W)``, True where the image is missing.
         overlap: width of the band in pixels (8-neighbourhood); 0 for none.
-        band_weight: its weight.
+        band_weight: weight of the band.
 
     Returns:
         float32 ``(B, 1, H, W)``; the bool mask itself where there is no band.
@@ -40,13 +40,13 @@ def reconstruction_loss(
 
 
 def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
-    """The factor of this process's loss where masks differ between processes, ``()`` float32.
+    """A factor for this process's loss, for masks that differ between processes; ``()`` float32.
 
-    Each process divides its loss by the sum of its own weights. With this factor the mean over the
-    processes, which their gradients get, is the weighted mean over all their images.
+    Each process divides its loss by the sum of its own weights. With this factor, the mean over
+    the processes, which is also taken of the gradients, equals the weighted mean over all images.
 
     Args:
-        weights: of this process, of any shape.
+        weights: those of this process, of any shape.
         world_size: number of processes, all of which must call this.
     """
     own = weights.sum(dtype=torch.float64)
@@ -62,7 +62,7 @@ def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:
 
 
 def discriminator_loss(logits: Tensor, real: bool) -> Tensor:
-    """Its half of the paper's equation 2 for one batch: ``-log D(x)`` or ``-log(1 - D(x))``."""
+    """Half of the paper's equation 2 for one batch: ``-log D(x)`` or ``-log(1 - D(x))``."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
 

@@ -1,8 +1,8 @@
-"""Pretexts that give the whole picture back: autoencoder and denoising autoencoder.
+"""Pretexts that reconstruct the whole image: autoencoder and denoising autoencoder.
 
-The rivals that Pathak et al. 2016 (section 5.2, table 2) set beside the context encoder: the same
-network, its input whole, or corrupted locally (Vincent et al. 2010, "Stacked denoising
-autoencoders"), and a loss over all pixels.
+These are baselines of Pathak et al. 2016 (section 5.2, table 2): the same network, with a complete
+input or a locally corrupted one (Vincent et al. 2010, "Stacked denoising autoencoders"), and a
+loss over all pixels.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _STREAM = zlib.crc32(b"corruption")
 
 
 @register_pretext(
-    "autoencoder", takes="the picture", gives="the picture", uses=("loss",), whole_output=True
+    "autoencoder", takes="the image", gives="the image", uses=("loss",), whole_output=True
 )
 class Autoencoder(Pretext):
-    """The whole picture in, the whole picture out."""
+    """Reconstruction of the whole image from itself."""
 
     best_metric = "psnr"
     model: ContextEncoder
 
     def corrupt(self, samples: Samples, seed: int) -> Tensor:
-        """What the network is shown, ``(B, 3, S, S)``."""
+        """The network's input, ``(B, 3, S, S)``."""
         return samples.image
 
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class Autoencoder(Pretext):
     def summary(self, metrics: dict[str, float]) -> list[str]:
         psnr = metrics["psnr"]
         lines = [
-            "held-out photographs given back whole, PSNR averaged per image:",
+            "held-out photographs reconstructed, PSNR averaged over the images:",
             f"  {'this network':<28} {psnr:6.2f} dB",
         ]
         for key, label in (
@@ -101,24 +101,24 @@ class DenoisingOptions(OptionGroup):
     )
 
     noise: Literal["masking", "salt-pepper"] = Field(
-        "masking", description="Corruption: cells blanked, or black and white."
+        "masking", description="Corruption: blank cells, or black and white ones."
     )
     noise_amount: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.25, description="Part of the cells that is corrupted."
+        0.25, description="Fraction of the cells that is corrupted."
     )
-    noise_cell: Annotated[int, Field(ge=1)] = Field(1, description="Side of such a cell in pixels.")
+    noise_cell: Annotated[int, Field(ge=1)] = Field(1, description="Side of a cell in pixels.")
 
 
 @register_pretext(
     "denoising",
-    takes="the picture with corrupted cells",
-    gives="the picture",
+    takes="the image with corrupted cells",
+    gives="the image",
     options=DenoisingOptions,
     uses=("fill", "loss"),
     whole_output=True,
 )
 class DenoisingAutoencoder(Autoencoder):
-    """A picture with corrupted cells in, the picture as it was out; the loss is over all pixels."""
+    """Reconstruction of an image from one with corrupted cells; the loss is over all pixels."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
@@ -131,8 +131,8 @@ class DenoisingAutoencoder(Autoencoder):
         assert config.size is not None
         if cell > config.size // 4:
             raise ValueError(
-                f"--noise-cell {cell} is no local corruption in {config.size} pixels; "
-                f"give at most {config.size // 4}, or hide large parts with --pretext "
+                f"`noise_cell` {cell} is not a local corruption in {config.size} pixels; "
+                f"use at most {config.size // 4}, or hide large parts with `pretext` "
                 f"{in_words(PRETEXTS.names(lambda spec: spec.fills_holes))}"
             )
         return {}
@@ -160,21 +160,21 @@ class DenoisingAutoencoder(Autoencoder):
 def corrupted_cells(
     seed: int, epoch: Tensor, index: Tensor, size: int, *, amount: float, cell: int
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels are corrupted, drawn for each cell by itself.
+    """Corrupted pixels, drawn independently per cell.
 
-    Functions of ``(seed, epoch, index)``, the same on every device.
+    The result is a function of ``(seed, epoch, index)``, the same on every device.
 
     Args:
         seed: 0 to 2**64 - 1.
         epoch, index: int64 ``(B,)``.
-        size: S, side of the picture in pixels.
-        amount: probability of a cell.
-        cell: its side in pixels; cells begin at the top-left corner, those at the other edges
-            may be cut off.
+        size: S, side of the image in pixels.
+        amount: probability that a cell is corrupted.
+        cell: side of a cell in pixels; cells begin at the top-left corner, those at the other
+            edges may be cut off.
 
     Returns:
-        bool ``(B, 1, S, S)`` each: corrupted; and, of these, white rather than black, half of
-        the cells.
+        Two bool tensors ``(B, 1, S, S)``: corrupted pixels; and whether a corrupted pixel is
+        white (half of the cells) or black.
     """
     side = -(-size // cell)
     words = sample_words(seed, _STREAM, epoch, index, side * side).view(-1, 1, side, side)

@@ -33,17 +33,17 @@ def register_pretext(
 
     Args:
         name: its name.
-        takes, gives: what the network is given and what it is to return, for the documentation.
-        options: its options; each becomes one of the command line's.
-        uses: those of the fields "mask", "fill" and "loss" of TrainConfig that it looks at; the
+        takes, gives: input and output of the network, for the documentation.
+        options: its options; each becomes an option of the command line.
+        uses: the fields "mask", "fill" and "loss" of TrainConfig that have an effect on it; the
             others are refused.
         fills_holes: whether the network learns to fill holes, so that its runs can inpaint.
-        whole_output: whether the network must predict the whole picture.
+        whole_output: whether the network must predict the whole image.
         encoder_only: whether it trains the network's encoder alone.
-        min_batch: the smallest batch that it can train on.
-        presets: recipes for training that come with it.
+        min_batch: the smallest batch size for training.
+        presets: its presets for training.
         aliases: former names.
-        default: whether it is the one to take where none is named.
+        default: whether it is used when no pretext is named.
 
     Raises:
         RegistryError: the name is taken.
@@ -69,6 +69,6 @@ def register_pretext(
 
 
 def find_pretext(name: str) -> type[Pretext]:
-    """The class that a name stands for; ValueError if there is none."""
+    """The class for a name; ValueError if unknown."""
     kind: type[Pretext] = PRETEXTS.find(name).kind
     return kind

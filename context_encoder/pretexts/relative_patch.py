@@ -1,12 +1,12 @@
 """The 8-way relative-patch pretext (Doersch, Gupta and Efros 2015, "Unsupervised Visual
-Representation Learning by Context Prediction"), which the paper's table 2 compares itself with.
+Representation Learning by Context Prediction"), a baseline in the paper's table 2.
 
-Two patches are cut out of one crop, and the network tells at which of the eight places around the
-first the second lies. Gap and jitter keep it from continuing lines over the border.
+Two patches are cut from one crop, and the network predicts at which of the eight places around the
+first the second lies. Gap and jitter prevent solutions that continue lines across the border.
 
-Where this differs from Doersch et al.: the encoder is the one that the other pretexts train (its
-pooling and normalisation included), one pair a picture and step, Adam, batch normalisation in the
-head alone.
+Differences from Doersch et al.: the encoder is the one that the other pretexts train (including its
+pooling and normalisation), one pair per image and step, Adam, batch normalisation in the head
+alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import to_unit
 from context_encoder.utils.option_groups import OptionGroup
 
-# Every network's encoder has this stride or a smaller one.
+# No network's encoder has a larger stride.
 _STRIDE = 32
 
 _PLACES = zlib.crc32(b"patch places")
@@ -52,25 +52,25 @@ class RelativePatchOptions(OptionGroup):
 
     patch_size: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Side of the patches in pixels. Default: the largest up to half of --size "
-        "that the model's strides fit.",
+        description="Side of the patches in pixels. Default: the largest up to half of `size` "
+        "that fits the model's strides.",
     )
     patch_gap: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Pixels between them before jitter. Default: half of --patch-size."
+        None, description="Pixels between patches before jitter. Default: half of `patch_size`."
     )
     patch_jitter: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Pixels each is moved by at most. Default: 7/96 of --patch-size."
+        None, description="Largest shift of a patch in pixels. Default: 7/96 of `patch_size`."
     )
     patch_color: Literal["drop", "projection", "none"] = Field(
         "drop",
-        description="Against chromatic aberration: replace two of three channels by noise, take "
-        "green against magenta out, or leave the colours.",
+        description="Against chromatic aberration: replace two of three channels by noise, remove "
+        "the green-magenta axis, or leave the colours.",
     )
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Sizes in pixels: of a patch, the gap to the next, and how far each is moved at most."""
+    """Sizes in pixels: side of a patch, gap between patches, largest shift of a patch."""
 
     patch: int
     gap: int
@@ -82,12 +82,12 @@ class PatchGrid:
 
     @property
     def crop(self) -> int:
-        """Side of the smallest crop that any pair fits in."""
+        """Side of the smallest crop that holds any pair."""
         return 2 * self.patch + self.gap + 2 * self.jitter
 
     @classmethod
     def of(cls, config: TrainConfig) -> PatchGrid:
-        """That of a resolved configuration."""
+        """The grid of a resolved configuration."""
         options = config.options(RelativePatchOptions)
         sizes = (options.patch_size, options.patch_gap, options.patch_jitter)
         assert None not in sizes
@@ -97,25 +97,25 @@ class PatchGrid:
 def draw_places(
     grid: PatchGrid, size: int, seed: int, epoch: Tensor, index: Tensor, label: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where the two patches of each sample lie.
+    """Draw the positions of the two patches of each sample.
 
-    The first is placed uniformly, as far as the second has room, then each is moved by itself
+    The first is placed uniformly where the second has room, then each is shifted independently
     along both axes by -jitter .. jitter.
 
     Args:
-        grid: of sizes.
+        grid: the sizes.
         size: side of the crops in pixels, at least ``grid.crop``.
         seed: 0 to 2**64 - 1.
-        epoch, index: int64 ``(B,)``; what is drawn is a function of these and the seed.
-        label: int64 ``(B,)``, the entry of :data:`DIRECTIONS` to take; None: drawn too.
+        epoch, index: int64 ``(B,)``; the draw is a function of these and the seed.
+        label: int64 ``(B,)``, indices into :data:`DIRECTIONS`; None: drawn too.
 
     Returns:
-        the labels; int64 ``(B, 2, 2)``: for the first and the second patch, top and left.
+        The labels, int64 ``(B,)``; and int64 ``(B, 2, 2)``: top and left of both patches.
     """
     words = sample_words(seed, _PLACES, epoch, index, 7)
     if label is None:
         label = random_below(words[:, 0], len(DIRECTIONS))
-    # Not built from a list on the device: that would be a copy, which waits.
+    # Not built from a list on the device: that copy would synchronize.
     number = label + (label >= 4).long()  # of the 3 x 3 places, without the middle
     step = torch.stack((torch.div(number, 3, rounding_mode="floor"), number % 3), 1) - 1
     low = grid.jitter + (-step).clamp(min=0) * grid.pitch
@@ -137,17 +137,17 @@ def cut(image: Tensor, places: Tensor, patch: int) -> Tensor:
 
 
 def treat_colors(patches: Tensor, kind: str, seed: int, epoch: Tensor, index: Tensor) -> Tensor:
-    """Take away what a lens's chromatic aberration tells about a patch's place in the picture.
+    """Remove the hints that a lens's chromatic aberration gives about a patch's position.
 
     Args:
         patches: ``(B, 2, 3, p, p)`` on [-1, 1].
-        kind: "drop": of each patch, one channel is kept, and the other two are Gaussian noise of
+        kind: "drop": one channel of each patch is kept, and the other two are Gaussian noise of
             a hundredth of its standard deviation (their "color dropping"); "projection": the
-            part along green - magenta, (-1, 2, -1), is taken out; "none".
+            component along green - magenta, (-1, 2, -1), is removed; "none".
         seed, epoch, index: as for :func:`draw_places`.
 
     Returns:
-        as ``patches``.
+        A tensor like ``patches``.
     """
     if kind == "none":
         return patches
@@ -165,8 +165,8 @@ def treat_colors(patches: Tensor, kind: str, seed: int, epoch: Tensor, index: Te
 
 
 def _gaussian(words: Tensor) -> Tensor:
-    """Standard normal numbers, float32, from words of 32 bits ``(B, 2 n)`` (Box, Muller)."""
-    # The middles of 2**23 steps, which float32 holds exactly: neither 0 nor 1.
+    """Standard normal numbers, float32, from 32-bit words ``(B, 2 n)`` (Box and Muller 1958)."""
+    # Midpoints of 2**23 steps: exact in float32, and neither 0 nor 1.
     uniform = ((words >> 9).float() + 0.5) * 2.0**-23
     first, second = uniform.chunk(2, dim=1)
     radius, angle = torch.sqrt(-2 * torch.log(first)), 2 * math.pi * second
@@ -182,7 +182,7 @@ def _gaussian(words: Tensor) -> Tensor:
     min_batch=2,
 )
 class RelativePatch(Pretext):
-    """Tell where the second of two patches lies."""
+    """Prediction of the position of the second of two patches."""
 
     best_metric = "accuracy"
     model: PatchNetwork
@@ -198,7 +198,7 @@ class RelativePatch(Pretext):
         options = config.options(RelativePatchOptions)
         with torch.device("meta"):
             encoder = build_context_encoder(config).encoder
-        # Sizes that the strides fit: one pixel less would give a smaller map.
+        # Sizes that fit the strides: one pixel less would give a smaller map.
         wanted = options.patch_size or config.size // 2
         near = range(max(1, wanted - _STRIDE), wanted + 2 * _STRIDE)
         fitting = [p for p in near if patch_map(encoder, p)[1] > patch_map(encoder, p - 1)[1]]
@@ -209,7 +209,7 @@ class RelativePatch(Pretext):
         else:
             nearest = sorted(sorted(fitting, key=lambda p: abs(p - wanted))[:2])
             raise ValueError(
-                f"--patch-size must be one that the strides of --model {config.model} fit, got "
+                f"`patch_size` must fit the strides of `model` {config.model}, got "
                 f"{wanted}; nearest: {' or '.join(map(str, nearest))}"
             )
         gap, jitter = options.patch_gap, options.patch_jitter
@@ -225,7 +225,7 @@ class RelativePatch(Pretext):
 
     @classmethod
     def build(cls, config: TrainConfig) -> PatchNetwork:
-        # Made whole, so that one seed starts the encoders of all pretexts from the same weights.
+        # The decoder is built too, so that one seed gives all pretexts the same encoder weights.
         whole = build_context_encoder(config)
         return PatchNetwork(whole.image_size, whole.encoder, PatchGrid.of(config).patch)
 
@@ -249,11 +249,11 @@ class RelativePatch(Pretext):
         return {"loss": loss.detach(), "accuracy": accuracy}
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
-        """Every picture with each of the eight answers, so that chance is 12.5 % exactly."""
+        """Evaluate every image with each of the eight labels, so that chance is exactly 12.5 %."""
         losses, right = [], []
         for answer in range(len(DIRECTIONS)):
             wanted = torch.full_like(samples.index, answer)
-            # Other patches for each answer.
+            # Different patches for each label.
             keyed = Samples(samples.image, samples.epoch + answer, samples.index)
             label, _, patches = self._pairs(keyed, VALIDATION_SEED, wanted)
             scores = self.model(patches)
@@ -263,8 +263,8 @@ class RelativePatch(Pretext):
         return metrics, self._columns(samples)
 
     def _columns(self, samples: Samples) -> list[Column]:
-        """The crop with the first patch framed white, the answer green, a wrong one red; the
-        patches as the network sees them."""
+        """The crop with the first patch framed white, the second green and a wrong prediction
+        red; the patches as the network sees them."""
         label, places, patches = self._pairs(samples, VALIDATION_SEED)
         answer = self.model(patches).argmax(1)
         crop = to_unit(samples.image)
@@ -287,7 +287,7 @@ class RelativePatch(Pretext):
 
     def summary(self, metrics: dict[str, float]) -> list[str]:
         return [
-            "held-out photographs, place of the second patch told right:",
+            "held-out photographs, accuracy of the second patch's position:",
             f"  {'this network':<28} {metrics['accuracy']:7.1%}",
             f"  {'chance':<28} {1 / len(DIRECTIONS):7.1%}",
         ]
@@ -297,7 +297,7 @@ class RelativePatch(Pretext):
 
 
 def _frame(picture: Tensor, place: list[int], side: int, color: tuple[float, ...]) -> None:
-    """Draw a square's outline, 1 pixel wide, into ``(3, H, W)``; what lies outside is left out."""
+    """Draw a square's outline, 1 pixel wide, into ``(3, H, W)``; parts outside are left out."""
     height, width = picture.shape[1:]
     top, left, bottom, right = place[0], place[1], place[0] + side - 1, place[1] + side - 1
     paint = picture.new_tensor(color)[:, None]

@@ -1,4 +1,4 @@
-"""The run folder: what a training run leaves behind, and how to read it again."""
+"""Run folders of training: writing, reading and resuming."""
 
 from context_encoder.runs.checkpoint import (
     Checkpoint,

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what they hold, where they lie in a run, and reading them."""
+"""Checkpoint folders: contents, place in a run folder, and reading."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CONFIG_FILE = "config.json"
 
 
 class RunError(ValueError):
-    """A run or checkpoint folder that is not there or cannot be used; says what is wrong."""
+    """A run or checkpoint folder is missing or cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds beside the configuration."""
+    """The contents of a checkpoint folder, apart from the configuration."""
 
     model: dict[str, Tensor]
     discriminator: dict[str, Tensor] | None
@@ -40,18 +40,18 @@ class Checkpoint:
 
 
 def find_checkpoint(path: Path, which: Which = "best") -> Path:
-    """The checkpoint folder that ``path``, a run or a checkpoint folder, stands for.
+    """The checkpoint folder for ``path``, a run folder or a checkpoint folder.
 
     Raises:
-        RunError: no such folder, or no checkpoint in it.
+        RunError: there is no such folder, or no checkpoint in it.
     """
     if not path.exists():
         raise RunError(f"checkpoint {path} does not exist; name a run folder, such as runs/first")
     if path.is_file():
-        raise RunError(f"checkpoint {path} is a file; name the run folder it lies in")
+        raise RunError(f"checkpoint {path} is a file; name the run folder that contains it")
     if (path / MODEL_FILE).exists():
         return path
-    # A run cut off between the two renames of a save still has the checkpoint before it.
+    # After an interruption between the two renames of a save, the previous checkpoint remains.
     for name in (which, f".{which}.old", "last", ".last.old"):
         if (path / "checkpoints" / name / MODEL_FILE).exists():
             return path / "checkpoints" / name
@@ -62,7 +62,7 @@ def find_checkpoint(path: Path, which: Which = "best") -> Path:
 
 
 def run_root(path: Path) -> Path | None:
-    """The run folder of a run or checkpoint folder; None if the checkpoint lies by itself."""
+    """The run folder of a run or checkpoint folder; None for a checkpoint outside a run."""
     if (path / "checkpoints").is_dir():
         return path
     above = path.resolve().parent
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> TrainConfig:
     """The configuration in a run or checkpoint folder, or in a JSON file.
 
     Raises:
-        RunError: it is missing, or not a configuration of this version.
+        RunError: the file is missing, or not a configuration of this version.
     """
     file = folder / CONFIG_FILE if folder.is_dir() else folder
     if not file.exists():
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Everything in a checkpoint folder, on the CPU.
+    """Read a checkpoint folder; tensors are on the CPU.
 
     Raises:
         RunError: a file is missing or damaged.
@@ -120,7 +120,7 @@ def load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, Tensor]
         if key.startswith(f"optimizer.{prefix}."):
             index, name = key.split(".")[2:]
             if value.dim():
-                # The fused kernel walks through memory: moments must lie as their weights do.
+                # The fused kernel needs moments with the memory layout of their weights.
                 value = torch.empty_like(parameters[int(index)]).copy_(value)
             state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]

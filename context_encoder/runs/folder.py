@@ -1,20 +1,20 @@
-"""The run folder: what a training run leaves behind, and how to read it again.
+"""The run folder: layout and writing.
 
     run/
       config.json            the full configuration
-      metrics.jsonl          one JSON object a line, "split" train or val
-      log.txt                what the console said
-      unreadable.jsonl       files that were skipped, and why (only if there are any)
-      samples/               sheets of held-out pictures: original, masked, filled
+      metrics.jsonl          one JSON object per line, "split" train or val
+      log.txt                the log lines of the console
+      unreadable.jsonl       skipped files and the reasons (only if there are any)
+      samples/               sheets of held-out images: original, masked, filled
       tensorboard/           event files
-      checkpoints/last/      also best/: the lowest error in the hole of held-out pictures
+      checkpoints/last/      also best/: the lowest error in the hole of held-out images
         model.safetensors    encoder, bottleneck and decoder (relative-patch: encoder and head)
         discriminator.safetensors
         training.safetensors optimizer moments and random generators
         state.json           step, metrics, scalar state
         config.json          so that a checkpoint can be used alone
 
-Everything is JSON, text, PNG or safetensors: nothing read from here can run code.
+All files are JSON, text, PNG or safetensors, so reading them cannot execute code.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class RunFolder:
 
     Args:
         path: the folder.
-        resume_step: None for a new run; else the step that the run there goes on from.
+        resume_step: None for a new run, or the step at which the run in the folder is resumed.
 
     Raises:
-        RunError: a new run would write over something.
-        WriteError: nothing can be written in the folder.
+        RunError: a new run would overwrite an existing one.
+        WriteError: the folder is not writable.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
@@ -70,13 +70,14 @@ class RunFolder:
         self._metrics = path / "metrics.jsonl"
 
     def start(self, config: BaseModel) -> None:
-        """Make the folder and write the configuration.
+        """Create the folder and write the configuration.
 
-        A run that goes on loses the lines of ``metrics.jsonl`` behind its step: it makes them anew.
+        On resume, ``metrics.jsonl`` is cut back to the checkpoint's step; later rows are
+        written again.
         """
         make_folder(self.path)
         write_file(self.path / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
-        if self.resume_step is None:  # what a run without a checkpoint may have left
+        if self.resume_step is None:  # a run without a checkpoint may have left these
             for name in ("metrics.jsonl", "unreadable.jsonl", "log.txt"):
                 (self.path / name).unlink(missing_ok=True)
         if self.resume_step is not None and self._metrics.exists():
@@ -90,7 +91,7 @@ class RunFolder:
             file.write(json.dumps({"split": split, "step": step, **values}, allow_nan=False) + "\n")
 
     def log_unreadable(self, path: Path, reason: str) -> None:
-        """Name a file that was skipped."""
+        """Record a skipped file in ``unreadable.jsonl``."""
         with (self.path / "unreadable.jsonl").open("a") as file:
             file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
 
@@ -98,7 +99,7 @@ class RunFolder:
         return self.path / "samples" / f"step_{step:07d}.png"
 
     def save(self, which: Which, checkpoint: Checkpoint, config: BaseModel) -> Path:
-        """Write a checkpoint whole, then put it in the place of the previous one."""
+        """Write a complete checkpoint, then replace the previous one by it."""
 
         def fill(new: Path) -> None:
             save_tensors(new / MODEL_FILE, _contiguous(checkpoint.model))
@@ -114,7 +115,7 @@ class RunFolder:
 
 
 def _step(line: str) -> float:
-    """The step of a line of metrics; infinite for one that was cut off in the writing."""
+    """The step of a line of metrics; infinite for an incomplete line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

@@ -27,7 +27,7 @@ from context_encoder.runs.checkpoint import (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network with its weights, in eval mode, and where it came from."""
+    """A trained network in eval mode, and the checkpoint that it was loaded from."""
 
     model: Backbone
     config: TrainConfig
@@ -41,7 +41,7 @@ def model_from_config(config: TrainConfig) -> Backbone:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load a state dict whole; RunError names what is missing, left over or of another shape."""
+    """Load a complete state dict; RunError names missing, unexpected and misshaped weights."""
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -54,9 +54,9 @@ def check_fills_holes(loaded: LoadedModel) -> None:
     if not PRETEXTS[pretext].fills_holes:
         fillers = in_words(PRETEXTS.names(lambda spec: spec.fills_holes))
         raise RunError(
-            f"{loaded.path} was trained with the pretext {pretext}, not to fill holes: what it "
-            f"made of one would be no inpainting; name a run of the pretext {fillers} (its "
-            "features can be used: python -m context_encoder.features)"
+            f"{loaded.path} was trained with the pretext {pretext}, not to fill holes; "
+            f"name a run of the pretext {fillers}, or use the features of this one: "
+            "python -m context_encoder.features"
         )
 
 
@@ -71,7 +71,7 @@ def load_model(
         device: where to put the network.
 
     Raises:
-        RunError: nothing there, or damaged, or not fitting.
+        RunError: the checkpoint is missing, damaged or does not fit its configuration.
     """
     folder = find_checkpoint(Path(path), which)
     config = read_config(folder)

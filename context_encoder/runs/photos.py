@@ -1,4 +1,4 @@
-"""The photographs of a run: those it trains on and those held out."""
+"""The training photographs and the held-out photographs of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from context_encoder.data import embedded_photos, list_images, split_photos
 
 @dataclass(frozen=True)
 class Photos:
-    """The files to train on and those held out."""
+    """The training files and the held-out files."""
 
     train: list[Path]
     train_root: Path
@@ -21,12 +21,17 @@ class Photos:
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Photos:
-        """List and split; FileNotFoundError, NotADirectoryError or ValueError say what is wrong."""
+        """List and split the files of a configuration.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError, ValueError: a folder cannot be used; the
+                message says why.
+        """
         root = embedded_photos() if config.data is None else config.data
         files = list_images(root)
         if config.val_data is not None:
             held_out = config.val_data.resolve()
-            # Pictures held out in a folder inside --data must not be trained on.
+            # Held-out photographs in a folder inside `data` must not be trained on.
             files = [file for file in files if held_out not in file.resolve().parents]
             if not files:
                 raise ValueError(f"no photograph in `data` {root} lies outside `val_data`")
@@ -35,6 +40,6 @@ class Photos:
         return cls(train, root, val, root)
 
     def digest(self) -> str:
-        """Changes when the names of the training files do: the stream of samples hangs on them."""
+        """A digest of the names of the training files, which determine the stream of samples."""
         names = [file.relative_to(self.train_root).as_posix() for file in self.train]
         return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,4 +1,4 @@
-"""What may change in a run that goes on."""
+"""Check of the fields that may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def check_unchanged(
     free: Collection[str],
     also: Collection[str] = (),
 ) -> None:
-    """Refuse to go on with a run as it did not begin.
+    """Refuse to resume a run with a configuration that would change it.
 
     Args:
-        run: its folder.
-        before: its configuration.
-        after: the configuration to go on with, of the same class.
+        run: folder of the run.
+        before: configuration of the run.
+        after: configuration to resume with, of the same class.
         free: the fields that may differ.
-        also: further names that the caller has found to differ by more than they may.
+        also: further fields that the caller found to differ too much.
 
     Raises:
-        ValueError: names the fields.
+        ValueError: fields differ that must not; the message names them.
     """
     names = [
         name

@@ -1,4 +1,4 @@
-"""Training: the loop that pretraining and transfer share, and pretraining of every pretext."""
+"""Training: the loop shared by pretraining and transfer, and pretraining with any pretext."""
 
 from context_encoder.training.loop import NonFiniteError, Outcome, TrainingLoop
 from context_encoder.training.resolve import resolve

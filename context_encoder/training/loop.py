@@ -1,7 +1,7 @@
-"""The training loop that pretraining and transfer share.
+"""The training loop shared by pretraining and transfer.
 
-Steps, log lines, a stop on request, checkpoints, and the numbers that are no longer finite. Nothing
-in a step waits for the device: losses are summed there and read every ``log_every`` steps.
+It handles steps, log lines, stop requests, checkpoints and non-finite values. A step does not
+synchronize with the device: losses are summed there and read every ``log_every`` steps.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class TrainingLoop(ABC):
     Attributes:
         step: number of steps done.
         stop_requested: set it to end the run after the current step.
-        stop_reason: what asked for it, for the log; empty if nothing did.
+        stop_reason: source of that request, for the log; empty without one.
         unreadable: names of the files that were skipped.
-        run: where results go; None before :meth:`fit`, and in all processes but the first.
+        run: the run folder; None before :meth:`fit`, and in all processes but the first.
     """
 
     def __init__(
@@ -80,28 +80,28 @@ class TrainingLoop(ABC):
         self.run: RunFolder | None = None
         self._unreported: list[tuple[str, str]] = []
         self._writer: SummaryWriter | None = None
-        self._saved_step = -1  # a new run has nothing to resume, even before its first step
+        self._saved_step = -1  # unlike 0, it lets a new run save before its first step
         self._loss_names: list[str] = []
         self._sums: Tensor | None = None
         self._summed = 0
         self._mark = 0.0
 
-    # --- what a kind of training defines ------------------------------------------------------
+    # --- methods that each kind of training defines -------------------------------------------
 
     @abstractmethod
     def prepare(self) -> None:
-        """Set the networks to training mode; read what is needed before the first step."""
+        """Set the networks to training mode; read the data needed before the first step."""
 
     @abstractmethod
     def batches(self) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
-        """The batches from :attr:`step` on, each with the files that were skipped, and why."""
+        """The batches from :attr:`step` on, each with the skipped files and the reasons."""
 
     @abstractmethod
     def train_step(self, batch: Any) -> dict[str, Tensor]:
-        """One step: the losses, "loss" first, ``()`` each, detached, still on the device.
+        """One step; returns the losses, "loss" first, ``()`` each, detached, on the device.
 
-        What it does must depend on the configuration and :attr:`step` alone, and on nothing that
-        a checkpoint does not hold. Nothing may wait for the device.
+        The result must depend only on the configuration, :attr:`step` and the contents of a
+        checkpoint. The step must not synchronize with the device.
         """
 
     @abstractmethod
@@ -130,11 +130,11 @@ class TrainingLoop(ABC):
         """Train to the last step, or until :attr:`stop_requested` is set.
 
         Args:
-            run: where results go, started; None in all processes but the first.
+            run: a started run folder; None in all processes but the first.
 
         Raises:
-            NonFiniteError: the loss, an output or a weight is not finite; the last checkpoint is
-                from before.
+            NonFiniteError: the loss, an output or a weight is not finite; the last checkpoint
+                was written before.
         """
         started = time.monotonic()
         self.run = run
@@ -166,7 +166,7 @@ class TrainingLoop(ABC):
     def _stopping(self) -> bool:
         if self.processes.world_size == 1:
             return self.stop_requested
-        # All processes must leave the loop at the same step; asking costs a wait, so seldom.
+        # All processes must leave the loop at the same step. The query synchronizes: do it rarely.
         if self.step % self.log_every:
             return False
         flag = torch.tensor(float(self.stop_requested), device=self.device)
@@ -190,7 +190,7 @@ class TrainingLoop(ABC):
         if failure[0] is not None:
             raise failure[0]
         self._saved_step = self.step
-        self._mark += time.monotonic() - paused  # the images per second are those of steps alone
+        self._mark += time.monotonic() - paused  # images per second count the steps only
 
     # --- log lines ----------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class TrainingLoop(ABC):
         self._summed += 1
 
     def _mean_losses(self) -> dict[str, float]:
-        """Means since the last log line, over all processes; waits for the device.
+        """Means since the last log line, over all processes; synchronizes with the device.
 
         Raises:
             NonFiniteError: one of them is not finite.
@@ -227,7 +227,7 @@ class TrainingLoop(ABC):
             if not math.isfinite(value):
                 advice = "Lower `lr`"
                 if self.learner.scaler.is_enabled():
-                    advice += ", or use `amp` bf16 or off in place of fp16"
+                    advice += ", or use `amp` bf16 or off instead of fp16"
                 raise NonFiniteError(
                     f"{name} is {value} within the {self._summed} steps up to step {self.step}; "
                     f"the checkpoints of earlier steps are kept. {advice}."
@@ -266,7 +266,7 @@ class TrainingLoop(ABC):
     # --- files that cannot be read ------------------------------------------------------------
 
     def note_unreadable(self, failures: list[tuple[str, str]]) -> None:
-        """Name skipped files, each once, in the log and the run folder.
+        """Record skipped files, each once, in the log and the run folder.
 
         Args:
             failures: names and reasons.
@@ -282,7 +282,7 @@ class TrainingLoop(ABC):
                     self.run.log_unreadable(Path(name), reason)
 
     def _report_unreadable(self) -> None:
-        """Tell the first process what the others could not read."""
+        """Report the unreadable files of all processes to the first one."""
         if self.processes.world_size == 1:
             return
         gathered: list[Any] = [None] * self.processes.world_size
@@ -294,7 +294,7 @@ class TrainingLoop(ABC):
 
 
 def check_weights(weights: Mapping[str, Tensor], step: int) -> None:
-    """Raise NonFiniteError if a weight is not finite; waits for the device."""
+    """Raise NonFiniteError if a weight is not finite; synchronizes with the device."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(

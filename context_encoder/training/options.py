@@ -1,4 +1,4 @@
-"""The options of a training run: where their defaults come from, and those that do nothing."""
+"""Command-line options of a training run: sources of their defaults, options without effect."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from context_encoder.utils.cli import (
     parse_arguments,
 )
 
-_SUMMARY = """Train a context encoder to fill holes in photographs, or a rival pretext.
+_SUMMARY = """Train a context encoder to fill holes in photographs, or another pretext.
 
-    Without arguments: a small network on the photographs that ship, in about
-    two minutes on a CPU. --model and --pretext pick the recipe made for them and --preset a named
+    Without arguments: a small network on the packaged photographs, in about
+    two minutes on a CPU. `model` and `pretext` select the preset made for them, `preset` a named
     one; every other option changes one value of it.
     """
 
@@ -36,25 +36,24 @@ _EXTRA = (
 
 
 def parse_training(prog: str, arguments: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
-    """The configuration that the command line asks for, and the run to resume, if any.
+    """Parse the command line into a configuration and the run to resume, if any.
 
     Args:
         prog: the command as it is typed.
-        arguments: its words; None for those of the process.
+        arguments: its arguments; None for those of the process.
 
     Raises:
-        ValueError: values that are out of range, that do not go together, or that would do
-            nothing.
-        RunError: what --resume or --config names cannot be used.
-        SystemExit: help was asked for and is printed.
+        ValueError: values are out of range, incompatible or without effect.
+        RunError: the run of ``--resume`` or the file of ``--config`` cannot be used.
+        SystemExit: help was requested and is printed.
     """
-    # What sets the defaults must be known before tyro can show and change them.
+    # The source of the defaults must be known before tyro can show and change them.
     early = early_options(("preset", "model", "pretext", "config", "resume"), arguments)
     if len({"preset", "config", "resume"} & early.keys()) > 1:
         raise ValueError("`preset`, `config` and `resume` each set all defaults; give one of them")
     if "resume" in early:
         defaults = read_config(find_checkpoint(Path(early["resume"]), "last"))
-        # The folder may have been moved or copied, or be named from elsewhere: see run_training.
+        # The folder may have been moved, copied or named relative to another one: run_training.
         defaults = defaults.model_copy(update={"out": None})
     elif "config" in early:
         defaults = read_config(Path(early["config"])).model_copy(update={"out": None})
@@ -66,7 +65,7 @@ def parse_training(prog: str, arguments: Sequence[str] | None) -> tuple[TrainCon
     parsed = parse_arguments(options, prog, arguments)
     given = {name: getattr(parsed, name) for name in given_fields(TrainConfig, arguments)}
     values = defaults.model_dump() | given
-    # A default that the options leave nothing to do is dropped; an option is refused then.
+    # A default without effect is dropped; a given option without effect is refused.
     idle = idle_options(values)
     for name in given:
         if name in idle:

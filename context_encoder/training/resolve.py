@@ -12,26 +12,34 @@ from context_encoder.runs.photos import Photos
 
 
 def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
-    """Fill in what the configuration leaves to be chosen, and check that its parts fit.
+    """Fill in the open values of a configuration, and check that its parts fit.
+
+    Args:
+        config: the configuration of a run.
+        photos: its files, for the number of steps per epoch.
+
+    Returns:
+        A copy in which ``size``, ``resize``, ``steps``, ``workers`` and the pretext's options
+        have values, and ``epochs`` is None.
 
     Raises:
-        ValueError: a size the model cannot take, a pretext that does not fit it, and the like.
+        ValueError: parts do not fit, such as a size or pretext that the model cannot handle.
     """
     model, task = MODELS[config.model], PRETEXTS[config.pretext]
     size = config.size or model.image_size
     check_image_size(config.model, size)
     for option, least in (
-        (f"--model {config.model}", model.min_batch),
-        (f"--pretext {config.pretext}", task.min_batch),
+        (f"`model` {config.model}", model.min_batch),
+        (f"`pretext` {config.pretext}", task.min_batch),
     ):
         if config.batch_size < least:
             raise ValueError(
-                f"{option} normalises over the batch; --batch-size must be at least {least}"
+                f"{option} normalises over the batch; `batch_size` must be at least {least}"
             )
     if task.whole_output and not model.whole:
         raise ValueError(
-            f"--pretext {config.pretext} gives the whole picture back, --model {config.model} "
-            "predicts the central region only; use --model "
+            f"`pretext` {config.pretext} reconstructs the whole image, `model` {config.model} "
+            "predicts the central region only; use `model` "
             f"{in_words(MODELS.names(lambda spec: spec.whole))}"
         )
     pretext = find_pretext(config.pretext)
@@ -40,8 +48,8 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     crop = pretext.crop_size(config)
     resize = config.resize or 2 * size
     if resize < crop:
-        what = "the crops that the patches are cut from" if crop != size else "--size"
-        raise ValueError(f"--resize {resize} is smaller than the network's input, {what}: {crop}")
+        what = "the crops that the patches are cut from" if crop != size else "`size`"
+        raise ValueError(f"`resize` {resize} is smaller than the network's input, {what}: {crop}")
     steps = config.steps
     if config.epochs is not None:
         steps = max(1, math.ceil(config.epochs * len(photos.train) / config.batch_size))

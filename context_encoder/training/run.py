@@ -35,8 +35,8 @@ from context_encoder.utils.device import Processes, choose_device, process_group
 log = logging.getLogger("context_encoder")
 
 
-# What may differ from the run that is resumed: nothing that changes the network, or the stream
-# of pictures and masks. Folders may have moved; whether they hold the same files is checked.
+# Fields that may differ from the resumed run; the network and the stream of images and masks must
+# not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
     "data val_data steps epochs workers device amp compile channels_last out log_every val_every "
     "sample_rows lr lr_schedule warmup_steps weight_decay beta1"
@@ -47,7 +47,7 @@ _FREE_ON_RESUME = (
 class Ended:
     """How :func:`run_training` ended."""
 
-    #: Stopped by a signal before the last step, and saved.
+    #: The run was stopped by a signal before the last step, and saved.
     interrupted: bool
     #: The signal's name, "SIGINT" or "SIGTERM"; empty if another process received it.
     signal: str
@@ -60,12 +60,12 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     """Train in the processes that torchrun started, or in this one, and write the run folder.
 
     Args:
-        config: need not be resolved.
-        resume: run or checkpoint folder to go on from; None for a new run.
+        config: resolved or not.
+        resume: run or checkpoint folder to resume; None for a new run.
 
     Raises:
-        RunError, ValueError, FileNotFoundError, NotADirectoryError: something cannot be used, or
-            ``config`` would change the run that is resumed; the message says what to do.
+        RunError, ValueError, FileNotFoundError, NotADirectoryError: an input cannot be used, or
+            ``config`` would change the resumed run; the message says what to do.
         WriteError: the run folder cannot be written.
         NonFiniteError: the loss, a weight or an output is not finite.
     """
@@ -75,7 +75,7 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     if config.batch_size % processes.world_size:
         raise ValueError(
             f"`batch_size` {config.batch_size} cannot be shared by {processes.world_size} "
-            "processes; make it a multiple"
+            "processes; use a multiple"
         )
     photos = Photos.from_config(config)
     config = resolve(config, photos)
@@ -88,7 +88,7 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
         if step >= config.steps:
             raise ValueError(
                 f"{resume} is done: it has made {step} of {config.steps} steps; "
-                f"add some with `steps` {2 * step}"
+                f"add steps with `steps` {2 * step}"
             )
     out = config.out or (resume and run_root(resume)) or _default_out(config)
     config = config.model_copy(update={"out": out})
@@ -96,7 +96,7 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     root = resume and run_root(resume)
     into_old = root is not None and out.resolve() == root.resolve()
     if checkpoint is not None and not into_old:
-        checkpoint.state["best"] = {}  # the best one so far lies in the other folder
+        checkpoint.state["best"] = {}  # the best checkpoint so far is in the other folder
     run = RunFolder(out, step if into_old else None)
 
     with process_group(processes, device):
@@ -137,7 +137,7 @@ def _log_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     level = log.level
-    log.setLevel(logging.INFO)  # whatever the program that this runs in has chosen
+    log.setLevel(logging.INFO)  # independent of the level of the calling program
     try:
         yield
     finally:
@@ -153,7 +153,7 @@ def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Pat
         if device.type == "cuda"
         else (f"CPU, {torch.get_num_threads()} threads")
     )
-    source = "photographs that ship" if config.data is None else f"photographs in {config.data}"
+    source = "packaged photographs" if config.data is None else f"photographs in {config.data}"
     parameters = sum(p.numel() for p in trainer.model.parameters())
     log.info("%s: %s", "continuing" if resume else "training", config.out)
     log.info("  data    %d %s, %d held out", len(photos.train), source, len(photos.val))

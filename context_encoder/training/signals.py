@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Stoppable(Protocol):
-    """A training loop that looks at ``stop_requested`` after every step."""
+    """A training loop that checks ``stop_requested`` after every step."""
 
     stop_requested: bool
     stop_reason: str
@@ -23,7 +23,7 @@ def stop_on_signal(trainer: Stoppable) -> Iterator[None]:
     def request(number: int, frame: FrameType | None) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        # Nothing is logged in here: the loop may hold the log's lock, or be writing a line.
+        # No logging here: the loop may hold the log's lock, or be writing a line.
         trainer.stop_requested = True
         trainer.stop_reason = signal.Signals(number).name
 

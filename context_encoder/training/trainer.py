@@ -1,7 +1,7 @@
 """Pretraining: the loop with a pretext's networks, photographs, validation and checkpoints.
 
-What the pretexts differ in is in :mod:`context_encoder.pretexts`. What a step sees depends on
-(seed, step) alone, so a resumed run goes on exactly.
+The differences between pretexts are in :mod:`context_encoder.pretexts`. The inputs of a step
+depend on (seed, step) alone, so a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Trainer(TrainingLoop):
     Args:
         config: resolved (see :func:`resolve`).
         photos: the files.
-        device: this process's.
-        processes: those that train together.
-        checkpoint: to go on from, or None.
+        device: that of this process.
+        processes: the processes that train together.
+        checkpoint: the checkpoint to resume, or None.
 
     Attributes:
         pretext: the task, with its networks.
         model: the network that checkpoints hold.
-        latest: figures of the last validation; empty before the first.
-        best: those of the best one so far and its "step".
-        held_out: images to validate on, uint8 ``(N, 3, S, S)``; None before :meth:`fit`, and in
+        latest: metrics of the last validation; empty before the first.
+        best: metrics of the best validation so far and its "step".
+        held_out: validation images, uint8 ``(N, 3, S, S)``; None before :meth:`fit`, and in
             all processes but the first.
         sheet: the last sample sheet.
     """
@@ -61,7 +61,7 @@ class Trainer(TrainingLoop):
     ) -> None:
         self.config = config
         self.photos = photos
-        self._digest = photos.digest()  # of maybe a million names: once, not at every save
+        self._digest = photos.digest()  # once: there may be a million names
         self.held_out: Tensor | None = None
         self.best: dict[str, float] = {}
         self.latest: dict[str, float] = {}
@@ -90,7 +90,7 @@ class Trainer(TrainingLoop):
             log_every=config.log_every,
             save_every=config.val_every,
         )
-        # Dropout must differ between processes; weights must not, and are drawn by now.
+        # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -141,7 +141,7 @@ class Trainer(TrainingLoop):
         return ((batch, batch["unreadable"]) for batch in loader)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """One step on a batch of the loader; what happens in it is the pretext's ``train_step``."""
+        """One step on a batch of the loader; calls the pretext's ``train_step``."""
         config, device = self.config, self.device
         samples = Samples(
             to_input(batch["image"].to(device, non_blocking=True), self._memory_format),
@@ -209,7 +209,7 @@ class Trainer(TrainingLoop):
         if then["digest"] != self._digest:
             raise ValueError(
                 f"the training photographs have changed: {then['count']} files then, "
-                f"{len(self.photos.train)} now (or other names); a run continues with the same ones"
+                f"{len(self.photos.train)} now (or other names); resume with the same ones"
             )
         source = Path("the checkpoint")
         weights = {"model": checkpoint.model, "discriminator": checkpoint.discriminator}
@@ -227,5 +227,5 @@ class Trainer(TrainingLoop):
             if self.device.type == "cuda" and "random.cuda" in checkpoint.training:
                 torch.cuda.set_rng_state(checkpoint.training["random.cuda"], self.device)
         else:
-            # Only the first process's generators are saved; the others start afresh.
+            # Only the generators of the first process are saved; the others are seeded anew.
             torch.manual_seed(self.config.seed + self.processes.rank + (self.step << 16))

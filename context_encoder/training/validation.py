@@ -22,14 +22,14 @@ _BATCH = 32
 class Validation:
     """What :func:`validate` found."""
 
-    #: Means over the images.
+    #: Metrics, averaged over the images.
     metrics: dict[str, float]
     #: Columns of the sample sheet, on the CPU.
     sheet: list[Column]
 
 
 def load_held_out(config: TrainConfig, photos: Photos, size: int) -> Crops:
-    """The fixed crops to validate on, uint8 ``(N, 3, size, size)``, and the unreadable files."""
+    """The fixed validation crops, uint8 ``(N, 3, size, size)``, and the unreadable files."""
     assert config.resize is not None
     return load_crops(
         photos.val,
@@ -44,13 +44,13 @@ def load_held_out(config: TrainConfig, photos: Photos, size: int) -> Crops:
 
 @torch.no_grad()
 def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) -> Validation:
-    """Evaluate the network in eval mode; it is left in training mode.
+    """Evaluate the network in eval mode and return it to training mode.
 
     Args:
         pretext: with its network, on ``device``.
         images: uint8 ``(N, 3, S, S)`` on the CPU.
         device: where to compute.
-        step: for the error's message.
+        step: the current step, for the error message.
 
     Raises:
         NonFiniteError: a mean is not finite.
@@ -73,7 +73,7 @@ def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) 
     means = {name: float(torch.cat(values).mean()) for name, values in per_image.items()}
     if not all(map(math.isfinite, means.values())):
         raise NonFiniteError(
-            f"the output for held-out pictures is not finite at step {step}; the checkpoints "
+            f"the output for held-out images is not finite at step {step}; the checkpoints "
             "of earlier steps are kept. Lower `lr`."
         )
     rows = config.sample_rows

@@ -1,4 +1,4 @@
-"""What the features are worth (Pathak et al. 2016, section 5.2): ``python -m
+"""Evaluation of features on other tasks (Pathak et al. 2016, section 5.2): ``python -m
 context_encoder.transfer``.
 
 A linear probe of every layer on a labelled image folder, and the paper's three transfers to

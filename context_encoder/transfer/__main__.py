@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(prog: str, words: Sequence[str]) -> tuple[TransferSpec, BackboneConfig] | None:
-    """The transfer and its options; None if the list of transfers was asked for."""
+    """The transfer and its options; None if the list of transfers was requested."""
     if words and words[0] in ("-h", "--help"):
         return None
     if not words or words[0] not in TRANSFERS:
@@ -52,15 +52,15 @@ def _run(parsed: tuple[TransferSpec, BackboneConfig] | None) -> int:
     print("usage: python -m context_encoder.transfer COMMAND [options]\n\ncommands:")
     for name, transfer in TRANSFERS.items():
         print(f"  {name:14} {transfer.summary}")
-    print("\nCOMMAND --help tells the options.")
+    print("\nCOMMAND --help lists the options.")
     return DONE
 
 
 def parse(kind: type[C], prog: str, arguments: Sequence[str] | None) -> C:
-    """The configuration that the command line asks for; --resume makes the run's the default.
+    """Parse the command line into a configuration; ``--resume`` takes defaults from a run.
 
     Raises:
-        RunError: what --resume names cannot be used.
+        RunError: the run of ``--resume`` cannot be used.
         ValueError: an option would change the run that is resumed.
     """
     early = early_options(("resume",), arguments)

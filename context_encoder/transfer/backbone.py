@@ -1,4 +1,4 @@
-"""Which network a transfer starts from: the options that all commands share."""
+"""Options of all transfers for the pretrained network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     checkpoint: Path | None = Field(
-        None, description="Run or checkpoint folder. Default: fresh random weights of --model."
+        None, description="Run or checkpoint folder. Default: random weights of `model`."
     )
-    weights: Path | None = Field(None, description="File of encoder weights, for --model.")
+    weights: Path | None = Field(None, description="File of encoder weights, for `model`.")
     model: ModelName = Field(
         default_factory=default_features_model,
-        description="Network, where no --checkpoint says it.",
+        description="Network, if no `checkpoint` is given.",
     )
     image_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Side of its square input in pixels. Default: its own."
@@ -36,10 +36,10 @@ class BackboneConfig(BaseModel):
         return self
 
     def load(self, seed: int) -> Backbone:
-        """The network, in eval mode on the CPU; ``seed`` is that of random weights.
+        """The network, in eval mode on the CPU; ``seed`` is the seed of random weights.
 
         Raises:
-            RunError, ValueError: nothing there, damaged, or not fitting.
+            RunError, ValueError: the weights are missing, damaged or do not fit.
         """
         return load_backbone(
             self.checkpoint,
@@ -55,7 +55,7 @@ class BackboneConfig(BaseModel):
         return self.checkpoint is None and self.weights is None
 
     def describe(self) -> str:
-        """Where the weights come from, in a few words."""
+        """The source of the weights in a few words."""
         if self.is_random:
             return f"{self.model}, random weights"
         return str(self.checkpoint or self.weights)

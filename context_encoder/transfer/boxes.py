@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 FloatArray = NDArray[np.float64]
 
-# Deviations of the regression targets, by which they are divided to be of order 1.
+# Standard deviations of the regression targets, which are divided by them.
 TARGET_DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 
 
@@ -39,7 +39,7 @@ def encode(boxes: FloatArray, targets: FloatArray) -> FloatArray:
 
 
 def decode(boxes: FloatArray, deltas: FloatArray) -> FloatArray:
-    """The inverse of :func:`encode`; growth is bounded so that nothing overflows."""
+    """The inverse of :func:`encode`; growth is bounded against overflow."""
     size, center = _size_center(boxes)
     deltas = deltas * TARGET_DEVIATIONS
     new_center = center + deltas[:, :2] * size
@@ -53,12 +53,12 @@ def _size_center(boxes: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def clip(boxes: FloatArray, width: int, height: int) -> FloatArray:
-    """Boxes cut to the picture."""
+    """Boxes clipped to the image."""
     return np.clip(boxes, 0, [width - 1, height - 1, width - 1, height - 1])
 
 
 def flip(boxes: FloatArray, width: int) -> FloatArray:
-    """Boxes in the mirrored picture."""
+    """Boxes in the mirrored image."""
     mirrored = boxes.copy()
     mirrored[:, 0] = width - 1 - boxes[:, 2]
     mirrored[:, 2] = width - 1 - boxes[:, 0]
@@ -70,7 +70,7 @@ def nms(boxes: FloatArray, scores: FloatArray, max_iou: float) -> NDArray[np.int
 
     Args:
         boxes: ``(N, 4)``.
-        scores: ``(N,)``; of equals the first is stronger.
+        scores: ``(N,)``; among equal scores the first is stronger.
         max_iou: a box that overlaps a stronger kept one by more is dropped.
 
     Returns:
@@ -86,17 +86,17 @@ def nms(boxes: FloatArray, scores: FloatArray, max_iou: float) -> NDArray[np.int
 
 
 def roi_max_pool(features: Tensor, boxes: Tensor, stride: int, size: int) -> Tensor:
-    """RoI max pooling (Girshick 2015, section 2.1) of the boxes of one picture.
+    """RoI max pooling (Girshick 2015, section 2.1) of the boxes of one image.
 
     Corners are divided by ``stride`` and rounded half up; the cells between them, both ends
-    included, are shared out among ``size`` x ``size`` bins: bin i reaches from floor(i n / size)
-    to ceil((i + 1) n / size). Cells outside the map take no part; a bin without any is 0.
+    included, are divided into ``size`` x ``size`` bins: bin i reaches from floor(i n / size)
+    to ceil((i + 1) n / size). Cells outside the map are ignored; a bin without cells is 0.
 
     Args:
         features: floating point ``(C, H, W)``; gradients flow.
         boxes: ``(R, 4)`` in pixels, x1, y1 not negative.
-        stride: pixels from cell to cell; cell i lies at pixel ``stride * i``.
-        size: bins along a side.
+        stride: pixels per cell; cell i is at pixel ``stride * i``.
+        size: bins per side.
 
     Returns:
         ``(R, C, size, size)``.

@@ -29,22 +29,24 @@ Tuned = Literal["all", "fc6-8", "fc8", "linear"]
 
 
 class ClassifyConfig(TransferConfig):
-    """VOC07 classification: which classes are in a picture."""
+    """VOC07 classification: the classes present in an image."""
 
     tune: Tuned = Field(
         "all",
-        description="What is trained: all; fc6-8 or fc8 alone; or linear, one layer on the "
-        "encoder's map in place of fc6 to fc8.",
+        description="Trained layers: all; fc6-8 or fc8 alone; or linear, one layer on the "
+        "encoder's map instead of fc6 to fc8.",
     )
     scale: tuple[float, float] = Field(
-        (0.5, 2.0), description="Pictures are scaled by a factor from .. to, times size / 227."
+        (0.5, 2.0), description="Range of the images' scaling factor, times size / 227."
     )
     test_crops: Annotated[int, Field(ge=1)] = Field(
-        10, description="Random crops of a test picture whose scores are averaged."
+        10, description="Random crops per test image whose scores are averaged."
     )
-    lr_step: Annotated[int, Field(ge=1)] | None = Field(10_000, description="Halve the rate so.")
+    lr_step: Annotated[int, Field(ge=1)] | None = Field(
+        10_000, description="Steps per halving of lr."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-6, description="L2 penalty.")
-    bias_decay: bool = Field(True, description="Whether biases have the L2 penalty, too.")
+    bias_decay: bool = Field(True, description="Apply the L2 penalty to biases too.")
     clip: Annotated[float, Field(gt=0)] | None = Field(
         10.0, description="Largest norm of the gradient."
     )
@@ -53,9 +55,9 @@ class ClassifyConfig(TransferConfig):
 def random_crop(
     image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> Tensor:
-    """A square of a randomly scaled picture, mirrored or not: uint8 ``(3, size, size)``.
+    """A square of a randomly scaled image, mirrored or not: uint8 ``(3, size, size)``.
 
-    The factor is uniform in ``scale``, times size / 227, and raised where the picture would be
+    The factor is uniform in ``scale``, times size / 227, and raised if the image would be
     smaller than the square.
     """
     factor = max(rng.uniform(*scale) * size / 227, size / min(image.size))
@@ -106,7 +108,7 @@ class Classify(Task):
     def losses(
         self, samples: list[tuple[Tensor, Tensor]], device: torch.device
     ) -> dict[str, Tensor]:
-        """Cross-entropy summed over the classes that count, averaged over pictures."""
+        """Cross-entropy summed over the classes that are not ignored, averaged over images."""
         images = torch.stack([image for image, _ in samples]).to(device)
         labels = torch.stack([label for _, label in samples]).to(device)
         scores = self.model(to_input(images)).float()
@@ -118,7 +120,7 @@ class Classify(Task):
     def evaluate(self, device: torch.device) -> dict[str, Any]:
         config = self.config
         scores, labels, unreadable = [], [], 0
-        for number, item in enumerate(tqdm(self._test, unit="picture", dynamic_ncols=True)):
+        for number, item in enumerate(tqdm(self._test, unit="image", dynamic_ncols=True)):
             try:
                 image = read_image(item.image, upright=False)
             except UnreadableImage:
@@ -134,7 +136,7 @@ class Classify(Task):
             scores.append(self.model(to_input(crops.to(device))).double().mean(0).cpu().numpy())
             labels.append(item.presence(len(config.classes)))
         if not scores:
-            raise ValueError("none of the test pictures can be read")
+            raise ValueError("none of the test images can be read")
         all_scores, all_labels = np.stack(scores), np.stack(labels)
         per_class = {
             name: {
@@ -154,7 +156,7 @@ class Classify(Task):
     reports="AP by class and mean, 11-point and area",
 )
 def run(config: ClassifyConfig) -> int:
-    """Train, judge, and write the results; see :func:`run_task`."""
+    """Train, evaluate and write the results; see :func:`run_task`."""
     low, high = config.scale
     if not 0 < low <= high:
         raise ValueError(f"`scale` must be 0 < from <= to, got {low} {high}")

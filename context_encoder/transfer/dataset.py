@@ -1,4 +1,4 @@
-"""The splits of PASCAL VOC that a transfer trains and is judged on."""
+"""The splits of PASCAL VOC for training and evaluation of a transfer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from context_encoder.transfer.voc import Item, check_classes, read_split
 def read_splits(
     config: TransferConfig, kind: Literal["Main", "Segmentation"]
 ) -> tuple[list[Item], list[Item]]:
-    """Pictures to train and to judge on; errors as in :func:`read_split`.
+    """Images for training and for evaluation; errors as in :func:`read_split`.
 
     Raises:
-        ValueError: a picture is in both splits.
+        ValueError: an image is in both splits.
     """
     train, test = (
         read_split(config.voc, config.year, split, kind, config.classes)
@@ -25,17 +25,17 @@ def read_splits(
     common = {item.name for item in train} & {item.name for item in test}
     if common:
         raise ValueError(
-            f"{len(common)} pictures are in split {config.train_split!r} as well as in "
-            f"{config.test_split!r}, the first: {min(common)}; what was trained on judges nothing"
+            f"{len(common)} images are in split {config.train_split!r} as well as in "
+            f"{config.test_split!r}, the first: {min(common)}; use splits without common images"
         )
     return train, test
 
 
 def read_annotated(config: TransferConfig) -> tuple[list[Item], list[Item]]:
-    """Pictures to train and to judge on with their objects; see :func:`read_splits`.
+    """Images for training and for evaluation with their objects; see :func:`read_splits`.
 
     Raises:
-        ValueError: a split lacks a class, too.
+        ValueError: also if a split lacks a class.
     """
     train, test = read_splits(config, "Main")
     check_classes(config.train_split, train, config.classes)
@@ -44,5 +44,5 @@ def read_annotated(config: TransferConfig) -> tuple[list[Item], list[Item]]:
 
 
 def digest(items: Sequence[Item]) -> str:
-    """Changes when the names of the pictures do."""
+    """A digest of the names of the images."""
     return hashlib.sha256("\0".join(item.name for item in items).encode()).hexdigest()

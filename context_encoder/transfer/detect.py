@@ -36,46 +36,48 @@ FloatArray = NDArray[np.float64]
 
 
 class DetectConfig(TransferConfig):
-    """VOC07 detection: which objects are where."""
+    """VOC07 detection: classes and boxes of objects."""
 
     proposals: Path | None = Field(
         None,
         description="File of boxes: .npz, .json or .mat (see docs/transfer.md). Default: selective "
         "search if OpenCV has it, else a dense grid.",
     )
-    max_proposals: Annotated[int, Field(ge=1)] = Field(2000, description="For a picture.")
+    max_proposals: Annotated[int, Field(ge=1)] = Field(2000, description="Per image.")
     short_side: Annotated[int, Field(ge=1)] = Field(
-        600, description="Pictures are scaled to it, in pixels."
+        600, description="Short side of the scaled images in pixels."
     )
-    long_side: Annotated[int, Field(ge=1)] = Field(1000, description="But not beyond this.")
+    long_side: Annotated[int, Field(ge=1)] = Field(
+        1000, description="Its upper limit for the long side."
+    )
     roi_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Bins along a side of RoI pooling. Default: the encoder's map."
+        None, description="Bins per side of RoI pooling. Default: the encoder's map."
     )
     rois: Annotated[int, Field(ge=4)] = Field(
-        64, description="Boxes of a training picture; up to a quarter of them on objects."
+        64, description="Boxes per training image; up to a quarter of them on objects."
     )
     max_iou: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.3, description="Of two boxes of one class that overlap more, the weaker one is dropped."
+        0.3, description="IoU above which the weaker of two boxes of a class is dropped."
     )
     min_score: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.05, description="Weaker detections are dropped."
+        0.05, description="Score below which detections are dropped."
     )
     steps: Annotated[int, Field(ge=1)] = Field(40_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(2, description="Pictures a step.")
-    lr_step: Annotated[int, Field(ge=1)] | None = Field(30_000, description="Lower the rate so.")
-    lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="See --lr-step.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(2, description="Images per step.")
+    lr_step: Annotated[int, Field(ge=1)] | None = Field(30_000, description="Period of lr's decay.")
+    lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="See `lr_step`.")
 
 
 class FastRCNN(nn.Module):
     """Encoder without its last pooling, RoI max pooling, fc6, fc7, scores and box regression.
 
-    Pictures are padded so that cell i of the map is centred at pixel ``stride * i`` (to half a
-    pixel), which RoI pooling takes for granted.
+    Images are padded so that cell i of the map is centred at pixel ``stride * i`` (to half a
+    pixel), as RoI pooling assumes.
 
     Args:
-        network: to take the encoder of.
-        classes: K, the background included, as class 0.
-        fc_dim, dropout: of fc6 and fc7.
+        network: the network whose encoder is used.
+        classes: K, including the background as class 0.
+        fc_dim, dropout: width of fc6 and fc7, and dropout after them.
         roi_size: see :class:`DetectConfig`.
     """
 
@@ -85,7 +87,7 @@ class FastRCNN(nn.Module):
         super().__init__()
         stages = list(network.encoder.named_children())
         self.roi_size = roi_size or map_shape(network, network.encoder)[1]
-        if stages[-1][0].startswith("pool"):  # RoI pooling takes its place
+        if stages[-1][0].startswith("pool"):  # RoI pooling replaces it
             stages.pop()
         self.encoder = nn.Sequential(OrderedDict(stages))
         geometry = ReceptiveField.of(self.encoder)
@@ -101,12 +103,11 @@ class FastRCNN(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores ``(R, K)`` and coded boxes ``(R, K, 4)`` of all RoIs of all pictures.
+        """Scores ``(R, K)`` and coded boxes ``(R, K, 4)`` of all RoIs of all images.
 
         Args:
             images: each ``(3, H, W)`` in [-1, 1].
-            rois: for each picture ``(r, 4)`` in its pixels; on the CPU, where their corners are
-                read.
+            rois: ``(r, 4)`` per image, in its pixels; on the CPU, where their corners are read.
         """
         pooled = []
         for image, corners in zip(images, rois, strict=True):
@@ -134,17 +135,17 @@ def sample_rois(
     count: int,
     rng: np.random.Generator,
 ) -> tuple[FloatArray, NDArray[np.int64], FloatArray]:
-    """Boxes to train on: up to a quarter on objects, the rest hard background.
+    """Sample boxes for training: up to a quarter on objects, the others hard background.
 
-    On an object: IoU of at least 0.5 with it (the objects' own boxes are among the candidates).
-    Background: largest IoU in [0.1, 0.5), or, of a picture without such boxes, below 0.5.
+    Boxes on an object have an IoU of at least 0.5 with it (the objects' own boxes are candidates).
+    Background boxes have a largest IoU in [0.1, 0.5) or, if an image has none, below 0.5.
 
     Args:
         proposals: ``(N, 4)``.
         truth: objects ``(M, 4)``.
-        labels: ``(M,)`` their classes, from 1.
-        count: boxes in all; fewer if there are not so many.
-        rng: chooses.
+        labels: classes of the objects, ``(M,)``, from 1.
+        count: largest number of boxes.
+        rng: source of randomness.
 
     Returns:
         Boxes ``(R, 4)``, labels ``(R,)``, coded targets ``(R, 4)``, 0 for background.
@@ -194,7 +195,7 @@ class Detect(Task):
 
     def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> _Sample:
         counted = ~item.difficult
-        # What reaches beyond the picture has no place on the map.
+        # Parts of boxes outside the image have no cells on the map.
         rois, labels, targets = sample_rois(
             box_ops.clip(self._proposals[item.name], *image.size),
             box_ops.clip(item.boxes[counted], *image.size),
@@ -219,7 +220,7 @@ class Detect(Task):
             [to_input(s.image.to(device)) for s in samples], [s.rois for s in samples]
         )
         labels = torch.cat([s.labels for s in samples])
-        # Chosen on the CPU: on the device, how many there are would have to be waited for.
+        # Selected on the CPU: on the device, their number would need a synchronization.
         on_object = torch.nonzero(labels)[:, 0]
         targets = torch.cat([s.targets for s in samples])[on_object].to(device)
         chosen = deltas.float()[on_object.to(device), labels[on_object].to(device)]
@@ -235,7 +236,7 @@ class Detect(Task):
     def detect(
         self, image: Image.Image, proposals: FloatArray, device: torch.device
     ) -> list[tuple[FloatArray, FloatArray]]:
-        """For each class, boxes ``(N, 4)`` and scores ``(N,)``, after suppression."""
+        """Boxes ``(N, 4)`` and scores ``(N,)`` per class, after non-maximum suppression."""
         config = self.config
         empty = np.zeros((0, 4)), np.zeros(0)
         if not len(proposals):
@@ -260,7 +261,7 @@ class Detect(Task):
         found: list[dict[str, tuple[FloatArray, FloatArray]]] = [{} for _ in classes]
         truth: list[dict[str, tuple[FloatArray, NDArray[np.bool_]]]] = [{} for _ in classes]
         unreadable = 0
-        for item in tqdm(self._test, unit="picture", dynamic_ncols=True):
+        for item in tqdm(self._test, unit="image", dynamic_ncols=True):
             try:
                 image = read_image(item.image, upright=False)
             except UnreadableImage:
@@ -272,7 +273,7 @@ class Detect(Task):
                 mine = item.labels == k
                 truth[k][item.name] = item.boxes[mine], item.difficult[mine]
         if unreadable == len(self._test):
-            raise ValueError("none of the test pictures can be read")
+            raise ValueError("none of the test images can be read")
         per_class = {
             name: {
                 "ap_11_point": detection_ap(found[k], truth[k], "11-point"),
@@ -291,7 +292,7 @@ class Detect(Task):
     reports="AP by class and mean, 11-point and area",
 )
 def run(config: DetectConfig) -> int:
-    """Train, judge, and write the results; see :func:`run_task`."""
+    """Train, evaluate and write the results; see :func:`run_task`."""
     train, test = read_annotated(config)
     cache = config.voc / f"proposals-{config.year}.npz"
     proposals = find_proposals([*train, *test], config.proposals, cache, config.max_proposals)

@@ -11,10 +11,10 @@ from context_encoder.models import Backbone
 
 
 def fully_connected(layer: nn.Linear | nn.Conv2d) -> None:
-    """Krähenbühl's start of a layer, in place: weights N(0, .01), biases .1.
+    """Krähenbühl's initialization of a layer, in place: weights N(0, .01), biases .1.
 
-    Of fewer than 4096 inputs, as only small networks have, the weights start larger, so that the
-    sum keeps its size.
+    With fewer than 4096 inputs, as in small networks, the weights start larger, so that the
+    variance of the sum is the same.
     """
     inputs = layer.weight[0].numel()
     nn.init.normal_(layer.weight, 0, 0.01 * max(1.0, math.sqrt(4096 / inputs)))
@@ -25,7 +25,7 @@ def fully_connected(layer: nn.Linear | nn.Conv2d) -> None:
 def fc6_fc7(
     fc6: nn.Linear | nn.Conv2d, fc7: nn.Linear | nn.Conv2d, dropout: float
 ) -> dict[str, nn.Module]:
-    """The two layers before the scores, started anew, each with ReLU and dropout; by name."""
+    """The two layers before the scores by name, initialized, each with ReLU and dropout."""
     layers: dict[str, nn.Module] = {}
     for name, layer in (("6", fc6), ("7", fc7)):
         fully_connected(layer)
@@ -34,7 +34,7 @@ def fc6_fc7(
 
 
 def map_shape(network: Backbone, encoder: nn.Module) -> tuple[int, int]:
-    """Channels and side of an encoder's map of a picture of the network's size."""
+    """Channels and side of an encoder's map for an image of the network's size."""
     size = network.image_size
     with torch.no_grad():
         shape = encoder.eval()(torch.zeros(1, 3, size, size)).shape

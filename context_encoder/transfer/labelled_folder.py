@@ -1,4 +1,4 @@
-"""Folders of pictures with one sub-folder per class."""
+"""Folders of images with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Folders:
-    """What the folders hold; ``test`` is None where the training folder must be split."""
+    """Contents of the folders; ``test`` is None if the training folder must be split."""
 
     classes: list[str]
     train: Labelled
@@ -37,7 +37,7 @@ class Folders:
 
 
 def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Folders:
-    """List the pictures by class.
+    """List the images by class.
 
     Args:
         data: folder with train/ and test/ or val/, or with class folders to split.
@@ -76,11 +76,11 @@ def _class_names(folder: Path) -> list[str]:
     if not folder.exists():
         raise FileNotFoundError(f"folder {folder} does not exist")
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; name a folder with one sub-folder a class")
+        raise NotADirectoryError(f"{folder} is a file; name a folder with one sub-folder per class")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise ValueError(
-            f"{folder} holds {len(names)} sub-folders; expected one for each of at least 2 classes"
+            f"{folder} holds {len(names)} sub-folders; expected one per class and at least 2"
         )
     return names
 
@@ -96,7 +96,7 @@ def _list_classes(folder: Path, classes: Sequence[str]) -> Labelled:
 
 
 def stratified(labels: Sequence[int], part: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of two sides, ``part`` of each class (at least one of it) on the second.
+    """Indices of two sets; the second has the fraction ``part`` (at least one) of each class.
 
     Raises:
         ValueError: a class has only one member.
@@ -108,7 +108,7 @@ def stratified(labels: Sequence[int], part: float, seed: int) -> tuple[list[int]
     for label in np.unique(values):
         members = rng.permutation(np.flatnonzero(values == label))
         if len(members) < 2:
-            raise ValueError(f"class {label} has 1 readable picture; splitting needs 2 or more")
+            raise ValueError(f"class {label} has 1 readable image; splitting needs 2 or more")
         count = min(max(1, round(part * len(members))), len(members) - 1)
         second += members[:count].tolist()
         first += members[count:].tolist()

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 
 class Standardizer:
-    """Shifts and scales features to mean 0 and deviation 1 of the pictures it was made from."""
+    """Shifts and scales features to mean 0 and deviation 1 over the images given to it."""
 
     def __init__(self, x: Tensor) -> None:
         self._mean = x.mean(0)
         deviation = x.std(0, correction=0)
-        # A feature that never changes says nothing; it becomes 0 instead of noise.
+        # A constant feature has no information; it becomes 0 instead of noise.
         self._factor = torch.where(deviation > 1e-6 * (1 + self._mean.abs()), 1 / deviation, 0.0)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -27,20 +27,20 @@ def fit_logistic(
 ) -> Iterator[Tensor]:
     """Multinomial logistic regression by full-batch L-BFGS with strong Wolfe line search.
 
-    Minimises mean cross-entropy + l2 / 2 * |weights|^2; the biases are not penalised. Nothing in
-    it is random. The search runs in coordinates in which the loss is about as curved in all
-    directions (see :func:`_curvature`): that takes some 20 iterations in place of hundreds, and
-    does not move the minimum.
+    It minimises mean cross-entropy + l2 / 2 * |weights|^2; the biases are not penalised. The
+    result is deterministic. The search uses coordinates in which the loss has about the same
+    curvature in all directions (see :func:`_curvature`): this takes about 20 iterations instead
+    of hundreds, and does not move the minimum.
 
     Args:
         x: float ``(N, D)``, standardised.
         y: int64 ``(N,)``, below ``classes``.
         classes: K.
-        l2: the penalties; each fit begins where the one before ended.
-        max_iterations: at most so many, for each.
+        l2: the penalties; each fit starts from the previous result.
+        max_iterations: largest number of iterations per penalty.
 
     Yields:
-        For each penalty, ``(D + 1, K)``: weights, and the biases in the last row.
+        ``(D + 1, K)`` per penalty: weights, and the biases in the last row.
     """
     covariance = x.T @ x / len(x)
     weights, biases = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
@@ -88,9 +88,9 @@ def _fit(
 
 
 def _curvature(covariance: Tensor, classes: int, l2: float) -> Tensor:
-    """Lower Cholesky factor of the loss's second derivative where all classes are as likely."""
+    """Lower Cholesky factor of the loss's second derivative at equal class probabilities."""
     likely = 1 / classes
-    diagonal = torch.full_like(covariance[0], l2 + 1e-5)  # 1e-5: for rounding
+    diagonal = torch.full_like(covariance[0], l2 + 1e-5)  # 1e-5: against rounding
     factor: Tensor = torch.linalg.cholesky(
         likely * (1 - likely) * covariance + torch.diag(diagonal)
     )
@@ -98,5 +98,5 @@ def _curvature(covariance: Tensor, classes: int, l2: float) -> Tensor:
 
 
 def accuracy(x: Tensor, y: Tensor, theta: Tensor) -> float:
-    """Part of the pictures whose largest score is that of their class."""
+    """Fraction of the images whose largest score is that of their class."""
     return float((torch.addmm(theta[-1], x, theta[:-1]).argmax(1) == y).float().mean())

@@ -1,6 +1,6 @@
 """Average precision as PASCAL VOC's development kits compute it, and mean intersection over union.
 
-``nan`` stands for a figure that does not exist, such as the AP of a class without an object.
+``nan`` stands for a value that does not exist, such as the AP of a class without objects.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ BoolArray = NDArray[np.bool_]
 def precision_recall(
     scores: FloatArray, correct: BoolArray, positives: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Precision and recall down the list sorted by score; of equals the first given comes first.
+    """Precision and recall along the list sorted by score; the sorting is stable.
 
     Args:
         scores: ``(N,)``.
         correct: ``(N,)``.
-        positives: how many there are to be found, at least 1.
+        positives: number of positives, at least 1.
     """
     hits = np.cumsum(correct[np.argsort(-scores, kind="stable")])
     return hits / np.arange(1, len(hits) + 1), hits / positives
@@ -40,7 +40,7 @@ def average_precision(precision: FloatArray, recall: FloatArray, rule: Rule) -> 
     precision was raised to the best one at a higher recall.
     """
     if rule == "11-point":
-        # 1e-12: 0.3 as a ratio of counts and 0.3 as a tenth must not differ by rounding.
+        # 1e-12: a recall of 0.3 as a ratio of counts must not miss the threshold by rounding.
         best = [precision[recall >= t / 10 - 1e-12].max(initial=0.0) for t in range(11)]
         return float(np.mean(best))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -70,14 +70,14 @@ def detection_ap(
 ) -> float:
     """AP of one class by VOC's rules.
 
-    Detections are looked at by falling score. Each is held against the object of its picture that
-    it overlaps most: below ``min_iou`` it is wrong; if that object is difficult it does not
-    count; else it is right the first time and wrong after.
+    Detections are processed by decreasing score. Each is compared with the object of its image
+    that it overlaps most: below ``min_iou`` it is wrong; if that object is difficult it does not
+    count; otherwise the first detection of the object is right and later ones are wrong.
 
     Args:
-        detections: by picture, boxes ``(N, 4)`` and scores ``(N,)``.
-        truth: by picture, boxes ``(M, 4)`` and whether they are difficult ``(M,)``.
-        min_iou: with areas that count the last pixel, as VOC has them.
+        detections: by image, boxes ``(N, 4)`` and scores ``(N,)``.
+        truth: by image, boxes ``(M, 4)`` and whether they are difficult ``(M,)``.
+        min_iou: IoU threshold; areas include the last pixel, as in VOC.
     """
     positives = sum(int((~difficult).sum()) for _, difficult in truth.values())
     if not positives:
@@ -119,7 +119,7 @@ def confusion(prediction: NDArray[np.int64], label: NDArray[np.int64], classes: 
 
 
 def iou_per_class(matrix: FloatArray) -> FloatArray:
-    """Intersection over union from a confusion matrix; nan for a class never seen nor said."""
+    """Intersection over union from a confusion matrix; nan for a class in neither map."""
     hits = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - hits
     nothing = np.full(len(matrix), np.nan)
@@ -127,6 +127,6 @@ def iou_per_class(matrix: FloatArray) -> FloatArray:
 
 
 def mean(values: FloatArray | list[float]) -> float:
-    """Mean of the figures that exist; nan if none does."""
+    """Mean of the values that exist; nan if there are none."""
     there = np.asarray(values)[~np.isnan(values)]
     return float(there.mean()) if len(there) else float("nan")

@@ -1,10 +1,10 @@
-"""Linear probe: how well a linear classifier does on the frozen features of each layer.
+"""Linear probe: accuracy of a linear classifier on the frozen features of each layer.
 
 The protocol of Zhang et al. 2016 (Colorful image colorization, section 3.2), made deterministic:
 each layer's map is averaged down to a grid of at most ``max_dims`` numbers, these are
 standardised, and multinomial logistic regression is fitted by full-batch L-BFGS. The L2 penalty
-is chosen on a part of the training pictures that is held out, then the classifier is fitted to
-all of them. What is reported is the accuracy on the test pictures, which nothing was chosen on.
+is chosen on a held-out part of the training images, then the classifier is fitted to
+all of them. The reported accuracy is that on the test images, which are used for nothing else.
 """
 
 from __future__ import annotations
@@ -42,44 +42,44 @@ log = logging.getLogger("context_encoder")
 
 
 class ProbeConfig(BackboneConfig):
-    """Linear probe of every layer on a labelled image folder: one sub-folder a class.
+    """Linear probe of every layer on a labelled image folder with one sub-folder per class.
 
-    --data FOLDER holds train/ and test/ (or val/), each with the class folders; a folder with the
-    class folders alone is split. The layer "pixels" is the picture itself, for comparison.
+    `data` FOLDER holds train/ and test/ (or val/), each with the class folders; a folder with the
+    class folders alone is split. The layer "pixels" is the image itself, for comparison.
     """
 
     data: Path | None = Field(
         None, description="Folder with train/ and test/ or val/, or with class folders to split."
     )
-    train: Path | None = Field(None, description="Training folder, in place of --data.")
-    test: Path | None = Field(None, description="Test folder, in place of --data.")
+    train: Path | None = Field(None, description="Training folder, instead of `data`.")
+    test: Path | None = Field(None, description="Test folder, instead of `data`.")
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Part of each class that is the test set, where --data must be split."
+        0.2, description="Fraction of each class for testing, if `data` must be split."
     )
     layers: tuple[str, ...] = Field(
         (), description="Layers to probe. Default: pixels, all of encoder and bottleneck."
     )
     max_dims: Annotated[int, Field(ge=1)] = Field(
-        2048, description="Largest number of features of a layer; 9216 is usual for ImageNet."
+        2048, description="Largest number of features per layer; 9216 is usual for ImageNet."
     )
     l2: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0), description="L2 penalties to choose from."
     )
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Part of the training pictures that the penalty is chosen on."
+        0.2, description="Fraction of the training images for the choice of the penalty."
     )
     max_iterations: Annotated[int, Field(ge=1)] = Field(
-        100, description="L-BFGS iterations of one fit."
+        100, description="L-BFGS iterations per fit."
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
-        (0,), description="Of the splits, and of the weights where these are random."
+        (0,), description="Seeds of the splits, and of random weights."
     )
-    batch_size: Annotated[int, Field(ge=1)] = Field(128, description="Pictures at a time.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(128, description="Images at a time.")
     cache: Path | None = Field(
-        None, description="Folder in which features are kept for the next call."
+        None, description="Folder in which features are cached for later calls."
     )
     out: Path = Field(Path("probe"), description="Folder for probe.json and probe.md.")
-    overwrite: bool = Field(False, description="Replace those of an earlier probe in it.")
+    overwrite: bool = Field(False, description="Replace the results of an earlier probe.")
 
     @model_validator(mode="after")
     def _folders(self) -> ProbeConfig:
@@ -100,9 +100,9 @@ def grid_side(channels: int, height: int, max_dims: int) -> int:
 def extract(
     files: Sequence[Path], network: Backbone, sides: Mapping[str, int], config: ProbeConfig
 ) -> Features:
-    """Features of the layers that ``sides`` names, averaged to so many cells a side, float32.
+    """Features of layers, averaged to ``sides[layer]`` cells per side, float32.
 
-    They are taken from the cache if it has them.
+    They are read from the cache if it has them.
 
     Raises:
         ValueError: none of the files can be read.
@@ -114,7 +114,7 @@ def extract(
         if cached.exists():
             try:
                 found = Features(load_file(cached), **json.loads(_notes(cached).read_text()))
-                log.info("features of %d pictures from %s", len(found.kept), cached)
+                log.info("features of %d images from %s", len(found.kept), cached)
                 return found
             except (OSError, SafetensorError, ValueError, TypeError):
                 log.warning("%s is damaged; extracting again", cached)
@@ -133,7 +133,7 @@ def _notes(cached: Path) -> Path:
 
 
 def _key(files: Sequence[Path], network: Backbone, sides: Mapping[str, int]) -> str:
-    """Changes when the weights, the files or what is taken of them do."""
+    """A digest of the weights, the files and the layers with their sides."""
     settings = [list(sides.items()), network.image_size, weights_digest(network)]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for path in files:
@@ -144,7 +144,7 @@ def _key(files: Sequence[Path], network: Backbone, sides: Mapping[str, int]) -> 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One layer with one seed."""
+    """Result of one layer with one seed."""
 
     accuracy: float
     holdout_accuracy: float
@@ -164,17 +164,17 @@ def probe_layer(
     seed: int,
     max_iterations: int = 100,
 ) -> LayerResult:
-    """Choose the penalty on held-out training pictures, refit, and judge on the test pictures.
+    """Choose the penalty on held-out training images, refit, and evaluate on the test images.
 
     Args:
         train, test: float ``(N, D)``, not standardised.
         train_labels, test_labels: int64 ``(N,)``.
         classes: number of classes.
         l2: penalties to choose from, tried from the strongest until the held-out accuracy falls;
-            of equals the strongest is taken.
-        holdout: part of each class of the training pictures to choose on.
-        seed: of that choice of pictures.
-        max_iterations: of one fit.
+            among equally good ones the strongest is chosen.
+        holdout: fraction of each class of the training images that the choice uses.
+        seed: seed of the selection of these images.
+        max_iterations: largest number of iterations per fit.
     """
     first, second = map(torch.tensor, stratified(train_labels.tolist(), holdout, seed))
     scale = Standardizer(train[first])
@@ -185,7 +185,7 @@ def probe_layer(
     fits = fit_logistic(x, y, classes, strengths, max_iterations=max_iterations)
     for strength, theta in zip(strengths, fits, strict=False):
         value = accuracy(held_x, held_y, theta)
-        if value < best:  # weaker penalties fit the training pictures better still
+        if value < best:  # weaker penalties only overfit more
             break
         if value > best:
             best, chosen = value, strength
@@ -200,11 +200,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """Probe every layer with every seed.
 
     Returns:
-        What ``probe.json`` holds.
+        The contents of ``probe.json``.
 
     Raises:
-        As :func:`find_folders` and :meth:`BackboneConfig.load`.
-        ValueError: an unknown layer, or too few readable pictures.
+        Errors of :func:`find_folders` and :meth:`BackboneConfig.load`.
+        ValueError: a layer is unknown, or there are too few readable images.
     """
     device = choose_device(config.device, Processes())
     folders = find_folders(config.data, config.train, config.test)
@@ -236,7 +236,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             absent = set(range(len(folders.classes))) - set(y[part].tolist())
             if absent:
                 which = ", ".join(folders.classes[i] for i in sorted(absent))
-                raise ValueError(f"no readable {name} picture of class {which}")
+                raise ValueError(f"no readable {name} image of class {which}")
         counts.append((len(fit), len(judged)))
         commonest = int(torch.bincount(y[fit]).argmax())
         chance.append(float((y[judged] == commonest).float().mean()))
@@ -307,10 +307,10 @@ def _summary(found: Sequence[LayerResult]) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table of a result."""
+    """The Markdown table of a result."""
     seeds = result["config"]["seeds"]
     lines = [
-        f"Linear probe of {result['network']}: accuracy on {result['test_images']} test pictures, "
+        f"Linear probe of {result['network']}: accuracy on {result['test_images']} test images, "
         f"{result['train_images']} to train on, {len(result['classes'])} classes, "
         f"seeds {', '.join(map(str, seeds))}. The commonest class alone: "
         f"{100 * result['chance']:.1f} %.",
@@ -327,11 +327,11 @@ def markdown(result: dict[str, Any]) -> str:
     if result["copies"]:
         lines += [
             "",
-            f"WARNING: {result['copies']} test pictures are copies of training pictures (with the "
+            f"WARNING: {result['copies']} test images are copies of training images (with the "
             "first seed), so these figures are too good.",
         ]
     if result["unreadable"]:
-        lines += ["", f"{result['unreadable']} pictures could not be read and were left out."]
+        lines += ["", f"{result['unreadable']} images could not be read and were left out."]
     return "\n".join(lines) + "\n"
 
 
@@ -339,15 +339,16 @@ def markdown(result: dict[str, Any]) -> str:
     "probe",
     config=ProbeConfig,
     summary="accuracy of a linear classifier on each layer's frozen features",
-    data="a folder with one sub-folder a class",
+    data="a folder with one sub-folder per class",
     reports="accuracy of a linear classifier on each layer",
 )
 def run(config: ProbeConfig) -> int:
     """Probe, log the table, and write it and ``probe.json``. Returns the exit status, 0.
 
     Raises:
-        FileExistsError: there is an earlier probe, which ``config.overwrite`` would replace.
-        As :func:`probe`; WriteError.
+        FileExistsError: there is an earlier probe and ``config.overwrite`` is not set.
+        WriteError: the results cannot be written.
+        Errors of :func:`probe`.
     """
     check_writable(config.out, folder=True)
     if (config.out / "probe.json").exists() and not config.overwrite:

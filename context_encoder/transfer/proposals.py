@@ -23,7 +23,7 @@ FloatArray = NDArray[np.float64]
 
 
 def read_proposals(path: Path) -> dict[str, FloatArray]:
-    """Boxes ``(N, 4)`` by picture name, x1, y1, x2, y2 counted from 0.
+    """Boxes ``(N, 4)`` by image name, x1, y1, x2, y2 counted from 0.
 
     * ``.npz``: an array for each name.
     * ``.json``: ``{"000001": [[x1, y1, x2, y2], ...], ...}``.
@@ -32,7 +32,7 @@ def read_proposals(path: Path) -> dict[str, FloatArray]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another suffix, or not what the suffix promises.
+        ValueError: the suffix is another one, or does not match the contents.
     """
     if not path.is_file():
         raise FileNotFoundError(f"proposals file {path} does not exist")
@@ -54,7 +54,7 @@ def read_proposals(path: Path) -> dict[str, FloatArray]:
         else:
             raise ValueError("the suffix must be .npz, .json or .mat")
         result = {k: np.asarray(v, np.float64).reshape(-1, 4) for k, v in found.items()}
-    except Exception as error:  # the readers raise nearly every type on damaged files
+    except Exception as error:  # the readers raise almost any type on damaged files
         raise ValueError(f"proposals file {path} cannot be used: {error}") from error
     for name, boxes in result.items():
         if not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
@@ -69,13 +69,13 @@ def dense_grid(
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     step: float = 0.25,
 ) -> FloatArray:
-    """Boxes of several sizes and shapes all over a picture, ``(N, 4)``.
+    """Boxes of several sizes and shapes all over an image, ``(N, 4)``.
 
     Args:
-        width, height: of the picture.
-        sides: square roots of the boxes' areas, as parts of the short side.
-        ratios: of height to width.
-        step: from box to box, as a part of the box's side.
+        width, height: of the image.
+        sides: square roots of the boxes' areas, as fractions of the short side.
+        ratios: ratios of height to width.
+        step: distance of neighbouring boxes, as a fraction of the box's side.
     """
     boxes = []
     for side in sides:
@@ -94,28 +94,28 @@ def dense_grid(
 def find_proposals(
     items: Sequence[Item], file: Path | None, cache: Path, limit: int
 ) -> dict[str, FloatArray]:
-    """Boxes for every picture, by name; an unreadable picture has none.
+    """Boxes for every image, by name; an unreadable image has none.
 
-    Those of the file, if one is given; else selective search's fast mode, if OpenCV was built
-    with ximgproc (they are kept in ``cache``: it takes seconds a picture); else
-    :func:`dense_grid`.
+    They come from the file, if one is given; otherwise from selective search's fast mode, if
+    OpenCV was built with ximgproc (cached in ``cache``, as it takes seconds per image); otherwise
+    from :func:`dense_grid`.
 
     Args:
-        items: the pictures.
+        items: the images.
         file: see :func:`read_proposals`.
         cache: an ``.npz`` file.
-        limit: at most so many for a picture: the first of a file or of selective search; an even
-            choice of the grid.
+        limit: largest number per image: the first ones of a file or of selective search, or an
+            even selection from the grid.
 
     Raises:
-        ValueError: the file lacks a picture.
+        ValueError: the file lacks an image.
     """
     if file is not None:
         given = read_proposals(file)
         absent = [item.name for item in items if item.name not in given]
         if absent:
             raise ValueError(
-                f"{file} has no proposals for {len(absent)} of {len(items)} pictures, "
+                f"{file} has no proposals for {len(absent)} of {len(items)} images, "
                 f"the first: {absent[0]}"
             )
         return {item.name: given[item.name][:limit] for item in items}
@@ -135,15 +135,15 @@ def find_proposals(
     if any(item.name not in kept for item in items):
         try:
             _search(search, items, kept)
-        finally:  # hours of work, also if something stops it
+        finally:  # keeps hours of work after an interruption
             _keep(cache, kept)
     nothing = np.zeros((0, 4))
     return {item.name: kept.get(item.name, nothing)[:limit] for item in items}
 
 
 def _search(search: Any, items: Sequence[Item], kept: dict[str, FloatArray]) -> None:
-    """Add the boxes of the pictures that have none yet and can be read."""
-    for item in tqdm(items, unit="picture", desc="selective search", dynamic_ncols=True):
+    """Add boxes for readable images that have none yet."""
+    for item in tqdm(items, unit="image", desc="selective search", dynamic_ncols=True):
         if item.name in kept:
             continue
         try:

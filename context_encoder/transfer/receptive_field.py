@@ -1,4 +1,4 @@
-"""Where the cells of a network's output lie in its input, and upsampling back to its pixels."""
+"""Positions of a network's output cells in its input, and upsampling to the input's pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Where the cells of a network's output lie in its input, pixel centres at whole numbers.
+    """Positions of a network's output cells in its input, with pixel centres at integers.
 
     Cell i is centred at ``offset + stride * i``; n pixels give
     ``floor((n - extent) / stride) + 1`` cells.
@@ -22,7 +22,7 @@ class ReceptiveField:
     extent: int = 1
 
     def then(self, kernel: int, stride: int = 1, padding: int = 0) -> ReceptiveField:
-        """With one more convolution or pooling."""
+        """The receptive field after one more convolution or pooling."""
         return ReceptiveField(
             self.stride * stride,
             self.offset + ((kernel - 1) / 2 - padding) * self.stride,
@@ -31,7 +31,7 @@ class ReceptiveField:
 
     @classmethod
     def of(cls, network: nn.Module) -> ReceptiveField:
-        """That of the convolutions and poolings in a network, in the order of its modules."""
+        """The receptive field of a network's convolutions and poolings, in module order."""
         geometry = cls()
         for module in network.modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
@@ -59,7 +59,7 @@ class Upsampling:
 
     @classmethod
     def fit(cls, geometry: ReceptiveField, padding: int | None = None) -> Upsampling:
-        """The smallest padding that covers pictures of every size, or the given one's crop."""
+        """Upsampling with the given padding, or the smallest that covers images of every size."""
         stride = geometry.stride
         kernel = 2 * stride
         if (stride - 0.5 - geometry.offset) % 1:

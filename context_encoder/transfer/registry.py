@@ -14,7 +14,7 @@ Run = TypeVar("Run", bound=Callable[[Any], int])
 
 @dataclass(frozen=True)
 class TransferSpec:
-    """A way to judge an encoder; see :func:`register_transfer`."""
+    """A transfer, a task to evaluate an encoder on; see :func:`register_transfer`."""
 
     config: type[BackboneConfig]
     run: Callable[[Any], int]
@@ -32,15 +32,15 @@ TRANSFERS: Registry[TransferSpec] = Registry(
 def register_transfer(
     name: str, *, config: type[BackboneConfig], summary: str, data: str, reports: str
 ) -> Callable[[Run], Run]:
-    """Decorator that registers what carries a transfer out.
+    """Decorator that registers the function of a transfer.
 
     It decorates a function that takes ``config`` and returns the exit status.
 
     Args:
         name: its name, the command of ``python -m context_encoder.transfer``.
         config: its options.
-        summary: one line for people.
-        data, reports: what it needs and what it measures, for the documentation.
+        summary: a description in one line.
+        data, reports: its data and its metrics, for the documentation.
 
     Raises:
         RegistryError: the name is taken.

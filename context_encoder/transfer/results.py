@@ -11,7 +11,7 @@ from context_encoder.transfer.metrics import mean
 def summary(
     per_class: dict[str, dict[str, float]], test_images: int, unreadable: int
 ) -> dict[str, Any]:
-    """The parts of ``results.json`` for figures by class."""
+    """The parts of ``results.json`` for metrics per class."""
     names = list(next(iter(per_class.values())))
     means = {name: mean([values[name] for values in per_class.values()]) for name in names}
     return {
@@ -26,15 +26,15 @@ def summary(
 
 
 def number_or_none(value: float) -> float | None:
-    """JSON knows no nan."""
+    """The value, or None for nan, which JSON does not have."""
     return None if math.isnan(value) else float(value)
 
 
 def markdown(result: dict[str, Any]) -> str:
     names = list(result["metrics"])
     lines = [
-        f"{result['command']} from {result['network']}: {result['test_images']} test pictures, "
-        f"{result['steps']} steps, {result['unreadable']} pictures unreadable.",
+        f"{result['command']} from {result['network']}: {result['test_images']} test images, "
+        f"{result['steps']} steps, {result['unreadable']} images unreadable.",
         "",
         f"| class | {' | '.join(names)} |",
         "| --- |" + " --- |" * len(names),

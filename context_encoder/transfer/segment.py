@@ -29,19 +29,19 @@ from context_encoder.transfer.task import Task
 from context_encoder.transfer.training import run_task
 from context_encoder.transfer.voc import VOID, Item, read_labels
 
-# Long et al. sum the loss over the picture, with a rate of 1e-10 and a decay of 5e-4. Averaged
-# over the pixels of a picture of 500 x 375, the same steps need these.
+# Long et al. sum the loss over the image, with a learning rate of 1e-10 and a decay of 5e-4. With
+# the mean over an image of 500 x 375 pixels, equal steps need the values below.
 _PIXELS = 500 * 375
 
 
 class SegmentConfig(TransferConfig):
     """VOC12 segmentation: the class of every pixel."""
 
-    year: str = Field("VOC2012", description="Its data set.")
+    year: str = Field("VOC2012", description="Data set in that folder.")
     train_split: str = Field("train", description="Split to train on.")
-    test_split: str = Field("val", description="Split to judge on.")
+    test_split: str = Field("val", description="Split to evaluate on.")
     steps: Annotated[int, Field(ge=1)] = Field(100_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Pictures a step.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Images per step.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-10 * _PIXELS, description="SGD's rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4 / _PIXELS, description="L2 penalty.")
@@ -51,11 +51,11 @@ class SegmentConfig(TransferConfig):
 
 
 class FCN(nn.Module):
-    """Encoder, fc6 and fc7 as convolutions, scores, fixed bilinear upsampling to the picture.
+    """Encoder, fc6 and fc7 as convolutions, scores, fixed bilinear upsampling to the image.
 
     Args:
-        network: to take the encoder of.
-        classes: K, the background included.
+        network: the network whose encoder is used.
+        classes: K, including the background.
         fc_dim, fc6_kernel, dropout: see :class:`SegmentConfig`.
     """
 
@@ -81,9 +81,9 @@ class FCN(nn.Module):
         self.upscore.weight.copy_(bilinear_kernel(self.upsampling.kernel))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores ``(B, K, H, W)`` of pictures ``(B, 3, H, W)`` of any size."""
+        """Scores ``(B, K, H, W)`` of images ``(B, 3, H, W)`` of any size."""
         height, width = x.shape[2:]
-        # The padding is 0, mid-grey.
+        # Padding with 0, which is mid-grey.
         scores = self.head(self.encoder(F.pad(x, [self.upsampling.padding] * 4)))
         top = self.upsampling.crop
         upscored: Tensor = self.upscore(scores)
@@ -134,7 +134,7 @@ class Segment(Task):
     def evaluate(self, device: torch.device) -> dict[str, Any]:
         count = len(self._names)
         matrix, unreadable = np.zeros((count, count)), 0
-        for item in tqdm(self._test, unit="picture", dynamic_ncols=True):
+        for item in tqdm(self._test, unit="image", dynamic_ncols=True):
             try:
                 pixels, labels = self._read(read_image(item.image, upright=False), item)
             except UnreadableImage:
@@ -143,7 +143,7 @@ class Segment(Task):
             prediction = self.model(to_input(pixels[None].to(device)))[0].argmax(0).cpu().numpy()
             matrix += confusion(prediction, labels.numpy(), count)
         if not matrix.any():
-            raise ValueError("none of the test pictures can be read")
+            raise ValueError("none of the test images can be read")
         values = iou_per_class(matrix)
         per_class = {name: {"iou": float(values[k])} for k, name in enumerate(self._names)}
         result = summary(per_class, len(self._test) - unreadable, unreadable)
@@ -152,7 +152,7 @@ class Segment(Task):
 
 
 def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> None:
-    """ValueError unless a picture has as many pixels as its labels."""
+    """ValueError unless an image has the size of its labels."""
     if size != labels.shape[::-1]:
         raise ValueError(
             f"{item.image} is {size[0]} x {size[1]} pixels, {item.segmentation} "
@@ -168,11 +168,11 @@ def check_size(item: Item, size: tuple[int, int], labels: NDArray[np.int64]) -> 
     reports="IoU by class and mean, the background included",
 )
 def run(config: SegmentConfig) -> int:
-    """Train, judge, and write the results; see :func:`run_task`."""
+    """Train, evaluate and write the results; see :func:`run_task`."""
     train, test = read_splits(config, "Segmentation")
     for split, items in ((config.train_split, train), (config.test_split, test)):
         seen: set[int] = set()
-        for item in tqdm(items, unit="picture", desc=f"checking {split}", dynamic_ncols=True):
+        for item in tqdm(items, unit="image", desc=f"checking {split}", dynamic_ncols=True):
             labels = read_labels(item, len(config.classes))
             with suppress(UnreadableImage):
                 check_size(item, stored_size(item.image), labels)

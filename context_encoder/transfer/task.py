@@ -1,4 +1,4 @@
-"""What a transfer is to the training loop: network, samples, loss and judgement."""
+"""Interface between a transfer and the training loop."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from context_encoder.transfer.voc import Item
 
 
 class Task(ABC):
-    """What a transfer is: network, samples, loss and judgement.
+    """A transfer: network, samples, loss and evaluation.
 
     Attributes:
         model: encoder and head.
-        encoder: its part that was pretrained; kept in eval mode, so that the statistics of batch
-            normalisation stay what they were.
-        items: pictures to train on.
+        encoder: the pretrained part; kept in eval mode, so that the statistics of batch
+            normalisation do not change.
+        items: training images.
     """
 
     model: nn.Module
@@ -30,7 +30,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample(self, image: Image.Image, item: Item, rng: np.random.Generator) -> Any:
-        """A training sample of a picture, all randomness from ``rng``."""
+        """A training sample of an image; all randomness comes from ``rng``."""
 
     @abstractmethod
     def losses(self, samples: list[Any], device: torch.device) -> dict[str, Tensor]:
@@ -38,4 +38,4 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, device: torch.device) -> dict[str, Any]:
-        """What ``results.json`` holds: "metrics", "per_class" {class: {name: value}}, and more."""
+        """Contents of ``results.json``: "metrics", "per_class" {class: {name: value}}, and more."""

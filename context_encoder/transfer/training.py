@@ -1,6 +1,6 @@
-"""The training that the three transfers to PASCAL VOC share.
+"""Training of the three transfers to PASCAL VOC.
 
-What a step sees depends on (seed, step) alone, so a resumed run goes on exactly.
+The inputs of a step depend on (seed, step) alone, so a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ C = TypeVar("C", bound=TransferConfig)
 
 
 class _Samples(Dataset[Any]):
-    """Training samples by (epoch, index); a file that cannot be read gives way to the next."""
+    """Training samples by (epoch, index); the next file replaces an unreadable one."""
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task = task
@@ -61,7 +61,7 @@ class _Samples(Dataset[Any]):
         for shift in range(len(items)):
             item = items[(index + shift) % len(items)]
             try:
-                # Annotations are of the pixels as they are stored.
+                # Annotations refer to the stored pixels, without EXIF orientation.
                 image = read_image(item.image, upright=False)
             except UnreadableImage as error:
                 failures.append((str(error.path), error.reason))
@@ -69,7 +69,7 @@ class _Samples(Dataset[Any]):
             return self.task.sample(
                 image, item, np.random.default_rng((self.seed, epoch, index))
             ), failures
-        raise ValueError(f"none of the {len(items)} pictures can be read, as {failures[0]}")
+        raise ValueError(f"none of the {len(items)} images can be read, as {failures[0]}")
 
 
 def _collate(samples: list[tuple[Any, list[tuple[str, str]]]]) -> tuple[list[Any], Any]:
@@ -144,7 +144,7 @@ class Training(TrainingLoop):
     def train_step(self, batch: list[Any]) -> dict[str, Tensor]:
         config, learner = self.config, self.learner
         learner.set_learning_rates(step_decay(self.step, config.lr_step, config.lr_gamma))
-        # Dropout is a function of (seed, step) too.
+        # Makes dropout a function of (seed, step).
         torch.manual_seed((config.seed * 1_000_003 + self.step) % 2**63)
         with learner.autocast():
             losses = self.task.losses(batch, self.device)
@@ -153,7 +153,7 @@ class Training(TrainingLoop):
         return {name: value.detach() for name, value in losses.items()}
 
     def validate(self) -> None:
-        """Nothing: nothing is held out of VOC's split; :meth:`Task.evaluate` ends the run."""
+        """No validation: VOC's split has no held-out part. :meth:`Task.evaluate` ends the run."""
 
     def save(self) -> None:
         if self.run is None:
@@ -165,9 +165,9 @@ class Training(TrainingLoop):
         self.run.save("last", Checkpoint(weights, None, tensors, state), self.config)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; ValueError if the pictures are others."""
+        """Resume from a checkpoint; ValueError if the images have changed."""
         if checkpoint.state["digest"] != self.digest:
-            raise ValueError("the training pictures have changed; a run continues with the same")
+            raise ValueError("the training images have changed; resume with the same ones")
         load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
         load_optimizer("model", self.learner.optimizers["model"], checkpoint.training)
         self.mark_resumed(int(checkpoint.state["step"]))
@@ -175,14 +175,14 @@ class Training(TrainingLoop):
 
 
 def run_task(config: C, command: str, make: Any, digest: str) -> int:
-    """Train, judge, write ``results.json`` and ``results.md``. Returns the exit status.
+    """Train, evaluate, write ``results.json`` and ``results.md``. Returns the exit status.
 
     Args:
-        config: of the run.
-        command: its name.
-        make: called with the network to start from, returns the :class:`Task`; only once
-            everything else is known to be there.
-        digest: changes when the training pictures do.
+        config: configuration of the run.
+        command: name of the transfer.
+        make: called with the pretrained network after all other checks; returns the
+            :class:`Task`.
+        digest: a digest of the training images.
     """
     device = choose_device(config.device, Processes())
     out = config.out or Path("runs") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -206,7 +206,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
     parameters = sum(p.numel() for p in task.model.parameters())
     log.info("%s: %s from %s", out, command, config.describe())
     log.info(
-        "  %d pictures, %.2f M parameters, steps %d to %d on %s",
+        "  %d images, %.2f M parameters, steps %d to %d on %s",
         len(task.items), parameters / 1e6, training.step, config.steps, device,
     )  # fmt: skip
     with stop_on_signal(training), logging_redirect_tqdm():

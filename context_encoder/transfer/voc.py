@@ -1,9 +1,9 @@
-"""PASCAL VOC's development kit: what its folders hold.
+"""PASCAL VOC's development kit: layout and reading.
 
 VOCdevkit/VOC2007/
   JPEGImages/000001.jpg
   Annotations/000001.xml
-  ImageSets/Main/trainval.txt, test.txt           one picture name a line
+  ImageSets/Main/trainval.txt, test.txt           one image name per line
   ImageSets/Segmentation/train.txt, val.txt
   SegmentationClass/000001.png                    palette index = class, 255 = void
 """
@@ -31,7 +31,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Item:
-    """One picture.
+    """One image.
 
     Attributes:
         name: as ImageSets lists it.
@@ -39,7 +39,7 @@ class Item:
         boxes: ``(M, 4)``, pixels counted from 0, see :mod:`context_encoder.transfer.boxes`.
         labels: ``(M,)`` class numbers, from 0.
         difficult: ``(M,)``.
-        segmentation: the file of classes, for segmentation only.
+        segmentation: the file of pixel classes, for segmentation only.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Item:
     segmentation: Path | None = None
 
     def presence(self, classes: int) -> NDArray[np.int64]:
-        """``(K,)``: 1 where a class is there, -1 where only difficult objects are, else 0."""
+        """``(K,)``: 1 if a class is present, -1 if only as difficult objects, otherwise 0."""
         result = np.zeros(classes, np.int64)
         result[self.labels[self.difficult]] = -1
         result[self.labels[~self.difficult]] = 1
@@ -58,10 +58,10 @@ class Item:
 
 
 def voc_folder(root: Path, year: str) -> Path:
-    """The folder of a year: ``root/year``, or ``root`` where that is it.
+    """The folder of a year: ``root/year``, or ``root`` itself if it has the layout.
 
     Raises:
-        FileNotFoundError: no such folder, or not VOC's layout.
+        FileNotFoundError: there is no such folder, or it does not have VOC's layout.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"VOCdevkit folder {root} does not exist")
@@ -83,11 +83,11 @@ def read_split(
     kind: Literal["Main", "Segmentation"],
     classes: Sequence[str] = CLASSES,
 ) -> list[Item]:
-    """The pictures of a split, their annotations read and checked.
+    """Read the images of a split, and read and check their annotations.
 
     Raises:
         FileNotFoundError: the folder, the split, or files that it lists are missing.
-        ValueError: an empty split, a damaged annotation, or an object of an unknown class.
+        ValueError: the split is empty, an annotation is damaged, or a class is unknown.
     """
     base = voc_folder(root, year)
     listing = base / "ImageSets" / kind / f"{split}.txt"
@@ -98,7 +98,7 @@ def read_split(
         )
     names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{listing} lists no picture")
+        raise ValueError(f"{listing} lists no image")
     images = {p.stem: p for p in (base / "JPEGImages").iterdir() if p.suffix.lower() in _SUFFIXES}
     _check_there(listing, "JPEGImages", names, [n for n in names if n not in images])
     if kind == "Segmentation":
@@ -117,7 +117,7 @@ def read_split(
 def _check_there(listing: Path, folder: str, names: Sequence[str], absent: Sequence[str]) -> None:
     if absent:
         raise FileNotFoundError(
-            f"{len(absent)} of {len(names)} pictures listed in {listing} are not in {folder}, "
+            f"{len(absent)} of {len(names)} images listed in {listing} are not in {folder}, "
             f"the first: {absent[0]}"
         )
 
@@ -168,10 +168,11 @@ def check_classes(split: str, items: Sequence[Item], classes: Sequence[str]) -> 
 
 
 def read_labels(item: Item, classes: int) -> NDArray[np.int64]:
-    """The classes of a picture's pixels ``(H, W)``: 0 background, 255 void.
+    """The classes of an image's pixels ``(H, W)``: 0 background, 255 void.
 
     Raises:
-        ValueError: not a palette image, unreadable, or with a class above ``classes``.
+        ValueError: the file is not a palette image, is unreadable, or has a class above
+            ``classes``.
     """
     assert item.segmentation is not None
     try:

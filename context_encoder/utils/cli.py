@@ -1,6 +1,6 @@
-"""Command lines: parsing, the one way from an error to an exit status, and what is printed of it.
+"""Command lines: parsing, and the exit status and message of every error.
 
-tyro reads types and shows help, pydantic checks values, both in our own words. A command is::
+tyro reads types and shows help, and pydantic checks values. A command is::
 
     def main(arguments=None):
         return run_command("evaluate", partial(parse_config, EvaluateConfig), job, arguments)
@@ -43,7 +43,7 @@ Arguments = TypeVar("Arguments")
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
-# What names a file or folder that cannot be used, and not a failure while it is used.
+# Errors that name an unusable file or folder, as opposed to failures while it is used.
 _MISUSE = (
     FileNotFoundError,
     FileExistsError,
@@ -61,7 +61,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UsageError(ValueError):
-    """A command line that cannot be read; one line."""
+    """A command line that cannot be parsed; the message is one line."""
 
 
 def run_command(
@@ -74,16 +74,16 @@ def run_command(
     renamed: Mapping[str, str] | None = None,
     when_interrupted: str = "",
 ) -> int:
-    """Parse, do the job, and turn whatever it raises into one line and an exit status.
+    """Parse, run the job, and turn any error into one line and an exit status.
 
     Args:
-        name: of the command's module in this package.
-        parse: called with the command as it is typed and its words.
-        job: called with what ``parse`` returns; its exit status, None for 0.
-        arguments: the words; None for those of the process.
-        failures: errors of the job that are no misuse: status 1 in place of 2.
+        name: name of the command's module in this package.
+        parse: called with the command as it is typed and its arguments.
+        job: called with the result of ``parse``; returns the exit status, or None for 0.
+        arguments: the arguments; None for those of the process.
+        failures: errors of the job that are not misuse and give status 1 instead of 2.
         renamed: see :func:`with_options`.
-        when_interrupted: what to do then.
+        when_interrupted: advice that is printed after an interruption.
 
     Returns:
         The exit status: see docs/commands.md. An error that this package does not raise itself is
@@ -92,7 +92,7 @@ def run_command(
     prog = f"python -m context_encoder.{name}"
     words = list(sys.argv[1:] if arguments is None else arguments)
     _log_to_stderr(renamed)
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be valid UTF-8
+    for stream in (sys.stdout, sys.stderr):  # file names need not be valid UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -100,7 +100,7 @@ def run_command(
             print(f"context-encoder {__version__}")
             return DONE
         status = job(parse(prog, words))
-        sys.stdout.flush()  # where a reader that has gone is noticed
+        sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
         return DONE if status is None else status
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else DONE
@@ -108,7 +108,7 @@ def run_command(
         _say("interrupted" + (when_interrupted and f"; {when_interrupted}"), renamed)
         return stopped_by(signal.SIGINT)
     except BrokenPipeError:
-        # Nobody reads on. Python would say so once more when it closes the stream.
+        # Otherwise Python reports the closed pipe again when it closes the stream.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return stopped_by(signal.SIGPIPE)
@@ -131,21 +131,21 @@ def run_command(
 
 
 def stopped_by(number: signal.Signals) -> int:
-    """The exit status of a command that a signal ended, as shells count it: 130 for Ctrl-C."""
+    """The exit status of a command that a signal ended, as in shells: 130 for Ctrl-C."""
     return 128 + number
 
 
 def parse_arguments(kind: Any, prog: str, arguments: Sequence[str] | None) -> Any:
-    """What tyro reads from a command line.
+    """Parse a command line with tyro.
 
     Args:
-        kind: a dataclass, or a union of them with subcommands.
+        kind: a dataclass, or a union of dataclasses with subcommands.
         prog: the command as it is typed, for help and errors.
-        arguments: the words; None for those of the process.
+        arguments: the arguments; None for those of the process.
 
     Raises:
-        UsageError: what is wrong with them, in one line.
-        SystemExit: help was asked for and is printed.
+        UsageError: the arguments are wrong; the message is one line.
+        SystemExit: help was requested and is printed.
     """
     said = io.StringIO()
     try:
@@ -164,23 +164,23 @@ def parse_config(
     arguments: Sequence[str] | None,
     default: Config | None = None,
 ) -> Config:
-    """The configuration that a command line asks for.
+    """Parse a command line into a configuration.
 
     Args:
-        kind: its class.
+        kind: class of the configuration.
         prog: the command, for the help.
-        arguments: the words; None for those of the process.
+        arguments: the arguments; None for those of the process.
         default: the defaults; None for those of ``kind``.
 
     Raises:
-        ValueError: values that are out of range or do not go together, one sentence for each.
+        ValueError: values are out of range or incompatible; one sentence per error.
     """
     parsed = parse_arguments(arguments_of(kind, default), prog, arguments)
     return checked(kind, {name: getattr(parsed, name) for name in fields_of(kind)})
 
 
 def checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A configuration; ValueError with a sentence for each value that is wrong."""
+    """A configuration; ValueError with one sentence per wrong value."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -194,18 +194,18 @@ def arguments_of(
     summary: str | None = None,
     extra: Sequence[tuple[str, Any, str]] = (),
 ) -> type:
-    """What tyro parses for a configuration: the types of its fields alone, and their help.
+    """A dataclass for tyro with the fields of a configuration, their types and their help.
 
     Args:
-        kind: the configuration.
-        default: what the defaults are taken from; None for those of ``kind``.
-        summary: help of the whole; None for the docstring of ``kind``.
-        extra: name, type and help of options beside it, None by default.
+        kind: class of the configuration.
+        default: source of the defaults; None for those of ``kind``.
+        summary: help text of the command; None for the docstring of ``kind``.
+        extra: name, type and help of further options, whose default is None.
     """
     fields: list[Any] = []
     for name, field in fields_of(kind).items():
         parsed = _parsed_type(Annotated[(field.annotation, None, *field.metadata)])
-        hint: Any = Annotated[parsed, tyro.conf.arg(help=field.description)]
+        hint: Any = Annotated[parsed, tyro.conf.arg(help=with_options(field.description or ""))]
         if default is not None:
             fields.append((name, hint, dataclasses.field(default=getattr(default, name))))
         elif field.is_required():
@@ -216,22 +216,22 @@ def arguments_of(
     for name, type_, text in extra:
         hint = Annotated[type_ | None, tyro.conf.arg(help=text)]
         fields.append((name, hint, dataclasses.field(default=None)))
-    namespace = {"__doc__": summary or kind.__doc__}
+    namespace = {"__doc__": with_options(summary or kind.__doc__ or "")}
     return dataclasses.make_dataclass("Arguments", fields, namespace=namespace, kw_only=True)
 
 
 def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a configuration, the options of what is registered among them."""
+    """The fields of a configuration, including the options of registered classes."""
     every = getattr(kind, "all_fields", None)
     return dict(kind.model_fields) if every is None else every()
 
 
 def name_argument(names: Names, *, check: bool = True) -> PrimitiveConstructorSpec[str]:
-    """In ``Annotated[str, ...]``, makes tyro take one of some names and list them in the help.
+    """For ``Annotated[str, ...]``: tyro accepts one of the names and lists them in the help.
 
     Args:
-        names: to choose from; aliases, which are accepted too, are not listed.
-        check: whether tyro refuses other words, rather than what validates the value later.
+        names: the names to choose from; aliases are accepted but not listed.
+        check: whether tyro refuses other words; False leaves this to later validation.
     """
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -243,7 +243,7 @@ def name_argument(names: Names, *, check: bool = True) -> PrimitiveConstructorSp
 
 
 def _parsed_type(hint: Any) -> Any:
-    """A field's type with :func:`name_argument` in the place of :class:`NameIn`."""
+    """A field's type with :func:`name_argument` instead of :class:`NameIn`."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         for extra in parts[1:]:
@@ -258,7 +258,7 @@ def _parsed_type(hint: Any) -> Any:
 
 
 def early_options(names: Collection[str], arguments: Sequence[str] | None) -> dict[str, str]:
-    """Options that decide the defaults of the others, as they are given, before tyro parses."""
+    """The given values of options that decide the defaults of others, read before tyro parses."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         first.add_argument(f"--{name}", nargs="?")
@@ -267,7 +267,7 @@ def early_options(names: Collection[str], arguments: Sequence[str] | None) -> di
 
 
 def given_fields(kind: type[BaseModel], arguments: Sequence[str] | None) -> list[str]:
-    """The fields of a configuration that the command line names, in their order."""
+    """The fields of a configuration that the command line names, in the order of the fields."""
     words = sys.argv[1:] if arguments is None else arguments
     names = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words}
     return [name for name in fields_of(kind) if {name, f"no_{name}"} & names]
@@ -287,7 +287,7 @@ def _sentence(error: OSError) -> str:
 
 
 def _is_message(error: Exception) -> bool:
-    """Whether this package raises it by a statement, so that its text is meant for people."""
+    """Whether a statement of this package raised the error, so that its text is for users."""
     own = type(error).__module__.startswith("context_encoder.")  # UnreadableImage and the like
     if not (own or isinstance(error, ValueError | ImportError)):
         return False
@@ -301,8 +301,8 @@ def _is_message(error: Exception) -> bool:
 
 
 def _first_sentences(box: str) -> str:
-    """What a box of tyro's says, in one line: without its frame, hints for help, and help texts."""
-    framed = "╭" in box  # else, for a terminal without these characters, the title is a section
+    """The errors in a box printed by tyro, as one line without frame, hints and help texts."""
+    framed = "╭" in box  # on terminals without these characters the title is a section
     sections: list[list[str]] = [[]]
     for line in _COLOUR.sub("", box).splitlines():
         body = line.strip("│").rstrip()

@@ -1,4 +1,4 @@
-"""The device of a process, and the processes that train together."""
+"""The device of a process, and the process group of distributed training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together (torchrun sets the environment)."""
+    """Rank of this process and number of processes in training, as set by torchrun."""
 
     rank: int = 0
     local_rank: int = 0
@@ -33,7 +33,7 @@ class Processes:
 
 
 def choose_device(name: str, processes: Processes) -> torch.device:
-    """The device of this process; ValueError if it is not there."""
+    """The device of this process; ValueError if it does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

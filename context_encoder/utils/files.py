@@ -1,7 +1,7 @@
-"""Atomic writing of files and folders: what is there is old or new, never half of either.
+"""Atomic writing of files and folders.
 
-A file is written beside its place under a name of its own, flushed to the disk and then renamed,
-so that neither an error, nor a power cut, nor a second writer leaves a part of it.
+A file is written under a temporary name in the same folder, flushed to the disk and then renamed,
+so that an error, a power cut or a second writer does not leave a partial file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "write_folder",
 ]
 
-#: Text (UTF-8), bytes, or a function that writes to the path that it is called with.
+#: Text (UTF-8), bytes, or a function that writes to the path that it is given.
 Content = str | bytes | Callable[[Path], object]
 
 _ADVICE = {
@@ -41,14 +41,14 @@ _ADVICE = {
     errno.EPERM: "change its permissions, or write elsewhere",
     errno.ENOENT: "make its folder first",
 }
-# safetensors reports errors of the system as text only.
+# safetensors reports operating-system errors as text only.
 _SAFETENSORS_CODE = re.compile(r"code: (\d+)")
-# Room for the suffix of a temporary name within the 255 bytes of a file name.
+# Leaves room for the suffix of a temporary name within the 255 bytes of a file name.
 _LONGEST_STEM = 40
 
 
 class WriteError(OSError):
-    """A file or folder that cannot be written; ``filename`` says which, ``errno`` why."""
+    """A file or folder cannot be written; ``filename`` is its path, ``errno`` the cause."""
 
     errno: int
     strerror: str
@@ -64,25 +64,25 @@ class WriteError(OSError):
 
 
 def write_file(path: str | os.PathLike[str], content: Content) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
-    A link is followed. A file that is replaced passes its permissions on; a new one gets those
-    that the umask leaves.
+    Links are followed. A replaced file keeps its permissions; a new one gets those that the
+    umask allows.
 
     Args:
-        path: the file; its folder must be there.
-        content: see :data:`Content`. What a function raises is passed on, an OSError as WriteError.
+        path: the file; its folder must exist.
+        content: see :data:`Content`. Errors of a function are passed on, an OSError as WriteError.
 
     Raises:
-        WriteError: the path and the cause. The old file is then still there, if there was one, and
-            no temporary file is left.
+        WriteError: the file cannot be written; gives path and cause. An old file is kept, and no
+            temporary file is left.
     """
     target = Path(os.path.realpath(path))
     with _reported(path), _temporary(target) as new:
         if callable(content):
             content(new)
         else:
-            # Names of files that are no valid UTF-8 reach texts as lone surrogates.
+            # File names that are not valid UTF-8 appear in texts as lone surrogates.
             if isinstance(content, str):
                 content = content.encode("utf-8", "backslashreplace")
             new.write_bytes(content)
@@ -99,7 +99,7 @@ def save_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write contiguous tensors on the CPU as a safetensors file, as :func:`write_file` does."""
+    """Write contiguous CPU tensors as a safetensors file; see :func:`write_file`."""
 
     def save(new: Path) -> None:
         mode = stat.S_IMODE(os.stat(new).st_mode)
@@ -116,24 +116,24 @@ def save_tensors(
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Write a folder beside its place, then put it there.
+    """Write a folder under a temporary name, then rename it.
 
-    A folder cannot be replaced in one step: cut off between two renames, the one before lies at
-    ``.NAME.old``.
+    A folder cannot be replaced in one step. After an interruption between the two renames, the
+    previous folder is at ``.NAME.old``.
 
     Args:
-        folder: its parents are made.
-        fill: called with an empty folder; files in it are written by this module's functions.
+        folder: the folder; its parents are created.
+        fill: called with an empty folder; writes its files with this module's functions.
 
     Raises:
-        WriteError: the path and the cause.
+        WriteError: the folder cannot be written; gives path and cause.
     """
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     with _reported(folder):
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         fill(new)
-        # On the disk before it takes the other's place, or a power cut could leave neither.
+        # Flushed before the rename: otherwise a power cut could lose both folders.
         _sync_folder(new)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -144,23 +144,23 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and its parents, unless it is there; WriteError if that cannot be."""
+    """Create a folder and its parents if missing; WriteError if they cannot be created."""
     with _reported(folder):
         os.makedirs(folder, exist_ok=True)
 
 
 def check_new_file(path: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Check a file that a command is to write, the parameter ``out``, before the work begins.
+    """Check the file that a command will write, the parameter ``out``, before the work begins.
 
     Args:
-        path: the file; its parents will be made.
-        suffixes: what its name may end in.
-        overwrite: whether it may be there already.
+        path: the file; its parents will be created.
+        suffixes: the allowed suffixes.
+        overwrite: whether the file may already exist.
 
     Raises:
         ValueError: another suffix.
-        FileExistsError: it is there.
-        WriteError: it cannot be written.
+        FileExistsError: the file exists.
+        WriteError: the file cannot be written.
     """
     if path.suffix not in suffixes:
         raise ValueError(f"`out` {path} must end in {' or '.join(suffixes)}")
@@ -170,12 +170,12 @@ def check_new_file(path: Path, suffixes: Sequence[str], *, overwrite: bool) -> N
 
 
 def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
-    """WriteError if a file cannot be written, so that it is told before long work and not after.
+    """WriteError if a file cannot be written; for checks before long work.
 
-    A file is made and removed in the nearest folder above that is there; nothing else is made.
+    A file is created and removed in the nearest existing parent folder; nothing else is created.
 
     Args:
-        path: the file, whose missing parents will be made.
+        path: the file, whose missing parents will be created.
         folder: whether ``path`` is a folder that files will be written in.
     """
     target = Path(os.path.realpath(path))
@@ -193,8 +193,8 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """An empty file beside ``target`` that nobody else has; removed at the end if still there."""
-    # The suffix keeps it from being taken for an image or a result.
+    """A new empty file in the folder of ``target``; removed at the end if still there."""
+    # With this suffix it is not mistaken for an image or a result.
     new = target.with_name(f".{target.name[:_LONGEST_STEM]}.{secrets.token_hex(6)}.new")
     os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
@@ -206,7 +206,7 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _reported(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise an OSError as a WriteError of ``path``."""
+    """Raise an OSError as a WriteError for ``path``."""
     try:
         yield
     except WriteError:
@@ -217,9 +217,9 @@ def _reported(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _mode_of_old(target: Path) -> int | None:
-    """The permissions of the file that is to be replaced, None without one; OSError if it may not.
+    """The permissions of the file to replace, or None; OSError if it must not be replaced.
 
-    A rename would replace a device or a file without write permission, too.
+    A rename alone would also replace a device or a file without write permission.
     """
     try:
         mode = os.stat(target).st_mode
@@ -244,7 +244,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Wait until a folder's list of names is on the disk, where the file system can say so."""
+    """Wait until a folder's entries are on the disk, where the file system supports it."""
     try:
         _sync(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Picture sheets: what was given, what the network saw, what it made of it."""
+"""Image sheets: originals, network inputs and outputs in one PNG."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def save_sheet(
     rows: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Write a PNG with one row an image and one titled column a kind of picture.
+    """Write a PNG with one row per sample and one titled column per kind of image.
 
     Args:
         path: the file to write.
-        columns: title and pictures ``(B, 3, H, W)`` on [0, 1], the same B, H and W in each.
+        columns: title and images ``(B, 3, H, W)`` on [0, 1], the same B, H and W in each.
             Lines of a title are separated by newlines.
         panels: lay the rows out in this many blocks side by side.
         max_columns: continue a row with more columns than this on the next line, the columns'
             titles above each image; None for no limit.
         title: lines above everything.
         rows: labels to the left of the B rows, with newlines where they have several lines.
-        captions: a line under each picture: B texts for every column.
+        captions: a line under each image: B texts for every column.
     """
     count, _, height, width = columns[0][1].shape
-    # Small pictures are enlarged by whole pixels, so that a viewer does not blur them.
+    # Small images are enlarged by whole pixels, so that a viewer does not blur them.
     zoom = max(1, -(-_MIN_SIDE // max(height, width)))
     text = _Text()
     per_line = min(len(columns), max_columns or len(columns))
@@ -69,7 +69,7 @@ def save_sheet(
             for r, array in enumerate(_to_bytes(pictures[first : first + per_panel])):
                 y = top + _MARGIN + r * row_h + line * cell_h
                 if lines > 1 or r == 0:
-                    # The last line of every title stands right above its picture.
+                    # The last line of every title is directly above its image.
                     text(x, y - _MARGIN - _LINE * (name.count("\n") + 1) + 1, name)
                 picture = Image.fromarray(array).resize(
                     (width * zoom, height * zoom), Image.Resampling.NEAREST
@@ -82,7 +82,7 @@ def save_sheet(
 
 
 def shorten(name: str, most: int = 20) -> str:
-    """The end of a file's name, for a caption."""
+    """The end of a file name, for a caption."""
     return name if len(name) <= most else "..." + name[3 - most :]
 
 
@@ -93,7 +93,7 @@ def _to_bytes(pictures: Tensor) -> np.ndarray:
 
 
 class _Text:
-    """Lines of text in Pillow's own font, and how wide they are."""
+    """Lines of text in Pillow's default font, and their width."""
 
     def __init__(self) -> None:
         self._font = ImageFont.load_default()

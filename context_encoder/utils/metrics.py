@@ -1,4 +1,4 @@
-"""How well a hole was filled. Pixels on [0, 1]; every figure is per image, then averaged."""
+"""Metrics of filled holes: pixels on [0, 1], one value per image, then averaged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-# A perfect fill has no error and infinite PSNR, which no average survives: 100 dB stands for it.
+# A perfect fill has infinite PSNR, which would make every average infinite: 100 dB replaces it.
 _MIN_SQUARED_ERROR = 1e-10
 
 
@@ -16,7 +16,7 @@ def to_unit(image: Tensor) -> Tensor:
 
 
 def psnr_from_squared_error(squared_error: Tensor) -> Tensor:
-    """PSNR in dB of a mean squared error on [0, 1]; 100 dB at the most."""
+    """PSNR in dB of a mean squared error on [0, 1]; at most 100 dB."""
     return -10 * torch.log10(squared_error.clamp(min=_MIN_SQUARED_ERROR))
 
 
@@ -30,8 +30,8 @@ def hole_metrics(output: Tensor, original: Tensor, mask: Tensor) -> dict[str, Te
     """L1, L2, PSNR and SSIM within the hole of each image.
 
     Args:
-        output: ``(B, 3, H, W)`` on [0, 1], the filled picture; outside the hole it is not looked
-            at, save by SSIM's window, which sees the original there.
+        output: ``(B, 3, H, W)`` on [0, 1], the filled image; outside the hole it is ignored, and
+            the SSIM window sees the original there.
         original: ``(B, 3, H, W)`` on [0, 1].
         mask: bool ``(B, 1, H, W)``, True in the hole.
 
@@ -54,6 +54,6 @@ def hole_metrics(output: Tensor, original: Tensor, mask: Tensor) -> dict[str, Te
 
 
 def context_mean(image: Tensor, mask: Tensor) -> Tensor:
-    """The mean colour of the pixels that are not missing, ``(B, 3, 1, 1)``; 0 if none is left."""
+    """The mean colour of the known pixels, ``(B, 3, 1, 1)``; 0 if all are missing."""
     kept = (~mask).sum((1, 2, 3), keepdim=True).clamp(min=1)
     return torch.where(mask, 0, image).sum((2, 3), keepdim=True) / kept

@@ -1,4 +1,4 @@
-"""Options that belong to one mask, model or pretext, and how flat configurations take them in."""
+"""Options of one mask, model or pretext, and presets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict
 class Need:
     """Options that do nothing unless another option has a suitable value."""
 
-    #: Those that would do nothing.
+    #: The options that would have no effect.
     names: tuple[str, ...]
     #: The option that decides.
     decider: str
-    #: Whether its value will do.
+    #: Whether a value of that option is suitable.
     serves: Callable[[Any], bool]
-    #: Its suitable values in words.
+    #: The suitable values in words.
     wanted: str
 
 
@@ -27,15 +27,15 @@ class OptionGroup(BaseModel):
     """The options of one mask, model or pretext; a subclass adds the fields.
 
     Each field becomes an option of its own in a flat configuration, on the command line and in
-    ``config.json``, so its name must be unique: begin it with the name of what it belongs to. A
+    ``config.json``, so its name must be unique: begin it with the name of its owner. A
     group that several registrations share gives one option. Fields have a description, which is
-    the help; one without a default must be given where its owner is chosen. Values that exclude
-    each other are refused by pydantic's validators.
+    the help; a field without a default is required when its owner is chosen. Incompatible values
+    are refused by pydantic's validators.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    #: What options in the group depend on beside their owner.
+    #: Further conditions for options in the group.
     needs: ClassVar[tuple[Need, ...]] = ()
     #: Options that may change when a run is resumed: paths, rates, weights of losses.
     free_on_resume: ClassVar[frozenset[str]] = frozenset()
@@ -46,7 +46,7 @@ class OptionGroup(BaseModel):
         return tuple(name for name, field in cls.model_fields.items() if field.is_required())
 
     def changed_on_resume(self, before: OptionGroup) -> list[str]:
-        """The options that differ from those of the run to be resumed and must not."""
+        """The options that differ from those of the run to be resumed but must not."""
         return [
             name
             for name in type(self).model_fields
@@ -59,5 +59,5 @@ class Preset:
     """A named set of values that differ from the defaults of a training configuration."""
 
     values: dict[str, Any]
-    #: Where the values come from, for the documentation.
+    #: Source of the values, for the documentation.
     source: str

@@ -1,4 +1,4 @@
-"""Names of options on the command line, and errors in their values in plain sentences.
+"""Option names on the command line, and sentences for values that pydantic refuses.
 
 Messages of the library name a parameter in backquotes, as users of Python know it:
 `` `batch_size` ``. A command shows it as its option: ``--batch-size``.
@@ -21,10 +21,10 @@ def option(name: str) -> str:
 
 
 def with_options(message: str, renamed: Mapping[str, str] | None = None) -> str:
-    """A message of the library for the command line: options in place of parameters.
+    """Replace parameters by options in a message of the library, for the command line.
 
     Args:
-        message: with the names of parameters in backquotes.
+        message: names parameters in backquotes.
         renamed: parameters whose option has another name, and that name.
     """
     names = renamed or {}
@@ -32,7 +32,7 @@ def with_options(message: str, renamed: Mapping[str, str] | None = None) -> str:
 
 
 def explain(error: ValidationError) -> list[str]:
-    """One sentence for each thing that is wrong: the option, what is expected, what was given."""
+    """One sentence per error, with the parameter, what is expected and what was given."""
     return [_explain(problem) for problem in error.errors()]
 
 
@@ -46,9 +46,9 @@ _BOUNDS = {
 
 def _explain(problem: Any) -> str:
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
-    if kind == "value_error":  # raised in this file: a sentence already
+    if kind == "value_error":  # raised by this package: a sentence already
         return str(context["error"])
-    name = option(str(problem["loc"][0])) if problem["loc"] else "the configuration"
+    name = f"`{problem['loc'][0]}`" if problem["loc"] else "the configuration"
     if kind == "extra_forbidden":
         return f"there is no option {name}"
     if kind in _BOUNDS:

@@ -1,8 +1,8 @@
-"""Registries: the names of one kind of thing, and what each name stands for.
+"""Registries: names of masks, models, pretexts and transfers, and their entries.
 
-A registry fills itself when it is first asked: it imports the modules of its own folder, and then
-what installed packages announce under its entry-point group. Each of those modules registers what
-it defines; nothing else in the package spells a name out.
+A registry is filled on first use: it imports the modules of its own folder, and then those that
+installed packages announce under its entry-point group. Each of those modules registers what
+it defines; this is the only place where a name is written.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Entry = TypeVar("Entry")
 
 
 class RegistryError(ValueError):
-    """Two registrations that exclude each other; the message names both."""
+    """Two registrations conflict; the message names both."""
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """What is registered, by name, in alphabetical order.
+    """Registered entries by name, in alphabetical order.
 
-    Lookups accept aliases, which iteration leaves out: former names, kept so that old
-    configurations can be read.
+    Lookups accept aliases (former names, so that old configurations can be read); iteration
+    leaves them out.
 
     Args:
-        noun: what the entries are, for messages.
-        package: the package whose modules register our own.
-        group: the entry-point group of other packages. An entry point names a module (or an
-            object in it); loading it must register.
+        noun: noun for an entry, for messages.
+        package: the package whose modules register our own entries.
+        group: the entry-point group for other packages. An entry point names a module (or an
+            object in it); loading it must register the entry.
     """
 
     def __init__(self, noun: str, package: str, group: str) -> None:
@@ -61,17 +61,17 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         aliases: tuple[str, ...] = (),
         default: bool = False,
     ) -> None:
-        """Register.
+        """Register an entry.
 
         Args:
             name: lower case, words joined by hyphens.
-            entry: what it stands for.
-            definition: the class or function that is registered, to say where it comes from.
+            entry: the entry.
+            definition: the class or function that is registered, for messages about its source.
             aliases: former names.
-            default: whether it is the one to take where none is named.
+            default: whether this entry is used when no name is given.
 
         Raises:
-            RegistryError: the name is taken, or there is a default already.
+            RegistryError: the name is taken, or there is already a default.
         """
         source = f"{definition.__module__}.{definition.__qualname__}"
         for taken in (name, *aliases):
@@ -91,12 +91,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._sources.update(dict.fromkeys((name, *aliases), source))
 
     def default(self) -> str:
-        """The name to take where none is given."""
+        """The name that is used when none is given."""
         self._load()
         return self._default
 
     def canonical(self, name: str) -> str:
-        """The name that an alias, or the name itself, stands for; ValueError if there is none."""
+        """The name for a name or an alias; ValueError if unknown."""
         if name not in self:
             hint = "".join(
                 f"; the package {package} is installed, but does not load: {reason}"
@@ -106,7 +106,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return self._aliases.get(name, name)
 
     def find(self, name: str) -> Entry:
-        """The entry of a name or an alias; ValueError if there is none."""
+        """The entry for a name or an alias; ValueError if unknown."""
         return self._entries[self.canonical(name)]
 
     def names(self, where: Callable[[Entry], bool]) -> list[str]:
@@ -114,11 +114,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return [name for name, entry in self.items() if where(entry)]
 
     def only(self, names: Callable[[], list[str]]) -> Names:
-        """Some of the names, chosen when they are asked for."""
+        """A subset of the names, evaluated on use."""
         return _Some(self, names)
 
     def source(self, name: str) -> str:
-        """Module and object that registered a name."""
+        """Module and object under which a name was registered."""
         self._load()
         return self._sources[name]
 
@@ -137,7 +137,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True  # what is imported below may ask, too
+        self._loaded = True  # modules imported below may use the registry
         try:
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
                 if not module.name.startswith("_"):
@@ -148,7 +148,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
                     point.load()
                 except RegistryError:
                     raise
-                except Exception as error:  # the package of others can raise anything
+                except Exception as error:  # other packages can raise anything
                     reason = f"{type(error).__name__}: {error}"
                     self.failed[package] = reason
                     log.warning(
@@ -162,17 +162,17 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 class Names(Protocol):
-    """Names to choose from."""
+    """A set of names to choose from."""
 
     def __iter__(self) -> Iterator[str]: ...
 
     def canonical(self, name: str) -> str:
-        """The name that ``name`` stands for; ValueError if none."""
+        """The name for a name or an alias; ValueError if unknown."""
 
 
 @dataclass(frozen=True)
 class _Some:
-    """Some of a registry's names."""
+    """A subset of a registry's names."""
 
     registry: Registry[Any]
     names: Callable[[], list[str]]

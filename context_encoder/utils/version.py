@@ -1,4 +1,4 @@
-"""The version, which pyproject.toml at the root of the repository defines."""
+"""The package version, defined in pyproject.toml."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-// On the CPU alone.
+// Patch matching and voting, on the CPU alone.
 #include "common.h"
 
 #ifndef CEK_CUDA
@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kMostPixels = int64_t(1) << 31;
 constexpr int64_t kMostRadius = 7;
+constexpr int64_t kMostSweeps = 1 << 20;
 
 // Sizes of an image (H, W, C), int16, with whole patches in it.
 template <class Params>
@@ -17,7 +18,8 @@ void expect_image(const char* op, const Tensor& image, int64_t radius, Params& p
   p.height = image.size(0), p.width = image.size(1), p.channels = image.size(2), p.radius = radius;
   CEK_CHECK(op, p.channels >= 3 && p.channels <= 16, "image must have 3 to 16 channels");
   CEK_CHECK(op, radius >= 0 && radius <= kMostRadius, "radius must be in 0..7");
-  CEK_CHECK(op, p.height * p.width < kMostPixels, "image must have fewer than 2^31 pixels");
+  CEK_CHECK(op, p.height < kMostPixels && p.width < kMostPixels && p.height * p.width < kMostPixels,
+            "image must have fewer than 2^31 pixels");
 }
 
 // The patches of a field, and its sources, lie whole in the image.
@@ -52,6 +54,7 @@ std::tuple<Tensor, Tensor> patch_match(Tensor image, Tensor guide, Tensor source
   expect_field(op, field, radius);
   CEK_CHECK(op, guide_weight >= 0 && guide_weight <= 1 << 16, "guide_weight must be in 0..65536");
   CEK_CHECK(op, max_offset >= 0 && max_offset <= 1020, "max_offset must be in 0..1020");
+  CEK_CHECK(op, sweeps >= 0 && sweeps <= kMostSweeps, "sweeps must be in 0..2^20");
   p.image = static_cast<const int16_t*>(image.const_data_ptr());
   p.guide = static_cast<const int16_t*>(guide.const_data_ptr());
   p.source = static_cast<const uint8_t*>(source.const_data_ptr());

@@ -1,4 +1,4 @@
-// On the CPU alone.
+// Removal of seams, on the CPU alone.
 #include "common.h"
 
 #ifndef CEK_CUDA
@@ -14,7 +14,9 @@ Tensor remove_seam(Tensor image, Tensor mask) {
   const ScalarType type = image.scalar_type();
   p.batch = image.size(0), p.channels = image.size(1);
   p.height = image.size(2), p.width = image.size(3);
-  CEK_CHECK(op, p.height * p.width < (int64_t(1) << 31), "image must have fewer than 2^31 pixels");
+  constexpr int64_t most = int64_t(1) << 31;
+  CEK_CHECK(op, p.height < most && p.width < most && p.height * p.width < most,
+            "image must have fewer than 2^31 pixels");
   expect(op, "mask", mask, image, {p.batch, 1, p.height, p.width});
   CEK_CHECK(op, is_bytes(mask), "mask must be bool or uint8");
   image = torch::stable::contiguous(torch::stable::to(image, ScalarType::Float)),

@@ -465,7 +465,10 @@ VALID: dict[str, tuple[object, ...]] = {
     "rasterize_boxes": (BOXES, OFFSETS, 4, 5),
     "fill_polygons": (IMAGE[:1], VALUE, POINTS, OFFSETS, OFFSETS, "nonzero"),
     "fill_boxes": (IMAGE[:1], VALUE, BOXES, OFFSETS),
+    **{name: OPS[name].check[0]() for name in ("patch_match", "patch_vote")},
+    "remove_seam": (IMAGE, MASK),
 }
+assert set(VALID) == {op.name for op in OPS.values() if "cpp" in op.compiled}
 
 
 def spoiled(value: object) -> list[object]:

@@ -1,9 +1,10 @@
-"""Masks and models of another package, found by its entry points, and what is wrong with some."""
+"""Masks and models of another package by entry points, and errors of such packages."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.helpers.small_runs import TINY, save_photos
 
 ROOT = Path(__file__).parents[2]
 
-STRIPES = """
+BARS = """
 from collections import OrderedDict
 from typing import Annotated
 
@@ -29,15 +30,15 @@ from context_encoder.models import ContextEncoder, Preset, register_model
 from context_encoder.models.base import stage
 
 
-class StripesOptions(OptionGroup):
-    stripes_width: Annotated[int, Field(ge=1)] = Field(3, description="Pixels of a stripe.")
+class BarsOptions(OptionGroup):
+    bars_width: Annotated[int, Field(ge=1)] = Field(3, description="Pixels of a bar.")
 
 
-@register_mask("stripes", summary="vertical stripes", options=StripesOptions)
-class Stripes(MaskSampler):
-    def __init__(self, size, seed, stripes_width):
+@register_mask("bars", summary="vertical bars", options=BarsOptions)
+class Bars(MaskSampler):
+    def __init__(self, size, seed, bars_width):
         super().__init__(size, seed)
-        self.width = stripes_width
+        self.width = bars_width
 
     def draw(self, epoch, index):
         shift = self.words(epoch, index, 1) % (2 * self.width)
@@ -56,7 +57,7 @@ class TinyOptions(OptionGroup):
     summary="two layers",
     image_size=32,
     options=TinyOptions,
-    presets={"tiny-stripes": Preset({"model": "tiny", "mask": "stripes", "lr": 1e-3}, "nowhere")},
+    presets={"tiny-bars": Preset({"model": "tiny", "mask": "bars", "lr": 1e-3}, "nowhere")},
 )
 class Tiny(ContextEncoder):
     def __init__(self, image_size=32, *, tiny_channels=4):
@@ -71,7 +72,7 @@ class Tiny(ContextEncoder):
         )
 """
 
-# Offered under two groups by one module, which imports what lies above the configuration.
+# One module for two groups, which imports modules that depend on the configuration.
 CLONES = """
 from typing import Literal
 
@@ -104,7 +105,7 @@ def count(config):
 
 
 def install(site: Path, package: str, source: str, **groups: str) -> None:
-    """What ``pip install --target`` would leave: a module, and metadata with its entry points."""
+    """The result of ``pip install --target``: a module, and metadata with its entry points."""
     (site / f"{package}.py").parent.mkdir(parents=True, exist_ok=True)
     (site / f"{package}.py").write_text(source)
     info = site / f"{package}-1.0.dist-info"
@@ -130,29 +131,27 @@ def test_a_package_s_mask_and_model_train_resume_and_inpaint(tmp_path: Path) -> 
     site, out, photos = tmp_path / "site", tmp_path / "run", tmp_path / "photos"
     install(
         site,
-        "stripes",
-        STRIPES,
-        context_encoder__masks="stripes = stripes",
-        context_encoder__models="tiny = stripes:Tiny",
+        "bars",
+        BARS,
+        context_encoder__masks="bars = bars",
+        context_encoder__models="tiny = bars:Tiny",
     )
     save_photos(photos, 8)
-    train = ["context_encoder.train", "--preset", "tiny-stripes", *TINY, "--data", photos]
-    train += ["--stripes-width", 5, "--tiny-channels", 6, "--steps", 2, "--overlap", 0]
+    train = ["context_encoder.train", "--preset", "tiny-bars", *TINY, "--data", photos]
+    train += ["--bars-width", 5, "--tiny-channels", 6, "--steps", 2, "--overlap", 0]
     trained = run(site, *train, "--lr-schedule", "constant", "--out", out)
     assert trained.returncode == 0, trained.stderr
     config = json.loads((out / "config.json").read_text())
-    chosen = {name: config[name] for name in ("mask", "model", "stripes_width", "tiny_channels")}
-    assert chosen == {"mask": "stripes", "model": "tiny", "stripes_width": 5, "tiny_channels": 6}
+    chosen = {name: config[name] for name in ("mask", "model", "bars_width", "tiny_channels")}
+    assert chosen == {"mask": "bars", "model": "tiny", "bars_width": 5, "tiny_channels": 6}
 
     resumed = run(site, "context_encoder.train", "--resume", out, "--steps", 4)
     assert resumed.returncode == 0, resumed.stderr
     config = json.loads((out / "config.json").read_text())
-    assert (config["stripes_width"], config["tiny_channels"], config["steps"]) == (5, 6, 4)
-    changed = run(
-        site, "context_encoder.train", "--resume", out, "--steps", 6, "--stripes-width", 4
-    )
+    assert (config["bars_width"], config["tiny_channels"], config["steps"]) == (5, 6, 4)
+    changed = run(site, "context_encoder.train", "--resume", out, "--steps", 6, "--bars-width", 4)
     assert changed.returncode == 2
-    assert "--stripes-width would change it" in changed.stderr
+    assert "--bars-width would change it" in changed.stderr
 
     picture = photos / "0.png"
     fill = ["context_encoder.inpaint", picture, "--box", 10, 10, 20, 20, "--checkpoint", out]
@@ -164,7 +163,25 @@ def test_a_package_s_mask_and_model_train_resume_and_inpaint(tmp_path: Path) -> 
 
     without = run(tmp_path, *fill, "--out", tmp_path / "again.png")
     assert without.returncode == 2
-    assert "there is no mask 'stripes'; there are " in without.stderr
+    assert "there is no mask 'bars'; there are " in without.stderr
+
+
+def test_the_mask_of_the_documentation_trains(tmp_path: Path) -> None:
+    """The example of docs/extending.md, unchanged."""
+    page = (ROOT / "docs/extending.md").read_text()
+    example = next(
+        b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "register_mask" in b
+    )
+    install(tmp_path, "example", example, context_encoder__masks="stripes = example")
+    save_photos(tmp_path / "photos", 8)
+    train = ["context_encoder.train", "--mask", "stripes", *TINY, "--data", tmp_path / "photos"]
+    train += ["--steps", 2, "--out"]
+    trained = run(tmp_path, *train, tmp_path / "run", "--stripes-width", 5)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run/config.json").read_text())["stripes_width"] == 5
+    too_wide = run(tmp_path, *train, tmp_path / "other", "--stripes-width", 500)
+    assert too_wide.returncode == 2
+    assert "--stripes-width" in too_wide.stderr.splitlines()[-1], too_wide.stderr
 
 
 def test_a_package_s_pretext_and_transfer_are_offered(tmp_path: Path) -> None:
@@ -190,7 +207,7 @@ def test_a_package_s_pretext_and_transfer_are_offered(tmp_path: Path) -> None:
 
 @pytest.fixture
 def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A package ``own_NUMBER`` with the registry REGISTRY, which has one thing of its own."""
+    """A package ``own_NUMBER`` with the registry REGISTRY and one entry."""
     own = f"own_{abs(hash(request.node.name))}"
     folder = tmp_path / own
     folder.mkdir()
@@ -248,7 +265,7 @@ def test_two_things_of_one_name_are_refused_and_both_named(things: Path, alias: 
     source = adding(things.name, name, **options)
     install(things.parent, package, source, own__things=f"s = {package}")
     registry = registry_of(things)
-    for _ in range(2):  # and it stays refused
+    for _ in range(2):  # the error is raised again
         with pytest.raises(
             RegistryError,
             match=rf"thing 'first' is registered twice, by {things.name}\.first\.make and by "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -135,6 +136,61 @@ def test_the_package_itself_holds_nothing_but_reexports_on_first_use() -> None:
             assert ast.unparse(node.test) == "TYPE_CHECKING"
         else:
             assert is_reexport(node) or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+#: The helpers that know options: they parse ``--help`` and write parameters as options.
+OPTION_HELPERS = {"context_encoder.utils.cli", "context_encoder.utils.options"}
+OPTION = re.compile(r"(?<![\w`-])--[a-z]")
+
+
+def options_in_strings(source: str) -> list[str]:
+    """Strings, docstrings aside, that name a command's option: ``--batch-size``.
+
+    A command to type (``python -m ...``) may have options, and so may Markdown for the
+    documentation, where the option stands in backquotes.
+    """
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    within = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        and any(isinstance(p, ast.Constant) and "python -m " in str(p.value) for p in node.values)
+        for part in node.values
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings | within
+        and "python -m " not in node.value
+        and OPTION.search(node.value)
+    ]
+
+
+def test_no_library_message_names_an_option() -> None:
+    """It names the parameter, in backquotes; commands show that as their option."""
+    found = {
+        name: options_in_strings(path.read_text())
+        for name, path in MODULES.items()
+        if name not in COMMANDS | OPTION_HELPERS
+    }
+    assert {name: strings for name, strings in found.items() if strings} == {}
+
+
+def test_an_option_in_a_message_is_seen() -> None:
+    assert options_in_strings('raise ValueError(f"{x}: lower --batch-size")')
+    assert options_in_strings('a = "--out is a file"')
+    assert not options_in_strings('"""--out."""\na = "lower `batch_size`", "x -- y"')
+    assert not options_in_strings('log.info("python -m package --resume %s", out)')
+    assert not options_in_strings('a = f"python -m {package} --help", f"see `--voc-root`"')
 
 
 def test_no_file_is_longer_than_700_lines() -> None:

@@ -1,4 +1,4 @@
-"""One configuration for command line, file and checkpoint."""
+"""TrainConfig: command line, file and checkpoint."""
 
 import dataclasses
 import json
@@ -104,19 +104,19 @@ def test_wrong_values_are_refused(values: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"steps": 0}, "--steps must be at least 1, got 0"),
-        ({"lr": -1}, "--lr must be above 0, got -1"),
-        ({"dropout": 1, "model": "alexnet"}, "--dropout must be below 1, got 1"),
-        ({"lr": float("inf")}, "--lr must be a finite number, got inf"),
-        ({"loss": "l3"}, "--loss must be 'l2' or 'l1', got 'l3'"),
-        ({"stpes": 1}, "there is no option --stpes"),
-        ({"crop_scale": (0.9, 0.5)}, "--crop-scale must be 0 < from <= to <= 1, got 0.9 0.5"),
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"lr": -1}, "`lr` must be above 0, got -1"),
+        ({"dropout": 1, "model": "alexnet"}, "`dropout` must be below 1, got 1"),
+        ({"lr": float("inf")}, "`lr` must be a finite number, got inf"),
+        ({"loss": "l3"}, "`loss` must be 'l2' or 'l1', got 'l3'"),
+        ({"stpes": 1}, "there is no option `stpes`"),
+        ({"crop_scale": (0.9, 0.5)}, "`crop_scale` must be 0 < from <= to <= 1, got 0.9 0.5"),
         (
             {"dropout": 0.5},
-            "--dropout would do nothing: it needs --model alexnet or alexnet-poolfree, this run "
-            "has --model small; leave it out",
+            "`dropout` would do nothing: it needs `model` alexnet or alexnet-poolfree, this run "
+            "has `model` small; leave it out",
         ),
-        ({"steps": "many"}, "--steps: input should be a valid integer, unable to parse string as "
+        ({"steps": "many"}, "`steps`: input should be a valid integer, unable to parse string as "
          "an integer, got 'many'"),
     ],
 )  # fmt: skip
@@ -145,7 +145,8 @@ def test_what_is_wrong_is_said_in_one_sentence(values: dict[str, object], senten
     ],
 )
 def test_options_that_would_do_nothing_are_refused(options: str, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} would do nothing"):
+    parameter = name.removeprefix("--").replace("-", "_")
+    with pytest.raises(ValueError, match=f"^`{parameter}` would do nothing"):
         parse(options.split())
 
 
@@ -179,7 +180,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_commands_use_the_same_words() -> None:
-    with pytest.raises(ValueError, match=r"^--holdout must be below 1, got 3\.0$"):
+    with pytest.raises(ValueError, match=r"^`holdout` must be below 1, got 3\.0$"):
         parse_config(ProbeConfig, "probe", ["--data", "x", "--holdout", "3"])
     config = parse_config(ProbeConfig, "probe", ["--data", "x", "--seeds", "4", "5"])
     assert config == ProbeConfig(data=Path("x"), seeds=(4, 5))

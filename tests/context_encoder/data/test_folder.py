@@ -99,7 +99,7 @@ def test_resize_keeps_the_aspect_and_the_place(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 300).astype(np.uint8)
     save(tmp_path / "a.png", np.broadcast_to(ramp[None, :, None], (100, 300, 3)).copy())
     data = photos(tmp_path, size=50, resize=50, crop_scale=(1.0, 1.0), train=False)
-    # The centre third of the ramp, whichever scale it went through.
+    # The centre third of the ramp, for every scale.
     expected = np.linspace(100, 200, 51)[:-1] + 1 - 0.5
     np.testing.assert_allclose(hwc(data[0, 0])[25, :, 0], expected / 299 * 255, atol=1.5)
 
@@ -142,7 +142,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_draws_stay_the_same_between_versions(tmp_path: Path) -> None:
-    # Resuming a run with a newer version must go on with the same crops.
+    # A run resumed with a newer version must continue with the same crops.
     image = noise(24, 40)
     save(tmp_path / "a.png", image)
     data = photos(tmp_path, size=12, resize=24, crop_scale=(0.5, 0.5), seed=0)
@@ -173,7 +173,7 @@ def test_memory_holds_images_up_to_the_budget(
     room_for_two = 2 * 32 * 32 * 4
 
     def kept(cache_bytes: int) -> list[int]:
-        """Which images survive the loss of their file."""
+        """Images that can be read after their files are renamed, by the cache."""
         data = photos(tmp_path, cache_bytes=cache_bytes)
         before = [data[0, i]["image"] for i in range(3)]
         for path in list_images(tmp_path):
@@ -229,7 +229,7 @@ def test_unreadable_files_are_replaced_by_the_next_and_named_once(tmp_path: Path
     assert samples[2]["unreadable"][0] == ("c.jpg", "the file is empty")
     assert "begins with b'<html>'" in samples[0]["unreadable"][0][1]
     assert not any(data[1, i]["unreadable"] for i in range(6))
-    # A replacement does not depend on what was met before.
+    # A replacement does not depend on earlier reads.
     assert torch.equal(photos(tmp_path)[0, 3]["image"], samples[3]["image"])
 
 

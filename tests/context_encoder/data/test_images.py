@@ -32,7 +32,7 @@ def pixels_of(path: Path) -> np.ndarray:
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera stores, from the EXIF definition: the sides that row 0 and column 0 show."""
+    """EXIF orientations by their definition: the sides that row 0 and column 0 show."""
     swapped = upright.swapaxes(0, 1)
     return {
         1: upright,  # row 0 is the top, column 0 the left side
@@ -111,7 +111,7 @@ def test_32_bit_grey_within_16_bits_is_read_and_beyond_refused(tmp_path: Path) -
     ("values", "expected"),
     [
         ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([-0.2, 0.25, 1.5], [0, 64, 255]),  # beyond black and white is cut off
+        ([-0.2, 0.25, 1.5], [0, 64, 255]),  # values beyond black and white are clipped
         ([0.0, 100.4, 255.0], [0, 100, 255]),
     ],
 )
@@ -245,7 +245,7 @@ def test_min_side_decodes_jpeg_at_a_fraction(
     photo = Image.open(embedded_photos() / "kde_cat.jpg")
     image = read_image(embedded_photos() / "kde_cat.jpg", min_side)
     assert image.size == (expected, expected)
-    # The picture is the same one: close to block means of the full decode.
+    # The image is the same: close to block means of the full decode.
     blocks = np.asarray(photo, np.float64).reshape(expected, 512 // expected, expected, -1, 3)
     assert np.abs(blocks.mean((1, 3)) - np.asarray(image)).mean() < 2
 

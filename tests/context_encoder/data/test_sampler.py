@@ -68,7 +68,7 @@ def test_the_stream_has_no_end_unless_told() -> None:
 
 
 def test_the_order_stays_the_same_between_versions() -> None:
-    # Resuming a run with a newer version must go on with the same samples.
+    # A run resumed with a newer version must continue with the same samples.
     assert [i for _, i in stream(8, seed=0, batch_size=8, num_steps=2)] == [
         *(0, 3, 7, 5, 1, 2, 6, 4),
         *(3, 7, 4, 2, 1, 6, 5, 0),

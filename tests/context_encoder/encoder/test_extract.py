@@ -1,4 +1,4 @@
-"""Features of pictures: the networks they come from, the values, the command."""
+"""Features of images: networks, values, command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYERS = ["conv1", "conv3", "channelwise_fc"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures of the network's size, two that cannot be read among them."""
+    """Seven images of the network's size, two of them unreadable."""
     root = tmp_path_factory.mktemp("photos")
     (root / "sub").mkdir()
     rng = np.random.default_rng(1)
@@ -100,7 +100,7 @@ def test_a_hole_is_hidden_and_its_surroundings_are_not(run: Path) -> None:
 
 
 def test_big_pictures_are_scaled_and_cropped_in_the_middle(tmp_path: Path, run: Path) -> None:
-    """A picture twice as large and twice as wide: constant squares come back as they are."""
+    """An image of twice the height and four times the width: its middle square is used."""
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = (200, 40, 90)
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -135,7 +135,7 @@ def test_wrong_calls(run: Path) -> None:
         encode_batch(model, images, ["pool5"])
     with pytest.raises(ValueError, match="pool must be"):
         encode_batch(model, images, ["conv1"], 0)
-    with pytest.raises(ValueError, match="no picture files"):
+    with pytest.raises(ValueError, match="no image files"):
         extract_features(model, [], ["conv1"])
 
 
@@ -196,7 +196,7 @@ def test_a_stopped_command_goes_on(
     with (tmp_path / "features.npz.partial/files.jsonl").open("a") as file:
         file.write('{"file": "cut o')
     monkeypatch.setattr(module, "encode_batch", real)
-    # Another network must not be mixed in.
+    # Parts of another network are not reused.
     assert command(photos, out, "--random", "--model", "small", "--image-size", "32") == 2
     assert "features.npz.partial" in capsys.readouterr().err
     assert command(photos, out, *options) == 0

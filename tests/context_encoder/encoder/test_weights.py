@@ -1,4 +1,4 @@
-"""Encoder weights out and in: names, shapes, folding, and files of others."""
+"""Export and import of encoder weights: names, shapes, folding, foreign files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def alexnet(norm: str, seed: int = 0, model: str = "alexnet") -> nn.Sequential:
 
 
 class Foreign(nn.Module):
-    """Somebody's AlexNet with Caffe's channels and groups at torchvision's places."""
+    """An AlexNet with Caffe's channels and groups under torchvision's names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_torchvision_names_load_into_another_class_and_give_the_same_maps(norm: 
 
 
 def test_caffe_names_and_shapes() -> None:
-    """bvlc_alexnet's blobs, written out."""
+    """The blobs of bvlc_alexnet."""
     tensors = export_encoder(alexnet("lrn"), "caffe")
     assert {name: tuple(t.shape) for name, t in tensors.items() if name.endswith("weight")} == {
         "conv1.weight": (96, 3, 11, 11),
@@ -110,7 +110,7 @@ def test_other_networks_have_native_names_only(model: str, size: int) -> None:
 
 
 def test_a_partial_file_is_refused_unless_asked_for(tmp_path: Path) -> None:
-    """torchvision's own AlexNet: some layers of other shapes, and a classifier."""
+    """torchvision's AlexNet: some layers with other shapes, and a classifier."""
     others = {
         "features.0.weight": torch.ones(64, 3, 11, 11),
         "features.0.bias": torch.ones(64),
@@ -131,7 +131,7 @@ def test_a_partial_file_is_refused_unless_asked_for(tmp_path: Path) -> None:
     assert report.left_over == ("classifier.6.weight",)
     assert len(report.missing) == 10 - 3
     assert bool((backbone.encoder.state_dict()["conv3.conv.weight"] == 1).all())
-    # Nothing fits: refused all the same.
+    # An error also if no weight fits.
     save_file({"conv9.weight": torch.ones(3)}, tmp_path / "none.safetensors")
     with pytest.raises(WeightsError, match="do not fill"):
         load_encoder(tmp_path / "none.safetensors", image_size=99, partial=True)
@@ -140,7 +140,7 @@ def test_a_partial_file_is_refused_unless_asked_for(tmp_path: Path) -> None:
 def test_caffes_pictures_give_the_same_maps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Against SciPy, in float64, on the pictures as Caffe had them."""
+    """Compared with SciPy in float64, on Caffe's inputs."""
     tensors = export_encoder(alexnet("lrn"), "caffe")
     tensors["conv1.weight"] /= 127.5
     tensors["conv1.bias"] += torch.randn(96)
@@ -165,12 +165,12 @@ def test_caffes_pictures_give_the_same_maps(
     want = torch.from_numpy(np.array(expected)) + tensors["conv1.bias"].double().view(-1, 1, 1)
     torch.testing.assert_close(got[0].double(), want, atol=1e-4, rtol=1e-5)
 
-    # Converted once it says so; other layers are as they were.
+    # The first layer is converted if the file says so; other layers are unchanged.
     assert torch.equal(load_file(out)["conv2.conv.weight"], tensors["conv2.weight"])
     assert main(["import", str(out), "--input", "caffe", *command, "--overwrite"]) == 2
     assert "leave out --input" in capsys.readouterr().err
     load_encoder(path, image_size=99)
-    assert "do not say which pictures" in caplog.text
+    assert "do not say which images" in caplog.text
 
 
 def test_caffes_pictures_where_no_weights_could_give_the_same_maps(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "page.pth").write_bytes(b"<html>not found</html>")
-    (tmp_path / "noise.bin").write_bytes(b"\x80\x02t.")  # takes from an empty stack
+    (tmp_path / "noise.bin").write_bytes(b"\x80\x02t.")  # pickle that reads from an empty stack
     for name, message in (
         ("cut.safetensors", "cannot be read"),
         ("cut.pth", "cannot be read: damaged, .*expected a dictionary of tensors"),
@@ -256,6 +256,6 @@ def test_the_commands(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     with torch.no_grad():
         expected = load_backbone(run).features(x)
         got = backbone.features(x)
-    # The encoder alone: nothing that the file does not have is passed off as learned.
+    # Only the layers of the encoder, whose weights are in the file, are returned.
     assert list(got) == ["conv1", "conv2", "conv3"]
     assert all(torch.equal(got[name], expected[name]) for name in got)

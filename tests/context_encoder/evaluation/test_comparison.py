@@ -76,7 +76,7 @@ def read(out: Path) -> dict:
 
 
 def test_figures_are_those_of_validation_in_training(run: Path, results: Path) -> None:
-    """Same crops, same holes: two programs must agree."""
+    """Training and evaluation agree on the same crops and holes."""
     then = json.loads((run / "checkpoints/best/state.json").read_text())["metrics"]
     methods = read(results)["masks"]["region"]["methods"]
     for name in ("l1", "l2", "psnr", "ssim"):
@@ -140,7 +140,7 @@ def test_the_csv_has_the_same_means_and_bins_that_add_up(results: Path) -> None:
 
 
 def test_sheets_have_a_column_for_every_method(results: Path) -> None:
-    """Six next to each other, so that a screen holds them; the others on the next lines."""
+    """Six images per line, to fit a screen; the others follow on the next lines."""
     for kind, methods in (("central", 13), ("region", 11)):
         lines = 5 * -(-(2 + methods) // 6)
         with Image.open(results / f"{kind}.png") as sheet:
@@ -208,11 +208,11 @@ def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
     whole = evaluate(config(run, **(options | {"out": tmp_path / "whole"})))
     assert [group.methods for group in resumed.groups] == [group.methods for group in whole.groups]
 
-    # A torn part is no result.
+    # An incomplete part is not reused.
     torn = next((tmp_path / "out/parts").iterdir())
     torn.write_text(torn.read_text()[:40])
     assert evaluate(config(run, **options)).reused == 9
-    # The centre is the same with any seed, the blocks are not.
+    # Central masks do not depend on the seed; blocks do.
     assert evaluate(config(run, seed=1, **options)).reused == 5
     assert evaluate(config(run, samples=5, **options)).reused == 0
 
@@ -259,7 +259,7 @@ def test_opencv_fills_are_those_of_opencv(holes: tuple[torch.Tensor, MaskedBatch
         got = fills.opencv_fill(name)(blanked)
         for i in range(5):
             picture = ((image[i].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
-            # OpenCV knows nothing of RGB: the order of the channels must not matter.
+            # OpenCV's order of the channels must not matter.
             bgr = np.ascontiguousarray(picture[..., ::-1])
             expected = cv2.inpaint(bgr, blanked.mask[i, 0].numpy().astype(np.uint8), 3, flag)
             filled = (got[i].permute(1, 2, 0).numpy() + 1) * 127.5
@@ -344,7 +344,7 @@ def test_means_standard_errors_and_bins() -> None:
         (0.2, 0.3): [3],
     }
 
-    # Crops of one photograph say the same thing again; they make the mean no surer.
+    # Crops of one photograph are not independent; they do not reduce the standard error.
     twice = Group("block", list("aabbccddee"), [0, 1] * 5, [0.1] * 10, [])
     doubled = MethodResult("m", "m", {"psnr": [value for value in psnr for _ in "12"]})
     assert summary(twice, doubled)["psnr_standard_error"] == pytest.approx(sem(psnr))
@@ -533,7 +533,7 @@ def test_missing_packages_are_told(
     assert main(options) == 0
     text = capsys.readouterr().out
     for name in ("telea", "navier-stokes", "nn-hog"):
-        assert f"{name} is left out" in text
+        assert f"{name} is skipped" in text
     methods = read(tmp_path)["masks"]["central"]["methods"]
     assert {"membrane", "nn-pixels"} <= set(methods)
     assert "feature_distance" not in methods["mean"]["mean"]
@@ -558,7 +558,7 @@ def test_a_network_with_damaged_weights_stops_the_evaluation(
 def test_metrics_are_of_the_pasted_picture(
     run: Path, photos: Path, others: Path, tmp_path: Path
 ) -> None:
-    """By hand for one method: what lies outside the hole takes no part."""
+    """Computed by hand for one method: pixels outside the hole are ignored."""
     options = {"data": others, "masks": ("block",), "baselines": ("context-mean",)}
     found = evaluate(config(run, out=tmp_path, perceptual="off", **options))
     (group,) = found.groups

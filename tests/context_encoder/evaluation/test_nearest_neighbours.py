@@ -132,7 +132,7 @@ def test_what_is_in_the_hole_changes_nothing(
         descriptor(name, candidates, network).distances(other, mask), expected
     )
     torch.testing.assert_close(descriptor(name, changed, network).distances(image, mask), expected)
-    # And what is around it does.
+    # The surroundings do change it.
     outside = descriptor(name, candidates, network).distances(
         torch.where(mask, image, image.flip(-1)), mask
     )
@@ -208,7 +208,7 @@ def test_layers_and_sizes_that_do_not_fit_are_refused(
     with pytest.raises(ValueError, match=r"no layer 'conv9'; it has conv1, conv2, conv3, chann"):
         EncoderFeatures(candidates, network, "conv9")
     model = build_model("small", image_size=48)
-    with pytest.raises(ValueError, match="takes pictures of 48 pixels, these have 32"):
+    with pytest.raises(ValueError, match="takes images of 48 pixels, these have 32"):
         EncoderFeatures(candidates, LoadedModel(model, network.config, 1, Path("run")))
 
 

@@ -1,4 +1,4 @@
-"""The seam."""
+"""Correction of the seam."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filling pictures without a network, from Python and by the command."""
+"""Filling images without a network, from Python and by the command."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_nothing_to_fill_and_nothing_to_fill_from():
     result = HoleFiller()(image, np.zeros((20, 20), bool))
     assert np.array_equal(np.asarray(result.image), image)
     assert "nothing" in str(result.report)
-    with pytest.raises(InpaintError, match="covers the whole picture"):
+    with pytest.raises(InpaintError, match="covers the whole image"):
         HoleFiller()(image, np.ones((20, 20), bool))
     with pytest.raises(InpaintError, match="either a mask or boxes"):
         HoleFiller()(image)
@@ -186,7 +186,7 @@ def test_a_folder_without_a_checkpoint(tmp_path, capsys):
     out = tmp_path / "out"
     status, text, err = call(capsys, pictures, "--box", 10, 10, 28, 25, "--out", out)
     assert status == 0
-    assert "filled 2 of 3 pictures" in text
+    assert "filled 2 of 3 images" in text
     assert "sub/deep.png: hole 1 of 1: 18x15 px at (10, 10): linear prediction, texture" in text
     assert "skipped 1:\n  broken.png" in err
     mask = box_mask(40, 50, (10, 10, 25, 28))
@@ -227,4 +227,4 @@ def test_errors_without_a_checkpoint(photo, run, tmp_path, capsys):
         assert not out.exists()
     status, _, err = call(capsys, photo, "--box", 0, 0, 80, 60, "--out", out)
     assert status == 2
-    assert "covers the whole picture" in err
+    assert "covers the whole image" in err

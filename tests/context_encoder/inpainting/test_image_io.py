@@ -1,4 +1,4 @@
-"""Pictures of every mode."""
+"""Reading and writing of images of every mode."""
 
 from __future__ import annotations
 

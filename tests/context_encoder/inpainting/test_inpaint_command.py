@@ -1,4 +1,4 @@
-"""The command that fills a picture or a folder."""
+"""The command that fills an image or a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.known_networks import SHAPE, box_mask, noise
 
 
 def call(capsys, *arguments):
-    """Run the command; its status, and what it wrote to standard output and standard error."""
+    """Run the command; returns its status, standard output and standard error."""
     status = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return status, out, err
@@ -72,10 +72,10 @@ def test_errors_of_the_command_are_one_line(run, photo, tmp_path, capsys):
         ({"--out": tmp_path}, "photo.png"),
         ({"--out": photo}, "--overwrite"),
         ({"--box": (1, 1, 500, 5)}, "box 1 1 500 5"),
-        ({"--box": (0, 0, 80, 60)}, "covers the whole picture"),
+        ({"--box": (0, 0, 80, 60)}, "covers the whole image"),
         ({"--box": None}, "--mask FILE"),
         ({"--mask": tmp_path / "small.png"}, "not both"),
-        ({"--box": None, "--mask": tmp_path / "small.png"}, "6x5 pixels, the picture 80x60"),
+        ({"--box": None, "--mask": tmp_path / "small.png"}, "6x5 pixels, the image 80x60"),
         ({"--box": None, "--mask": tmp_path / "nowhere.png"}, "nowhere.png does not exist"),
         ({"--box": None, "--mask": tmp_path}, "is a folder"),
         ({"--device": "abacus"}, "--device"),
@@ -102,7 +102,7 @@ def test_wrong_arguments_end_with_status_2(capsys):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in several folders, one of them damaged, and masks for some."""
+    """Images in several folders, one of them damaged, and masks for some."""
     pictures, masks = tmp_path / "pictures", tmp_path / "masks"
     for name in ("a.png", "b.jpg", "sub/a.png", "twin.png", "twin.jpg"):
         path = pictures / name
@@ -131,13 +131,13 @@ def test_a_folder_with_a_folder_of_masks(run, folder, capsys):
     for name, original in (("a.png", "a.png"), ("sub/a.png", "sub/a.png")):
         with Image.open(out / name) as filled, Image.open(folder / "pictures" / original) as image:
             assert np.array_equal(np.asarray(filled)[~mask], np.asarray(image)[~mask])
-    assert "filled 4 of 6 pictures" in text
+    assert "filled 4 of 6 images" in text
     assert "sub/a.png: hole 1 of 1: 8x5 px at (10, 10)" in text
     told = err[err.index("skipped 2:") :].splitlines()
     assert told[1].startswith("  b.jpg: no mask b.* in")
     assert told[2].startswith("  broken.png: not an image")
 
-    # Again: all is there already.
+    # The second time, all results exist.
     status, text, err = call(capsys, *arguments)
     assert status == 1
     assert "filled 0 of 6" in text
@@ -150,7 +150,7 @@ def test_a_folder_with_one_box_and_results_inside_of_it(run, folder, capsys):
     for _ in range(2):
         status, text, err = call(capsys, *arguments, "--box", 3, 4, 9, 8)
         assert status == 0
-        assert "filled 5 of 6 pictures" in text
+        assert "filled 5 of 6 images" in text
         assert "skipped 1:\n  broken.png" in err
     assert len(saved(pictures / "out")) == 5
 
@@ -162,7 +162,7 @@ def test_a_folder_with_one_mask_and_a_picture_of_another_size(run, folder, capsy
     status, text, err = call(capsys, *arguments)
     assert status == 0
     assert "filled 5 of 7" in text
-    assert "50x40 pixels, the picture 30x30" in err
+    assert "50x40 pixels, the image 30x30" in err
 
 
 def test_errors_with_folders(run, folder, capsys):

@@ -1,4 +1,4 @@
-"""Filling: what the network is shown, where its prediction goes, what is told of it."""
+"""Inpainter: input of the network, position of its prediction, report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.known_networks import COLOR, GREY, Constant, box_mask, consta
 
 
 class Plane(nn.Module):
-    """Fits a plane to the known pixels of each channel: exact for linear pictures."""
+    """Fits a plane to the known pixels of each channel: exact for linear images."""
 
     FILL = (1.0, -1.0, 1.0)
 
@@ -42,7 +42,7 @@ class Plane(nn.Module):
 
 
 def ramp(height, width):
-    """A picture that is linear in x and y, within [40, 215]."""
+    """An image that is linear in x and y, within [40, 215]."""
     y, x = np.mgrid[:height, :width]
     y, x = y / max(height - 1, 1), x / max(width - 1, 1)
     return np.stack((40 + 175 * x, 40 + 175 * y, 215 - 80 * x - 95 * y), -1).round().astype("uint8")
@@ -60,9 +60,9 @@ def ramp(height, width):
     ],
 )
 def test_a_linear_picture_is_continued(size, region, shape, boxes):
-    """The predictions come back at their places and scales, whatever the window."""
+    """Predictions have the right position and scale for every window."""
     image, mask = ramp(*shape), box_mask(*shape, *boxes)
-    shown = np.where(mask[..., None], noise(*shape, 3), image)  # what is masked is not looked at
+    shown = np.where(mask[..., None], noise(*shape, 3), image)  # masked pixels are not used
     inpainter = Inpainter(Plane(size, region), fill_color=Plane.FILL, blend=False)
     result = inpainter(shown, mask)
     difference = np.abs(np.asarray(result.image).astype(int) - image)
@@ -76,7 +76,7 @@ def test_a_linear_picture_is_continued(size, region, shape, boxes):
 @pytest.mark.parametrize("blend", [False, True])
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1000), (50, 2000), (31, 33), (32, 32), (3, 40)])
 def test_pictures_of_any_shape_are_filled(shape, blend, region):
-    """A flat picture has a flat continuation, through reflection and scaling too."""
+    """A constant image is continued as constant, also with reflection and scaling."""
     image = np.full((*shape, 3), COLOR, np.uint8)
     mask = noise(*shape, seed=1) < 20
     mask[: shape[0] // 2 + 1, : shape[1] // 3 + 1] = True
@@ -104,7 +104,7 @@ def test_the_network_sees_the_fill_colour_in_all_holes_of_its_window():
 
 
 def test_a_scaled_window_hides_the_hole_entirely():
-    """No masked value reaches the network: whatever is under the mask, it sees the same."""
+    """The input of the network does not depend on the masked values."""
     mask = box_mask(150, 150, (41, 43, 102, 97))
     seen = []
     for seed in (0, 1):
@@ -132,7 +132,7 @@ def test_a_scaled_window_hides_the_hole_entirely():
 
 def test_a_centre_network_sees_its_whole_region_missing_and_only_its_hole_is_taken():
     class Bordered(Constant):
-        """Another colour in the overlap band, which is not to be pasted."""
+        """Another colour in the overlap band, which must not be pasted."""
 
         def forward(self, x):
             out = super().forward(x)
@@ -155,7 +155,7 @@ def test_a_centre_network_sees_its_whole_region_missing_and_only_its_hole_is_tak
 
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_each_hole_is_filled_from_its_own_window(batch_size):
-    """A bar that hangs into a U: part of it lies in the U's box, but is not the U's to fill."""
+    """A bar reaches into a U: part of it is in the U's box, but belongs to another hole."""
 
     class Numbered(Constant):
         def forward(self, x):
@@ -172,7 +172,7 @@ def test_each_hole_is_filled_from_its_own_window(batch_size):
     pixels = np.asarray(result.image)[..., 0]
     bar, *rest = result.report.holes
     assert bar.box == (50, 98, 100, 101)
-    # Scaled up, the edge mixes with the black around it.
+    # In scaling up, the edge mixes with the black around it.
     for number, window in enumerate((*bar.windows, *rest[0].windows), 1):
         top, left, bottom, right = window.box
         assert np.median(pixels[top:bottom, left:right][window.pixels]) == number
@@ -208,7 +208,7 @@ def test_the_report_tells_window_scale_and_place():
     side = int(np.ceil((area * 6) ** 0.5))
     assert lines[0] == (
         f"hole 1 of 2: 180x95 px at (40, 60): window {side}x{side} scaled by {size / side:.2g} to "
-        "32x32, so the fill is coarse; the picture is continued by reflection"
+        "32x32, so the fill is coarse; the image is continued by reflection"
     )
     assert lines[1] == (
         "hole 2 of 2: 2 spots in 6x8 px at (300, 250): window 32x32, native resolution"

@@ -1,4 +1,4 @@
-"""Masks of every kind, and boxes."""
+"""Mask images of every mode, and boxes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_masks_as_arrays(array):
         (np.zeros((8, 10, 2), np.uint8), r"\(8, 10, 2\)"),
         (np.full((8, 10), 255.0), "255 to 255"),
         (np.full((8, 10), np.nan), "nan"),
-        (np.zeros((10, 8), bool), "8x10 pixels, the picture 10x8"),
+        (np.zeros((10, 8), bool), "8x10 pixels, the image 10x8"),
     ],
 )
 def test_unfit_masks_are_refused(array, message):
@@ -114,7 +114,7 @@ def test_nothing_set_returns_the_picture_and_says_why():
 
 
 def test_everything_set_is_an_error():
-    with pytest.raises(InpaintError, match="covers the whole picture"):
+    with pytest.raises(InpaintError, match="covers the whole image"):
         constant()(noise(40, 50, 3), np.ones((40, 50), bool))
 
 

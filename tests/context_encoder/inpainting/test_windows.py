@@ -1,4 +1,4 @@
-"""The windows of a picture that the network looks at."""
+"""Windows of an image: the inputs of the network."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def times_filled(mask, holes):
 
 
 def check_plan(mask, geometry):
-    """What must hold for every plan; returns its windows."""
+    """Check the properties of every plan; returns its windows."""
     holes = plan_windows(mask, geometry)
     assert np.array_equal(times_filled(mask, holes), mask)
     windows = [window for hole in holes for window in hole.windows]
     for window in windows:
         assert window.side >= geometry.size
-        # What it fills lies in the part that the network can fill, after scaling too.
+        # The filled part is within the region that the network predicts, after scaling too.
         top, left, height, width = geometry.region
         y0, x0, y1, x1 = window.box
         scale = geometry.size / window.side
@@ -40,7 +40,7 @@ def check_plan(mask, geometry):
             for start, length in ((window.top, mask.shape[0]), (window.left, mask.shape[1])):
                 if window.side <= length:
                     assert 0 <= start <= length - window.side
-                else:  # the picture is in its middle
+                else:  # the image is in its middle
                     assert -start == (window.side - length) // 2
         assert 0 <= window.missing <= 1
     return windows
@@ -137,7 +137,7 @@ def test_other_holes_count_as_missing():
 
 
 def test_missing_counts_the_reflected_picture():
-    # The window is twice as large as the picture, whose hole touches its edge.
+    # The window is twice as large as the image, whose hole touches its edge.
     mask = box_mask(20, 20, (0, 0, 4, 20))
     (window,) = check_plan(mask, WindowGeometry(32, (0, 0, 32, 32)))
     padded = np.pad(mask, 20, mode="symmetric")

@@ -55,7 +55,7 @@ def mask_folder(tmp_path):
 
 @pytest.fixture
 def devkit(tmp_path):
-    """A VOCdevkit of two pictures: a disc with a void border, a cut-off box; a speck, a bar."""
+    """A VOCdevkit of two images: a disc with a void border, a cut-off box; a speck, a bar."""
     objects = tmp_path / "VOC2012/SegmentationObject"
     objects.mkdir(parents=True)
     sets = tmp_path / "VOC2012/ImageSets/Segmentation"
@@ -76,7 +76,7 @@ def devkit(tmp_path):
     return tmp_path
 
 
-# --- what all samplers share --------------------------------------------------------------------
+# --- properties of all samplers -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -124,7 +124,7 @@ def test_masks_differ_between_samples_epochs_and_seeds(kind):
 
 @pytest.mark.parametrize("kind", ["central", "block", "region", "blob", "folder"])
 def test_nothing_waits_for_a_value(kind, mask_folder):
-    """Fake tensors have no values: whatever would wait for a GPU raises an error."""
+    """Fake tensors have no values: an operation that waits for a GPU raises an error."""
     options = {"mask_folder": mask_folder} if kind == "folder" else {}
     sampler = build_mask_sampler(kind, 32, 3, **options)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -155,7 +155,7 @@ def test_compiles_into_one_graph(kind):
     ],
 )
 def test_bits_are_pinned(kind, digest):
-    """Runs that are resumed, or repeated elsewhere, must get these very masks."""
+    """Masks are the same for resumed runs and on other machines."""
     bits = b""
     for size in (32, 65, 128):
         sampler = build_mask_sampler(kind, size, 0x0123456789ABCDEF)
@@ -223,7 +223,7 @@ def test_central_hole_must_fit(hole):
 
 
 def test_blocks_are_squares_within_a_quarter(monkeypatch):
-    """Look at the boxes themselves: their sum, not only their union, is limited."""
+    """The sum of the boxes, not only their union, is limited."""
     seen = []
 
     def spy(boxes, offsets, height, width):
@@ -258,7 +258,7 @@ def test_blocks_are_squares_within_a_quarter(monkeypatch):
 
 
 def test_region_covers_at_most_a_quarter_and_reaches_for_it():
-    """Without the random share, every mask sits at the limit: the bound is at its tightest."""
+    """Without the random share, every mask has the largest area: the tightest case."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(region, "_SMALLEST_SHARE", 1.0)
         for size, count, largest in ((32, 5000, 0.20), (47, 1000, 0.21), (128, 200, 0.23)):
@@ -409,7 +409,7 @@ def test_blob_takes_the_first_acceptable_window():
     coarse[0, [3, 5, 9]] = torch.tensor([819, 1228, 1024])
     coarse[1, [0, 63]] = torch.tensor([1229, 820])
     coarse[2, [7, 8, 40]] = torch.tensor([700, 800, 800])  # none: the closest to a quarter
-    coarse[3, [2, 6]] = torch.tensor([819, 1229])  # as close, the first of them
+    coarse[3, [2, 6]] = torch.tensor([819, 1229])  # equally close: the first
     assert sampler._first_acceptable(coarse)[:, 0].tolist() == [5, 63, 8, 2]
 
 
@@ -418,7 +418,7 @@ def test_blob_coverage_is_between_20_and_30_percent(size):
     share = coverage("blob", size, 256)
     assert share.min() > 0.2
     assert share.max() < 0.3
-    # The pattern's mean lies below, so the accepted masks crowd the lower half.
+    # The pattern's mean is below the range, so most accepted masks are in the lower half.
     assert 0.225 < share.mean() < 0.255
 
 
@@ -497,7 +497,7 @@ def test_folder_must_exist_and_hold_images(tmp_path):
         FolderMasks(32, 0, tmp_path)
 
 
-# --- outlines of one's own and PASCAL VOC ---------------------------------------------------------
+# --- outlines of users and of PASCAL VOC ----------------------------------------------------------
 
 
 def test_traced_outline_of_known_shapes():
@@ -506,7 +506,7 @@ def test_traced_outline_of_known_shapes():
     assert disc.dtype == np.int16
     assert disc.shape == (96, 2)
     assert np.hypot(*disc.T) == pytest.approx(np.full(96, UNIT / np.sqrt(np.pi)), rel=0.01)
-    bar = trace_outline((x > 50) & (y > 170))  # cut off by two edges of the picture
+    bar = trace_outline((x > 50) & (y > 170))  # cut off by two edges of the image
     assert np.ptp(bar, axis=0) == pytest.approx(UNIT * np.sqrt((249 / 29, 29 / 249)), rel=0.05)
     ring = trace_outline(np.abs(np.hypot(x - 140, y - 90) - 60) < 15)
     assert np.hypot(*ring.T) == pytest.approx(np.hypot(*disc.T), rel=0.02)  # the hole is filled
@@ -515,7 +515,7 @@ def test_traced_outline_of_known_shapes():
     assert trace_outline(np.zeros((50, 50), bool)) is None
     comb = (x % 4 < 2) & (y > 20) | (y > 180)
     for outline in (trace_outline(comb, (0.001,)),):
-        assert outline is None  # teeth too close for any deformation
+        assert outline is None  # teeth are too close for any deformation
 
 
 def test_voc_objects_become_outlines(devkit):
@@ -545,7 +545,7 @@ def test_voc_errors_name_the_trouble(devkit, tmp_path_factory):
         voc_outlines(elsewhere)
     listed = devkit / "VOC2012/ImageSets/Segmentation/train.txt"
     listed.write_text("2007_000001\n2007_000009\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures .* first: 2007_000009.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* first: 2007_000009.png"):
         voc_outlines(devkit)
     listed.write_text("2007_000001\n")
     path = devkit / "VOC2012/SegmentationObject/2007_000001.png"
@@ -553,5 +553,5 @@ def test_voc_errors_name_the_trouble(devkit, tmp_path_factory):
     with pytest.raises(ValueError, match="has mode RGB, not a palette"):
         voc_outlines(devkit)
     Image.new("P", (90, 90)).save(path)
-    with pytest.raises(ValueError, match="no object to use in the 1 pictures"):
+    with pytest.raises(ValueError, match="no object to use in the 1 images"):
         voc_outlines(devkit)

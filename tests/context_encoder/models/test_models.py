@@ -67,7 +67,7 @@ def test_opposite_corners_meet_in_the_channelwise_layer_only(name: str, size: in
     assert corner_gradient().abs().min() > 0
     with torch.no_grad():
         weight = model.bottleneck.get_parameter("channelwise_fc.weight")
-        weight.copy_(torch.eye(weight.shape[1]))  # each location sees itself alone
+        weight.copy_(torch.eye(weight.shape[1]))  # each location depends on itself only
     assert (corner_gradient() == 0).all()
 
 
@@ -271,7 +271,7 @@ def test_weights_lie_in_three_parts(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_features_are_what_each_stage_gave(name: str) -> None:
-    """A later layer that works in place must not reach back into what was returned."""
+    """A later in-place layer must not change returned maps."""
     model = quick(name).eval()
     x = pictures(model)
     features = model.features(x)
@@ -305,7 +305,7 @@ def test_channels_last_changes_nothing() -> None:
 
 
 def test_alexnet_takes_only_sizes_of_which_it_reads_every_pixel() -> None:
-    """At 128 pixels, the strides would leave the last column out."""
+    """At 128 pixels, the strides would omit the last column."""
     model = quick("alexnet").eval()
     for size, read in ((99, True), (128, False), (131, True)):
         x = torch.rand(2, 3, size, size, requires_grad=True)
@@ -458,7 +458,7 @@ def test_whole_map_layers_convolve_other_sizes() -> None:
 
 @pytest.mark.parametrize("model", [lambda: quick("dcgan-center"), lambda: Discriminator(64)])
 def test_fused_adam_equals_the_plain_one_in_channels_last(model: Any) -> None:
-    """The fused kernel walks through memory: gradients must lie as their weights do."""
+    """The fused kernel needs gradients with the strides of their weights."""
     weights = []
     for fused in (False, True):
         torch.manual_seed(0)

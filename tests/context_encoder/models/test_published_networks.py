@@ -1,4 +1,4 @@
-"""The published networks, written out again, with their sizes and counts."""
+"""Independent copies of the published networks, with their sizes and counts."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def released_discriminator(size: int) -> nn.Sequential:
 
 
 def copy_in_order(source: nn.Module, target: nn.Module) -> None:
-    """Both lists have every tensor in the order of the layers, or load_state_dict refuses."""
+    """Both lists have all tensors in the order of the layers; otherwise load_state_dict fails."""
     keys, values = target.state_dict().keys(), source.state_dict().values()
     assert len(keys) == len(values)
     target.load_state_dict(dict(zip(keys, values, strict=True)))
@@ -243,7 +243,7 @@ def test_alexnet_parameters() -> None:
     assert parameters(model.decoder) == decoder
     pools = (96 * 96 * 9 + 96) + 2 * (256 * 256 * 9 + 256)
     assert parameters(on_meta("alexnet-poolfree")) == parameters(model) + pools
-    # Batch normalisation takes the place of a bias and has one weight a channel more.
+    # Batch normalisation replaces the bias and has one more weight per channel.
     normed = 96 + 256 + 384 + 384 + 256 + 256 + 128 + 64 + 64 + 32
     assert parameters(on_meta("alexnet", norm="batch")) == parameters(model) + normed
     assert parameters(on_meta("alexnet", norm="none")) == parameters(model)

@@ -32,7 +32,7 @@ def test_no_band_is_the_mask_itself() -> None:
 
 
 def test_central_hole_and_its_band_are_the_network_s_patch() -> None:
-    """The released commands: a 128 picture, a 64 patch, 4 pixels of it overlap the context."""
+    """The released commands: image of 128 pixels, patch of 64, 4 of them overlap the context."""
     mask = torch.zeros(1, 1, 128, 128, dtype=torch.bool)
     mask[..., 36:92, 36:92] = True
     weights = overlap_weights(mask, 4, 10.0)

@@ -1,4 +1,4 @@
-"""Pretexts: what they draw, that they learn, and that all of them resume."""
+"""Pretexts: random draws, learning, resuming."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keys(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures: a ramp in each direction, so that patches tell where they lie."""
+    """Eight images with a ramp in each direction, so that patches show their position."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:72, 0:72] / 71
@@ -145,7 +145,7 @@ def test_patches_lie_where_the_label_says() -> None:
 
 
 def test_without_freedom_there_is_one_place() -> None:
-    """The smallest crop, no jitter: on the diagonal, corners; beside each other, free across."""
+    """Smallest crop, no jitter: corners for diagonal pairs, one free direction for the others."""
     grid = PatchGrid(patch=8, gap=2, jitter=0)
     assert grid.crop == 18
     wanted = torch.arange(8)
@@ -227,7 +227,7 @@ def test_one_seed_starts_all_encoders_alike(photos: Path) -> None:
 
 
 def test_swapped_patches_are_told_apart() -> None:
-    """Late fusion keeps their order; both go through the same encoder."""
+    """Late fusion keeps the order of the patches; both use the same encoder."""
     config = TrainConfig(
         pretext="relative-patch", size=32, patch_size=16, patch_gap=8, patch_jitter=1
     )
@@ -290,8 +290,20 @@ def test_runs_resume_and_load(tmp_path: Path, photos: Path, pretext: str) -> Non
         Inpainter.from_run(whole)
 
 
+def test_an_empty_mask_is_named_and_not_blamed_on_the_network(photos: Path) -> None:
+    trainer = make_trainer(photos)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    trainer.pretext._validation_masks = lambda epoch, index: (  # type: ignore[attr-defined]
+        (index != 1).view(-1, 1, 1, 1) & mask,
+        (index != 1) * mask.sum(),
+    )
+    trainer.prepare()
+    with pytest.raises(ValueError, match="empty mask for the held-out sample 1; a mask needs"):
+        trainer.validate()
+
+
 def test_validation_asks_for_each_of_the_eight_places(photos: Path) -> None:
-    """A network that always says "right" is right once in eight, whatever the pictures."""
+    """A network that always answers "right" is correct for one pair in eight."""
     trainer = make_trainer(photos, pretext="relative-patch")
     last = trainer.model.head["both"][-1]  # type: ignore[index, operator, union-attr]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The order of a training step, against a plain PyTorch loop written out by hand, in float64."""
+"""The order of a training step, compared with a plain PyTorch loop in float64."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_adversarial_inpainting_takes_the_steps_of_a_loop_by_hand(photos: Path) 
             assert found[name].item() == pytest.approx(value, rel=1e-9), name
     for network, wanted_network in zip((pretext.model, discriminator), copies[False], strict=True):
         assert distance(network, wanted_network) < 1e-9
-    # The comparison would see the other order.
+    # The comparison detects the reverse order.
     by_hand(*copies[True], masks, pretext.fill, model_first=True)
     assert distance(pretext.model, copies[True][0]) > 1e-6
 
@@ -138,7 +138,7 @@ def test_each_network_is_updated_once_per_step_the_discriminator_first(
     for samples in batches():
         pretext.train_step(samples, trainer.learner)
     assert updates == ["discriminator", "model"] * STEPS
-    # The model's loss has left nothing for the discriminator's next update.
+    # The model's loss leaves no gradient for the discriminator's next update.
     assert all(parameter.grad is None for parameter in pretext.discriminator.parameters())
 
 

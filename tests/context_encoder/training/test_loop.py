@@ -1,4 +1,4 @@
-"""The loop by itself: what is called when, what is logged, saved, resumed and refused."""
+"""The training loop: order of calls, logs, checkpoints, resuming, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Empty(BaseModel):
 
 
 class Counting(TrainingLoop):
-    """Its loss is the number of the step, from 1; it writes down what is called."""
+    """The loss is the number of the step, from 1; calls are recorded."""
 
     def __init__(self, **options: int) -> None:
         network = nn.Linear(1, 1)
@@ -137,7 +137,7 @@ def test_a_resumed_loop_goes_on_with_the_next_step(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_is_seen_before_the_checkpoint(
     tmp_path: Path, log_every: int
 ) -> None:
-    """Also between two log lines, and where a stop asks for the checkpoint."""
+    """Also between two log lines, and if a stop request causes the checkpoint."""
     for name, stop_at in (("scheduled", -1), ("stopped", 5)):
         loop = Counting(log_every=log_every)
         loop.losses[5] = float("inf")

@@ -1,4 +1,4 @@
-"""The training command end to end, on pictures that the tests make."""
+"""The training command end to end, on synthetic images."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from tests.helpers.small_runs import TINY, make_trainer, save_photos
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve smooth pictures in nested folders."""
+    """Twelve smooth images in nested folders."""
     root = tmp_path_factory.mktemp("photos")
     save_photos(root, 12, folders="abc")
     return root
@@ -66,7 +66,7 @@ def test_a_run_leaves_everything(tmp_path: Path, photos: Path) -> None:
     assert [row["step"] for row in val] == [3, 6]
     wanted = {"l1", "l2", "psnr", "ssim", "psnr_mean_fill", "psnr_context_mean_fill"}
     assert all(wanted <= row.keys() for row in val)
-    # Fixed pictures and holes: what the trivial fills reach cannot change.
+    # Images and holes are fixed, so the metrics of the mean fills cannot change.
     assert val[0]["psnr_context_mean_fill"] == val[1]["psnr_context_mean_fill"]
     assert [row["step"] for row in lines(run, "train")] == [2, 4, 6]
 
@@ -112,7 +112,7 @@ def test_resuming_gives_the_run_that_was_never_stopped(
 
 
 def test_dropout_resumes_too(tmp_path: Path, photos: Path) -> None:
-    """The generators' state is saved: with dropout the second half draws on."""
+    """The generators' state is saved: with dropout, the second half continues its draws."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     every = "--model alexnet --size 99 --batch-size 2 --val-samples 2 --val-every 1".split()
     assert train(whole, photos, "--steps", "2", *every) == 0
@@ -136,7 +136,7 @@ def torchrun(script: list[str]) -> None:
 
 
 def test_two_processes_train_together(tmp_path: Path, photos: Path) -> None:
-    """Without batch norm, two processes with half a batch each are one with the whole."""
+    """Without batch norm, two processes with half a batch each equal one with the whole batch."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for source in photos.rglob("*.png"):
@@ -150,11 +150,11 @@ def test_two_processes_train_together(tmp_path: Path, photos: Path) -> None:
     assert main([*rest, "--out", str(single)]) == 0
     torchrun(["-m", "context_encoder.train", *rest, "--out", str(double)])
     for name, value in weights(single).items():
-        # Adam turns rounding differences of tiny gradients into differences of a step's size.
+        # With Adam, rounding differences of tiny gradients become differences of a whole step.
         torch.testing.assert_close(weights(double)[name], value, atol=5e-5, rtol=1e-3, msg=name)
     for a, b in zip(lines(single, "train"), lines(double, "train"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    # Each process meets other files; the run folder names them all.
+    # Each process reads other files; the run folder names all unreadable ones.
     named = [
         {json.loads(line)["file"] for line in (run / "unreadable.jsonl").read_text().splitlines()}
         for run in (single, double)
@@ -229,7 +229,7 @@ def test_two_processes_stop_together_where_validation_fails(tmp_path: Path, phot
     script.write_text(_TOGETHER)
     torchrun([str(script), str(photos), str(tmp_path)])
     for rank in "01":
-        assert "2 the output for held-out pictures is not finite" in (tmp_path / rank).read_text()
+        assert "2 the output for held-out images is not finite" in (tmp_path / rank).read_text()
 
 
 def test_two_processes_have_the_gradients_of_one(
@@ -282,7 +282,7 @@ dist.destroy_process_group()
 
 
 def test_two_processes_keep_the_same_model_and_discriminator(tmp_path: Path, photos: Path) -> None:
-    """They see other images, so one that did not share its gradients would part from the other."""
+    """Their images differ, so without shared gradients their weights would differ."""
     script = tmp_path / "adversarial.py"
     script.write_text(_ADVERSARIAL)
     torchrun([str(script), str(photos), str(tmp_path)])
@@ -296,7 +296,7 @@ def test_two_processes_keep_the_same_model_and_discriminator(tmp_path: Path, pho
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, photos: Path, workers: int) -> None:
-    """To the whole process group, data workers included, as torchrun, Slurm and timeout send it."""
+    """Signal to the whole process group with data workers, as from torchrun, Slurm and timeout."""
     run = tmp_path / "run"
     script = [
         sys.executable, "-m", "context_encoder.train", *TINY, "--workers", str(workers),
@@ -321,7 +321,7 @@ def test_a_run_that_was_moved_goes_on_where_it_lies(tmp_path: Path, photos: Path
     assert train(tmp_path / "a", photos, "--steps", "1") == 0
     (tmp_path / "a").rename(tmp_path / "b")
     with (tmp_path / "b/metrics.jsonl").open("a") as file:
-        file.write('{"split": "tra')  # cut off in the writing
+        file.write('{"split": "tra')  # an incomplete line
     assert main(["--resume", str(tmp_path / "b"), "--steps", "2"]) == 0
     assert not (tmp_path / "a").exists()
     assert [row["step"] for row in lines(tmp_path / "b", "val")] == [1, 2]
@@ -374,7 +374,7 @@ def test_the_run_s_log_says_why_it_stopped_and_is_closed(
     text = (tmp_path / "a/log.txt").read_text()
     assert "stopped: loss is nan" in text
     monkeypatch.undo()
-    # A second run in the same process writes its own log alone.
+    # A second run in the same process writes to its own log only.
     assert train(tmp_path / "b", photos, "--steps", "1") == 0
     assert (tmp_path / "a/log.txt").read_text() == text
     assert (tmp_path / "b/log.txt").read_text().count("done: 1 steps") == 1
@@ -403,7 +403,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, photos: Pat
 
 
 def test_a_step_reads_nothing_back_from_the_device(tmp_path: Path, photos: Path) -> None:
-    """No op of a step gives a number to the host, which would make it wait for a GPU."""
+    """No op of a step returns a number to the host, which would have to wait for a GPU."""
     trainer = make_trainer(photos, steps=1, lambda_adv=0.001, overlap=2)
     calls = []
 
@@ -480,7 +480,7 @@ def test_wrong_use_is_one_clear_line(
         arguments = []
     try:
         status = main([*arguments, *options])
-    except SystemExit as stop:  # tyro's own way to refuse
+    except SystemExit as stop:  # tyro reports errors by SystemExit
         status = int(stop.code or 0)
     assert status == 2
     captured = capsys.readouterr()
@@ -555,7 +555,7 @@ def test_a_run_stopped_before_its_first_step_can_be_resumed(tmp_path: Path, phot
 
 
 def test_held_out_files_that_cannot_be_read_are_not_replaced(tmp_path: Path, photos: Path) -> None:
-    """Each held-out picture is scored once, not again for its unreadable neighbour."""
+    """Each held-out image is evaluated once, not again in place of an unreadable one."""
     held_out = tmp_path / "held-out"
     held_out.mkdir()
     for i, source in enumerate(sorted(photos.rglob("*.png"))[:3]):

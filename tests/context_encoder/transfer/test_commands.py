@@ -1,4 +1,4 @@
-"""The transfer commands end to end, on a VOCdevkit that the tests make."""
+"""The transfer commands end to end, on a synthetic VOCdevkit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = (
     "--model small --image-size 32 --device cpu --fc-dim 64 --dropout 0 --classes".split()
     + list(CLASSES)
 )
-# What makes each task learn within seconds.
+# Options with which each task learns within seconds.
 TASKS = {
     "voc-classify": "--steps 100 --batch-size 8 --lr 0.02 --scale 2.4 4 --test-crops 4",
     "voc-segment": "--steps 100 --batch-size 2 --lr 0.05 --momentum 0.9 --fc6-kernel 3",
@@ -65,7 +65,7 @@ def test_it_learns(name: str, devkit: Path, tmp_path: Path) -> None:
     trained, untrained = (
         results(tmp_path / run)["metrics"][FIGURE[name]] for run in ("trained", "not")
     )
-    # Without training: about the share of pictures with the class; background alone; nothing.
+    # Without training: about the share of images with the class; background alone; nothing.
     assert trained > untrained + 0.1
     assert trained > {"voc-classify": 0.75, "voc-segment": 0.35, "voc-detect": 0.3}[name]
     lines = [json.loads(line) for line in (tmp_path / "trained/metrics.jsonl").open()]
@@ -106,7 +106,7 @@ def test_a_run_that_a_signal_stopped_goes_on_bit_identically(
 
 
 def test_detection_learns_where_objects_are(devkit: Path) -> None:
-    """The box loss of the runs above hardly falls: they are too short to generalise. This does."""
+    """The runs above are too short for the box loss to fall much; in this one it falls."""
     config = DetectConfig(
         classes=CLASSES, model="small", image_size=32, fc_dim=64, dropout=0, rois=16, roi_size=4,
         short_side=128,
@@ -154,7 +154,7 @@ def test_annotations_are_of_the_pixels_as_stored(tmp_path: Path) -> None:
 
 
 def test_biases_learn_twice_as_fast() -> None:
-    """As in the published recipes; only classification's lets them decay."""
+    """Biases as in the published recipes: weight decay in classification only."""
     for name, kind, decays in (
         ("voc-classify", ClassifyConfig, True),
         ("voc-segment", SegmentConfig, False),
@@ -258,7 +258,7 @@ def test_what_is_wrong_is_told_before_training(
     assert "split 'minival' is missing" in refused(
         "voc-classify", *common, "--test-split", "minival"
     )
-    assert "8 pictures are in split" in refused(
+    assert "8 images are in split" in refused(
         "voc-classify", *common, "--voc", str(make_devkit(tmp_path / "kit", 8, 8)),
         "--test-split", "trainval",
     )  # fmt: skip
@@ -267,7 +267,7 @@ def test_what_is_wrong_is_told_before_training(
     assert "no pixel of class zebra" in refused("voc-segment", *more)
     file = tmp_path / "few.json"
     file.write_text('{"000000": [[0, 0, 9, 9]]}')
-    assert "has no proposals for 39 of 40 pictures, the first: 000001" in refused(
+    assert "has no proposals for 39 of 40 images, the first: 000001" in refused(
         "voc-detect", *common, "--proposals", str(file)
     )
     assert "holds no checkpoint" in refused("voc-classify", *common, "--checkpoint", str(devkit))
@@ -314,7 +314,7 @@ def test_probe_tells_classes_apart_and_keeps_features(folder: Path, tmp_path: Pa
     assert result["copies"] == 0
     assert result["chance"] == pytest.approx(1 / 3)
     assert "| conv1 |" in (tmp_path / "a/probe.md").read_text()
-    # From the cache, to the last digit, the damaged file still counted.
+    # Results from the cache are equal to the last digit, and the damaged file is counted.
     cached = sorted((tmp_path / "cache").glob("*.safetensors"))
     assert len(cached) == 2  # one for each seed's random weights
     assert probe(tmp_path / "b", *options) == 0
@@ -347,7 +347,7 @@ def test_probe_warns_of_copies_and_judges_chance_on_the_test_pictures(
     result = json.loads((tmp_path / "out/probe.json").read_text())
     assert result["copies"] == 1
     assert result["chance"] == pytest.approx(3 / 16)
-    assert "1 test pictures are copies" in (tmp_path / "out/probe.md").read_text()
+    assert "1 test images are copies" in (tmp_path / "out/probe.md").read_text()
 
 
 def test_probe_refuses_what_does_not_fit(

@@ -116,7 +116,7 @@ def test_iou_per_class_is_torchmetrics() -> None:
     judge = MulticlassJaccardIndex(5, average="none", ignore_index=255)
     theirs = judge(torch.from_numpy(prediction), torch.from_numpy(label))
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
-    # A class that neither side has is no figure, not 0.
+    # A class without annotation and prediction has no value; it is not 0.
     only = iou_per_class(confusion(np.zeros((2, 2), int), np.zeros((2, 2), int), 2))
     assert only[0] == 1
     assert np.isnan(only[1])
@@ -146,7 +146,7 @@ def test_coding_is_inverted_and_mirrored() -> None:
     a, b = random_boxes(rng, 20), random_boxes(rng, 20)
     coded = box_ops.encode(a, b)
     np.testing.assert_allclose(box_ops.decode(a, coded), b, atol=1e-9)
-    # What Detect.sample relies on: in the mirror only the shift in x changes its sign.
+    # Detect.sample relies on this: mirroring changes only the sign of the shift in x.
     mirrored = box_ops.encode(box_ops.flip(a, 100), box_ops.flip(b, 100))
     np.testing.assert_allclose(mirrored, coded * [-1, 1, 1, 1], atol=1e-9)
 
@@ -212,7 +212,7 @@ def test_rois_are_chosen_by_overlap() -> None:
     assert (labels[positive] == np.array([3, 1])[matched]).all()
     decoded = box_ops.decode(boxes[positive], targets[positive])
     np.testing.assert_allclose(decoded, truth[matched], atol=1e-9)
-    # A picture without objects gives background alone.
+    # An image without objects gives background only.
     _, labels, _ = sample_rois(
         proposals, truth[:0], np.zeros(0, np.int64), 8, np.random.default_rng(0)
     )
@@ -253,7 +253,7 @@ def test_fcn_covers_pictures_of_every_size(kernel: int) -> None:
 
 
 def test_fcn_scores_lie_where_the_picture_is() -> None:
-    """A cell's own centre, as autograd sees it, is where its upsampled score peaks."""
+    """The upsampled score of a cell is largest at the centre of its receptive field by autograd."""
     network = build_model("small")
     fcn = FCN(network, 1, 4, 3, 0.0).eval()
     geometry = ReceptiveField.of(fcn.encoder).then(3)
@@ -362,7 +362,7 @@ def test_wrong_devkits_are_told(devkit: Path, tmp_path: Path) -> None:
         read_labels(flame, 2)
     other = make_devkit(tmp_path / "broken", 2, 2)
     (other / "VOC2007/Annotations/100001.xml").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures.*Annotations.*100001"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images.*Annotations.*100001"):
         read_split(other, "VOC2007", "test", "Main", CLASSES)
     note = other / "VOC2007/Annotations/100000.xml"
     note.write_text(note.read_text().replace("<xmin>", "<xmin>one "))
@@ -430,11 +430,11 @@ def test_selective_search_goes_on_where_it_was_stopped(
     assert len(found) == len(items)
 
 
-# --- what a GPU would see -------------------------------------------------------------------------
+# --- devices and synchronisation ------------------------------------------------------------------
 
 
 def test_losses_neither_mix_devices_nor_wait() -> None:
-    """Tensors without data tell: they mix with no other device and give no number away."""
+    """Meta tensors cannot be combined with other devices or return numbers to the host."""
     device = torch.device("meta")
     small = build_model("small")
     size = small.image_size

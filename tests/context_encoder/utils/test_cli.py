@@ -1,4 +1,4 @@
-"""The one way from an error to an exit status, and what is said of it."""
+"""Exit statuses and messages of errors."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_exit_statuses(
 @pytest.mark.parametrize(
     "job",
     [
-        lambda _: int("x"),  # a ValueError, but not of ours
+        lambda _: int("x"),  # a ValueError of Python itself
         lambda _: torch.zeros(2).view(3),
         lambda _: {}["x"],
         lambda _: find_checkpoint(None),  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def test_every_command_has_version_help_and_one_line_for_misuse(
 def test_an_output_that_cannot_be_written_is_told_first(
     name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before the network or a photograph is looked for: none of these is there."""
+    """Errors are found before networks and photographs are opened: none of them exists."""
     (tmp_path / "file").write_bytes(b"")
     suffix = {
         "inpaint": ".png",

@@ -1,4 +1,4 @@
-"""What the atomic writer leaves behind, whatever fails in it and whoever else writes."""
+"""Atomic writing: files left after failures and concurrent writers."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def with_path(path: Path) -> None:
         file.write(NEW)
 
 
-#: Every way to say what a file is to hold.
+#: All ways to give the content of a file.
 CONTENTS: dict[str, Any] = {"bytes": NEW, "text": NEW.decode(), "function": with_path}
-#: Every call to the system between the first and the last.
+#: All system calls of the writer.
 OPERATIONS = "open write fsync stat chmod replace".split()
 
 
@@ -75,7 +75,7 @@ def failing(
         nonlocal used
         used += 1
         if used == call:
-            if operation == "write":  # a part arrives before the disk is full
+            if operation == "write":  # a part is written before the disk is full
                 args[0].open("wb").write(args[1][:100])
             raise OSError(code, os.strerror(code), "temporary")
         return real(*args, **kwargs)
@@ -105,7 +105,7 @@ def test_an_error_at_any_operation_leaves_the_old_or_the_new_file(
         there = target.read_bytes() if target.exists() else None
         assert left in ([], [target.name])
         assert there in (before, NEW)
-        if used < call:  # no such use any more: nothing has failed
+        if used < call:  # fewer uses than that: nothing has failed
             assert error is None
             assert there == NEW
             break
@@ -118,7 +118,7 @@ def test_an_error_at_any_operation_leaves_the_old_or_the_new_file(
             target.unlink(missing_ok=True)
         else:
             target.write_bytes(before)
-    # All operations are used, save that a new file keeps the permissions that it is made with.
+    # All operations are used, except that a new file keeps its initial permissions.
     assert (call > 1) == (operation != "chmod" or before is not None)
 
 
@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_for_a_function_too(target: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_the_systems_own_full_device(target: Path) -> None:
-    """The system's error, not ours: every byte goes to a device that is always full."""
+    """A real error of the system: the output device is always full."""
     before = target.read_bytes() if target.exists() else None
     with pytest.raises(WriteError, match="no space left on device"):
         write_file(target, lambda path: Path("/dev/full").write_bytes(NEW))
@@ -240,7 +240,7 @@ def test_what_cannot_be_a_file(tmp_path: Path) -> None:
 
 
 def test_long_names(tmp_path: Path) -> None:
-    """The temporary name is no longer than what a file name may be."""
+    """The temporary name does not exceed the maximum length of a file name."""
     for name in ("n" * 255, "é" * 127, "漢" * 85):
         write_file(tmp_path / name, NEW)
         assert (tmp_path / name).read_bytes() == NEW
@@ -248,7 +248,7 @@ def test_long_names(tmp_path: Path) -> None:
 
 @pytest.fixture
 def closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that nothing can be made in, also for root."""
+    """A folder in which no file can be created, not even by root."""
     path = tmp_path / "closed"
     path.mkdir()
     (path / "file").write_bytes(OLD)
@@ -308,7 +308,7 @@ def _write_often(path: Path, letter: bytes) -> None:
 
 
 def test_processes_and_threads_that_write_the_same_file(tmp_path: Path) -> None:
-    """Every reader finds the whole of one writer's text at any time."""
+    """A reader always finds the complete text of one writer."""
     path = tmp_path / "file"
     write_file(path, b"a" * 100_000)
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Sheets of images: where each image lies."""
+"""Sheets of images: position of each image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_row_with_many_columns_goes_on_on_the_next_line(
         assert left[c] == left[c % per_line]  # in a grid
         assert top[c, 0] == top[c - c % per_line, 0]
     assert len(set(left.values())) == min(per_line, 13)
-    # All images of a row lie above all of the next one, each with room for its text.
+    # All images of a row are above those of the next row, with room for the text.
     assert max(y for (_, r), y in top.items() if r == 0) + 128 <= top[0, 1]
     gap = 28 * (per_line < 13) + 14 * captions
     lines = sorted(set(top.values()))

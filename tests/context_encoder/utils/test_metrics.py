@@ -1,4 +1,4 @@
-"""Figures in the hole against scikit-image, torchmetrics and float64 arithmetic, and by hand."""
+"""Metrics in the hole against scikit-image, torchmetrics, float64 and hand-computed cases."""
 
 import math
 
@@ -107,11 +107,11 @@ def test_to_unit() -> None:
     assert to_unit(torch.tensor([-1.0, 0.0, 1.0, 1.5])).tolist() == [0, 0.5, 1, 1]
 
 
-# --- the hole against torchmetrics, and at the edges of what a hole can be -----------------------
+# --- holes against torchmetrics, and smallest and largest holes ----------------------------------
 
 
 def ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """SSIM (Wang et al. 2004) at every pixel in float64, mirrored at the picture's border."""
+    """SSIM (Wang et al. 2004) at every pixel in float64, mirrored at the image's border."""
 
     def blur(x: np.ndarray) -> np.ndarray:
         return gaussian_filter(x, 1.5, truncate=3.5, mode="mirror", axes=(1, 2))
@@ -168,7 +168,7 @@ def test_every_kind_of_hole_agrees_with_independent_implementations(kind: str) -
             original[0].numpy(), output[0].numpy(), data_range=1.0, channel_axis=0,
             gaussian_weights=True, use_sample_covariance=False,
         )  # fmt: skip
-        # scikit-image averages over all but the border; so near, not equal.
+        # scikit-image averages without the border, so the values are close, not equal.
         assert got["ssim"][0].item() == pytest.approx(whole, abs=0.02)
 
 
