@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from context_encoder.config import TrainConfig
-    from context_encoder.inpainting import Inpainted, Inpainter
+    from context_encoder.inpainting import HoleFiller, Inpainted, Inpainter
     from context_encoder.training import run_training
     from context_encoder.utils.version import __version__
 
-__all__ = ["Inpainted", "Inpainter", "TrainConfig", "__version__", "run_training"]
+__all__ = ["HoleFiller", "Inpainted", "Inpainter", "TrainConfig", "__version__", "run_training"]
 
 _WHERE = {
+    "HoleFiller": "context_encoder.inpainting",
     "Inpainted": "context_encoder.inpainting",
     "Inpainter": "context_encoder.inpainting",
     "TrainConfig": "context_encoder.config",

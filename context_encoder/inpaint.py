@@ -1,4 +1,4 @@
-"""``python -m context_encoder.inpaint``: fill holes in images with a trained network."""
+"""``python -m context_encoder.inpaint``: fill holes in images, with or without a network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
+from context_encoder.data.mask_images import InpaintError
+from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller, Texture, texture_strength
 from context_encoder.inpainting.inpainter import Inpainter
 from context_encoder.inpainting.jobs import (
     check_hole,
@@ -27,10 +29,12 @@ from context_encoder.utils.options import with_options
 
 @dataclass(frozen=True)
 class Arguments:
-    """Fill the masked part of an image, or of every image in a folder, with a trained network.
+    """Fill the masked part of an image, or of every image in a folder.
 
-    Pixels outside the mask keep every bit. One line per hole reports what was
-    done. Exit status 1: no image of the folder could be filled.
+    Without --checkpoint, small holes are filled by linear prediction from the pixels around
+    them, and larger ones get the texture of the image's own patches too. With --checkpoint,
+    a trained network fills them. Pixels outside the mask come back bit for bit. Lines tell
+    what was done. Exit status 1: no image of the folder could be filled.
     """
 
     image: tyro.conf.Positional[
@@ -42,10 +46,6 @@ class Arguments:
             ),
         ]
     ]
-    checkpoint: Annotated[
-        Path,
-        arg(metavar="RUN", help="Run folder that training made, or a checkpoint folder in it."),
-    ]
     out: Annotated[
         Path,
         arg(
@@ -54,6 +54,14 @@ class Arguments:
             "folder, for PNG files of the same names.",
         ),
     ]
+    checkpoint: Annotated[
+        Path | None,
+        arg(
+            metavar="RUN",
+            help="Run folder that training made, or a checkpoint folder in it: fill with its "
+            "network. None: without a network.",
+        ),
+    ] = None
     mask: Annotated[
         Path | None,
         arg(
@@ -72,6 +80,15 @@ class Arguments:
             ),
         ]
     ] = ()
+    texture: Annotated[
+        Texture | None,
+        arg(
+            metavar="STRENGTH",
+            help="Texture of the image's own patches in larger holes: 0 (or off) to 1, the "
+            f"sharpest and least accurate. Default: {TEXTURE} without --checkpoint, off with it. "
+            "With both, the network's prediction and linear prediction are the guide.",
+        ),
+    ] = None
     which: Annotated[
         Which, arg(help="Checkpoint of the run: best on held-out photographs, or last.")
     ] = "best"
@@ -92,14 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command("inpaint", partial(parse_arguments, Arguments), _fill, arguments)
 
 
-def _fill(args: Arguments) -> int:
-    check_hole(args.mask, args.box)
-    # Arguments are checked before the network is loaded, which takes long.
-    many = args.image.is_dir()
-    if many:
-        jobs = plan_folder(args.image, args.out, args.mask)
-    else:
-        jobs = [plan_file(args.image, args.out, args.mask, overwrite=args.overwrite)]
+def _inpainter(args: Arguments) -> Inpainter | HoleFiller:
+    """What the arguments ask to fill with."""
+    if args.checkpoint is None:
+        return HoleFiller(texture=TEXTURE if args.texture is None else args.texture)
     inpainter = Inpainter.from_run(
         args.checkpoint,
         which=args.which,
@@ -107,6 +120,37 @@ def _fill(args: Arguments) -> int:
         blend=args.blend,
         batch_size=args.batch_size,
     )
+    strength = 0.0 if args.texture is None else texture_strength(args.texture)
+    return HoleFiller(inpainter, texture=strength) if strength else inpainter
+
+
+def _check_options(args: Arguments) -> None:
+    """InpaintError for a texture out of range, and for options that would have no effect."""
+    if args.texture is not None:
+        texture_strength(args.texture)
+    if args.checkpoint is not None:
+        return
+    # tyro does not tell which options were given, so defaults pass.
+    given = {
+        "which": args.which != "best",
+        "device": args.device not in ("auto", "cpu"),
+        "no_blend": not args.blend,
+    }
+    for name, wrong in given.items():
+        if wrong:
+            raise InpaintError(f"`{name}` is for a network; name one with `checkpoint`")
+
+
+def _fill(args: Arguments) -> int:
+    check_hole(args.mask, args.box)
+    _check_options(args)
+    # Everything that can be wrong with the arguments comes before the network, which takes long.
+    many = args.image.is_dir()
+    if many:
+        jobs = plan_folder(args.image, args.out, args.mask)
+    else:
+        jobs = [plan_file(args.image, args.out, args.mask, overwrite=args.overwrite)]
+    inpainter = _inpainter(args)
     boxes = args.box or None
     if not many:
         print("\n".join(fill_file(inpainter, jobs[0], boxes=boxes)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from context_encoder.data.mask_images import (
     InpaintError,
     Mask,
     load_pixels,
+    mask_from_boxes,
     opened_image,
+    read_mask,
 )
 from context_encoder.utils.files import write_file
 
@@ -34,6 +37,7 @@ __all__ = [
     "Picture",
     "check_output",
     "read_picture",
+    "read_with_mask",
     "save_picture",
 ]
 
@@ -125,6 +129,42 @@ def read_picture(source: ImageLike) -> Picture:
         return _picture_from_array(source)
     with opened_image(source) as image:
         return _picture_from_image(image)
+
+
+def read_with_mask(
+    image: ImageLike, mask: ImageLike | None, boxes: Sequence[Sequence[int]] | None
+) -> tuple[Picture, Mask, list[str]]:
+    """Read an image and what is to be filled in it.
+
+    Args:
+        image: see :func:`read_picture`.
+        mask: see :func:`context_encoder.data.mask_images.read_mask`; or
+        boxes: in its place, see :func:`context_encoder.data.mask_images.mask_from_boxes`.
+
+    Returns:
+        The picture; bool ``(H, W)``, True where to fill; what happened on reading, as sentences.
+
+    Raises:
+        UnreadableImage: a file cannot be read as an image.
+        InpaintError: not one of mask and boxes, an image that cannot be kept, a mask that does
+            not fit it, a box outside of it, or nothing left outside the mask.
+    """
+    if (mask is None) == (boxes is None):
+        raise InpaintError("give either a mask or boxes")
+    picture = read_picture(image)
+    notes = list(picture.notes)
+    if mask is not None:
+        missing, empty = read_mask(mask, picture.width, picture.height)
+        notes += [empty] if empty else []
+    else:
+        missing = mask_from_boxes(boxes or (), picture.width, picture.height)
+        notes += [] if boxes else ["nothing to fill: no box was given"]
+    if missing.all():
+        raise InpaintError(
+            "the mask covers the whole image, so there is nothing to fill it from; "
+            "leave some of it black"
+        )
+    return picture, missing, notes
 
 
 def check_output(path: Path) -> None:

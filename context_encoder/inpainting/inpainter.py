@@ -13,10 +13,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cekernels import fill_masked
-from context_encoder.data.mask_images import ImageLike, InpaintError, mask_from_boxes, read_mask
+from context_encoder.data.mask_images import ImageLike, InpaintError
 from context_encoder.inpainting.blending import remove_seam
-from context_encoder.inpainting.image_io import read_picture, save_picture
+from context_encoder.inpainting.image_io import read_with_mask, save_picture
+from context_encoder.inpainting.progress import hole_bar
 from context_encoder.inpainting.windows import (
     PlannedHole,
     Window,
@@ -51,6 +52,13 @@ SHOWN_HOLES = 10
 
 # Below this scale, the fill is visibly softer than its surroundings.
 _COARSE = 0.5
+
+
+class _Lines(Protocol):
+    def lines(self, most: int | None = None) -> list[str]: ...
+
+
+ReportT = TypeVar("ReportT", bound=_Lines)
 
 
 @dataclass(frozen=True)
@@ -121,14 +129,14 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class Inpainted:
+class Inpainted(Generic[ReportT]):
     """A filled image."""
 
     #: In the image's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
     image: Image.Image
     #: bool ``(H, W)``: True where it was filled.
     mask: NDArray[np.bool_]
-    report: Report
+    report: ReportT
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save without loss, with the image's ICC profile and resolution.
@@ -234,7 +242,8 @@ class Inpainter:
         mask: ImageLike | None = None,
         *,
         boxes: Sequence[Sequence[int]] | None = None,
-    ) -> Inpainted:
+        progress: bool = False,
+    ) -> Inpainted[Report]:
         """Fill the holes of one image.
 
         Args:
@@ -244,6 +253,8 @@ class Inpainter:
                 :func:`context_encoder.data.mask_images.read_mask`).
             boxes: instead of a mask, rectangles ``(x0, y0, x1, y1)`` in pixels, x1 and y1
                 exclusive.
+            progress: show a progress bar on standard error, if that is a terminal and the work
+                exceeds a second.
 
         Returns:
             The filled image. Outside the mask its pixels are those of ``image``, bit for bit;
@@ -254,24 +265,12 @@ class Inpainter:
             InpaintError: an image that cannot be kept, a mask that does not fit it, a box
                 outside of it, nothing left outside the mask, or a prediction that is not finite.
         """
-        if (mask is None) == (boxes is None):
-            raise InpaintError("give either a mask or boxes")
-        picture = read_picture(image)
-        notes = list(picture.notes)
-        if mask is not None:
-            missing, empty = read_mask(mask, picture.width, picture.height)
-            notes += [empty] if empty else []
-        else:
-            missing = mask_from_boxes(boxes or (), picture.width, picture.height)
-            notes += [] if boxes else ["nothing to fill: no box was given"]
-        if missing.all():
-            raise InpaintError(
-                "the mask covers the whole image, so there is nothing to fill it from; "
-                "leave some of it black"
-            )
+        picture, missing, notes = read_with_mask(image, mask, boxes)
         holes = plan_windows(missing, self.geometry)
         filled = picture.rgb()
-        self._fill(filled, missing, [window for hole in holes for window in hole.windows])
+        windows = [window for hole in holes for window in hole.windows]
+        with hole_bar(int(missing.sum()), show=progress) as bar:
+            self._fill(filled, missing, windows, bar.update)
         report = Report(
             self.geometry.size,
             self.geometry.max_missing,
@@ -281,9 +280,33 @@ class Inpainter:
         )
         return Inpainted(picture.filled(missing, filled), missing, report)
 
+    def predict(
+        self, image: NDArray[np.float32], missing: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Fill the holes of an image in memory.
+
+        Args:
+            image: float32 ``(H, W, 3)``, RGB in [-1, 1]; missing pixels are not looked at.
+            missing: bool ``(H, W)``, True where to fill. Known pixels must be left.
+
+        Returns:
+            float32 ``(H, W, 3)``; outside the hole it is ``image``.
+
+        Raises:
+            InpaintError: the prediction is not finite.
+        """
+        filled = image.copy()
+        holes = plan_windows(missing, self.geometry)
+        self._fill(filled, missing, [window for hole in holes for window in hole.windows])
+        return filled
+
     @torch.inference_mode()
     def _fill(
-        self, picture: NDArray[np.float32], missing: NDArray[np.bool_], windows: Sequence[Window]
+        self,
+        picture: NDArray[np.float32],
+        missing: NDArray[np.bool_],
+        windows: Sequence[Window],
+        progress: Callable[[float], object] | None = None,
     ) -> None:
         """Write the predictions for all windows into the missing pixels of ``picture``.
 
@@ -307,6 +330,8 @@ class Inpainter:
                 ]
                 values = part.permute(1, 2, 0).cpu().numpy()
                 picture[top:bottom, left:right][window.pixels] = values[window.pixels]
+                if progress is not None:
+                    progress(float(window.pixels.sum()))
 
     def _look(
         self, picture: NDArray[np.float32], missing: NDArray[np.bool_], window: Window

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from context_encoder.data.images import UnreadableImage, list_images, relative_name
 from context_encoder.data.mask_images import InpaintError
+from context_encoder.inpainting.hole_filler import HoleFiller
 from context_encoder.inpainting.image_io import check_output
-from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainter
+from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainted, Inpainter
 from context_encoder.utils.files import check_writable, make_folder
 
 
@@ -133,7 +134,7 @@ class FolderResult:
 
 
 def fill_file(
-    inpainter: Inpainter, job: Job, *, boxes: Sequence[Sequence[int]] | None = None
+    inpainter: Inpainter | HoleFiller, job: Job, *, boxes: Sequence[Sequence[int]] | None = None
 ) -> list[str]:
     """Fill one image and save it; returns one line per hole.
 
@@ -143,14 +144,14 @@ def fill_file(
     """
     if isinstance(job.mask, InpaintError):
         raise job.mask
-    result = inpainter(job.image, job.mask, boxes=boxes)
+    result: Inpainted[Any] = inpainter(job.image, job.mask, boxes=boxes, progress=True)
     make_folder(job.out.parent)
     result.save(job.out)
     return list(result.report.lines(SHOWN_HOLES))
 
 
 def fill_folder(
-    inpainter: Inpainter,
+    inpainter: Inpainter | HoleFiller,
     jobs: Sequence[Job],
     *,
     boxes: Sequence[Sequence[int]] | None = None,
@@ -159,7 +160,7 @@ def fill_folder(
     """Fill images and save them; a report is printed above a progress bar.
 
     Args:
-        inpainter: the network.
+        inpainter: the network, or what fills holes without one.
         jobs: from :func:`plan_folder`.
         boxes: see :meth:`Inpainter.__call__`; for all images, if the jobs have no masks.
         overwrite: replace existing files.

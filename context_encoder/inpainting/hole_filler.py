@@ -1,0 +1,167 @@
+"""Filling the holes of images without a network, or with one as the guide for texture.
+
+::
+
+    from context_encoder import HoleFiller
+    HoleFiller()("photo.jpg", "mask.png").save("filled.png")
+
+Which method fills which hole is decided in :mod:`context_encoder.inpainting.fill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from context_encoder.data.mask_images import ImageLike, InpaintError
+from context_encoder.inpainting.fill import fill_holes, separate_small_holes
+from context_encoder.inpainting.image_io import read_with_mask
+from context_encoder.inpainting.inpainter import Inpainted, Inpainter
+from context_encoder.inpainting.progress import hole_bar
+
+__all__ = ["TEXTURE", "FillReport", "HoleFiller", "Texture", "texture_strength"]
+
+#: Strength of the texture, 0 to 1; "off" is 0.
+Texture = float | Literal["off"]
+
+#: The default: near the most accurate on photographs of a tuning set, and sharper than without.
+TEXTURE = 0.5
+
+_HALF_RANGE = np.float32(127.5)
+
+
+def texture_strength(texture: Texture) -> float:
+    """The strength as a number.
+
+    Raises:
+        InpaintError: it is not a number from 0 to 1, nor "off".
+    """
+    strength = 0.0 if texture == "off" else float(texture)
+    if not 0 <= strength <= 1:
+        raise InpaintError(f"`texture` must be a number from 0 to 1, or off; got {texture}")
+    return strength
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """Which method filled what. ``str()`` gives it as text."""
+
+    #: Number of small holes, and their pixels.
+    small: int
+    small_pixels: int
+    #: Each larger hole: top, left, bottom, right; bottom and right are exclusive.
+    large: tuple[tuple[int, int, int, int], ...]
+    #: A network's prediction is part of the guide in the larger holes.
+    network: bool
+    #: Strength of the texture in the larger holes.
+    texture: float
+    #: What happened on reading the image and the mask, as sentences.
+    notes: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        """What fills the larger holes."""
+        guide = "network and linear prediction" if self.network else "linear prediction"
+        if not self.texture:
+            return guide
+        return f"{guide}, texture of known patches near the hole at strength {self.texture:g}"
+
+    def lines(self, most: int | None = None) -> list[str]:
+        """The notes, and what filled the small holes and each (or ``most``) of the larger ones."""
+        lines = list(self.notes)
+        if self.small:
+            holes = "1 small hole" if self.small == 1 else f"{self.small} small holes"
+            lines.append(f"{holes}, {self.small_pixels} px: linear prediction")
+        shown = self.large if most is None else self.large[:most]
+        for number, (top, left, bottom, right) in enumerate(shown, 1):
+            size = f"{right - left}x{bottom - top} px at ({left}, {top})"
+            lines.append(f"hole {number} of {len(self.large)}: {size}: {self.method}")
+        if len(shown) < len(self.large):
+            lines.append(f"and {len(self.large) - len(shown)} more, filled in the same way")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class HoleFiller:
+    """Fills the holes of images of any size, each with the method that suits its size.
+
+    Holes up to 12 pixels across, however long, are filled by linear prediction from the pixels
+    around them. Larger ones get the texture of the image's own patches on top; their guide is
+    the linear prediction, or its mean with a network's prediction. Where no whole patch of known
+    pixels is near, the guide is the fill. Runs on the CPU, apart from the network.
+
+    Args:
+        inpainter: the network for the larger holes; None: without a network.
+        texture: strength from 0 (or "off"), the guide alone, to 1, patches of the image: the
+            sharpest fill, and the least accurate.
+        seed: of the search for patches; the same seed gives the same fill.
+
+    Raises:
+        InpaintError: ``texture`` is out of range.
+    """
+
+    def __init__(
+        self, inpainter: Inpainter | None = None, *, texture: Texture = TEXTURE, seed: int = 0
+    ) -> None:
+        self.inpainter = inpainter
+        self.texture = texture_strength(texture)
+        self.seed = seed
+
+    def __call__(
+        self,
+        image: ImageLike,
+        mask: ImageLike | None = None,
+        *,
+        boxes: Sequence[Sequence[int]] | None = None,
+        progress: bool = False,
+    ) -> Inpainted[FillReport]:
+        """Fill the holes of one image.
+
+        Args:
+            image, mask, boxes, progress: see :meth:`Inpainter.__call__`.
+
+        Returns:
+            As :meth:`Inpainter.__call__`.
+
+        Raises:
+            As :meth:`Inpainter.__call__`.
+        """
+        picture, missing, notes = read_with_mask(image, mask, boxes)
+        given = (picture.rgb() + 1) * _HALF_RANGE
+        with hole_bar(int(missing.sum()), show=progress) as bar:
+            filled = fill_holes(
+                given,
+                missing,
+                None if self.inpainter is None else self._predict,
+                strength=self.texture,
+                seed=self.seed,
+                progress=bar.update,
+            )
+        result = picture.filled(missing, filled / _HALF_RANGE - 1)
+        return Inpainted(result, missing, self._report(missing, notes))
+
+    def _predict(
+        self, image: NDArray[np.float32], missing: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        assert self.inpainter is not None
+        return (self.inpainter.predict(image / _HALF_RANGE - 1, missing) + 1) * _HALF_RANGE
+
+    def _report(self, missing: NDArray[np.bool_], notes: Sequence[str]) -> FillReport:
+        eight = np.ones((3, 3))
+        small, large = separate_small_holes(missing)
+        boxes = ndimage.find_objects(ndimage.label(large, eight)[0])
+        return FillReport(
+            small=int(ndimage.label(small, eight)[1]),
+            small_pixels=int(small.sum()),
+            large=tuple((y.start, x.start, y.stop, x.stop) for y, x in boxes),
+            network=self.inpainter is not None,
+            texture=self.texture,
+            notes=tuple(notes),
+        )
