@@ -1,4 +1,4 @@
-"""Filling the holes of images without a network, or with one as the guide for texture.
+"""Filling the holes of images, with the network of the package or another as the guide for texture.
 
 ::
 
@@ -22,6 +22,7 @@ from context_encoder.data.mask_images import ImageLike, InpaintError
 from context_encoder.inpainting.fill import fill_holes, separate_small_holes
 from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
+from context_encoder.inpainting.membrane_network import predict_holes
 from context_encoder.inpainting.progress import hole_bar
 
 __all__ = ["TEXTURE", "FillReport", "HoleFiller", "Texture", "texture_strength"]
@@ -94,11 +95,12 @@ class HoleFiller:
 
     Holes up to 12 pixels across, however long, are filled by linear prediction from the pixels
     around them. Larger ones get the texture of the image's own patches on top; their guide is
-    the linear prediction, or its mean with a network's prediction. Where no whole patch of known
-    pixels is near, the guide is the fill. Runs on the CPU, apart from the network.
+    the mean of a network's prediction and of the linear prediction. Where no whole patch of known
+    pixels is near, the guide is the fill. Runs on the CPU, apart from an inpainter's network.
 
     Args:
-        inpainter: the network for the larger holes; None: without a network.
+        network: for the larger holes. "included": the network whose weights are part of the
+            package; None: linear prediction alone.
         texture: strength from 0 (or "off"), the guide alone, to 1, patches of the image: the
             sharpest fill, and the least accurate.
         seed: of the search for patches; the same seed gives the same fill.
@@ -108,9 +110,13 @@ class HoleFiller:
     """
 
     def __init__(
-        self, inpainter: Inpainter | None = None, *, texture: Texture = TEXTURE, seed: int = 0
+        self,
+        network: Inpainter | Literal["included"] | None = "included",
+        *,
+        texture: Texture = TEXTURE,
+        seed: int = 0,
     ) -> None:
-        self.inpainter = inpainter
+        self.network = network
         self.texture = texture_strength(texture)
         self.seed = seed
 
@@ -139,7 +145,7 @@ class HoleFiller:
             filled = fill_holes(
                 given,
                 missing,
-                None if self.inpainter is None else self._predict,
+                None if self.network is None else self._predict,
                 strength=self.texture,
                 seed=self.seed,
                 progress=bar.update,
@@ -150,8 +156,9 @@ class HoleFiller:
     def _predict(
         self, image: NDArray[np.float32], missing: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        assert self.inpainter is not None
-        return (self.inpainter.predict(image / _HALF_RANGE - 1, missing) + 1) * _HALF_RANGE
+        if isinstance(self.network, Inpainter):
+            return (self.network.predict(image / _HALF_RANGE - 1, missing) + 1) * _HALF_RANGE
+        return predict_holes(image, missing)
 
     def _report(self, missing: NDArray[np.bool_], notes: Sequence[str]) -> FillReport:
         eight = np.ones((3, 3))
@@ -161,7 +168,7 @@ class HoleFiller:
             small=int(ndimage.label(small, eight)[1]),
             small_pixels=int(small.sum()),
             large=tuple((y.start, x.start, y.stop, x.stop) for y, x in boxes),
-            network=self.inpainter is not None,
+            network=self.network is not None,
             texture=self.texture,
             notes=tuple(notes),
         )

@@ -202,7 +202,7 @@ def test_a_package_s_pretext_and_transfer_are_offered(tmp_path: Path) -> None:
         text=True,
     )
     assert parsed.stdout == "2 cloning\n", parsed.stderr
-    assert "--clone-count would do nothing: it needs --pretext cloning, this run" in parsed.stderr
+    assert "`clone_count` would do nothing: it needs `pretext` cloning, this run" in parsed.stderr
 
 
 @pytest.fixture

@@ -34,11 +34,15 @@ def bricks():
     return pattern().astype(np.uint8), box_mask(90, 110, BOX)
 
 
-def test_bricks_are_filled_better_than_by_a_membrane_or_the_mean():
+@pytest.mark.parametrize(
+    ("network", "guide"),
+    [(None, "linear prediction"), ("included", "network and linear prediction")],
+)
+def test_bricks_are_filled_better_than_by_a_membrane_or_the_mean(network, guide):
     image, mask = bricks()
     hidden = image.copy()
     hidden[mask] = (255, 0, 255)  # the hole is not looked at
-    result = HoleFiller()(hidden, mask)
+    result = HoleFiller(network)(hidden, mask)
     filled = np.asarray(result.image)
     membrane = remove_seam(np.where(mask[..., None], 0, image).astype(np.float32), mask)
     mean = np.broadcast_to(image[~mask].mean(0), image.shape)
@@ -46,10 +50,10 @@ def test_bricks_are_filled_better_than_by_a_membrane_or_the_mean():
     assert np.array_equal(filled[~mask], image[~mask])
     assert np.array_equal(result.mask, mask)
     assert str(result.report) == (
-        "hole 1 of 1: 24x24 px at (41, 33): linear prediction, texture of known patches near the "
-        "hole at strength 0.5"
+        f"hole 1 of 1: 24x24 px at (41, 33): {guide}, texture of known patches near the hole at "
+        "strength 0.5"
     )
-    again = np.asarray(HoleFiller()(hidden, mask).image)
+    again = np.asarray(HoleFiller(network)(hidden, mask).image)
     assert np.array_equal(again, filled)
 
 
@@ -118,7 +122,7 @@ def test_nothing_to_fill_and_nothing_to_fill_from():
 def test_the_report_counts_small_holes_and_lists_the_larger_ones():
     boxes = [(x, 10, x + 4, 15) for x in range(10, 90, 10)]
     boxes += [(x, y, x + 16, y + 16) for x in (10, 50, 90) for y in (40, 80)]
-    report = HoleFiller(texture="off")(noise(110, 120, 3), boxes=boxes).report
+    report = HoleFiller(None, texture="off")(noise(110, 120, 3), boxes=boxes).report
     assert (report.small, report.small_pixels, len(report.large)) == (8, 160, 6)
     lines = report.lines(2)
     assert lines[0] == "8 small holes, 160 px: linear prediction"
@@ -170,7 +174,7 @@ def test_the_command_needs_no_checkpoint(tmp_path, capsys):
         options = () if texture is None else ("--texture", texture)
         status, text, err = call(capsys, *common, "--overwrite", *options)
         assert (status, err) == (0, "")
-        assert "hole 1 of 1: 24x24 px at (41, 33): linear prediction" in text
+        assert "hole 1 of 1: 24x24 px at (41, 33): network and linear prediction" in text
         assert ("at strength" in text) == (texture != "off")
         with Image.open(out) as filled:
             assert np.array_equal(np.asarray(filled), np.asarray(filler(image, mask).image))
@@ -187,7 +191,7 @@ def test_a_folder_without_a_checkpoint(tmp_path, capsys):
     status, text, err = call(capsys, pictures, "--box", 10, 10, 28, 25, "--out", out)
     assert status == 0
     assert "filled 2 of 3 images" in text
-    assert "sub/deep.png: hole 1 of 1: 18x15 px at (10, 10): linear prediction, texture" in text
+    assert "sub/deep.png: hole 1 of 1: 18x15 px at (10, 10): network and linear prediction" in text
     assert "skipped 1:\n  broken.png" in err
     mask = box_mask(40, 50, (10, 10, 25, 28))
     with Image.open(out / "sub" / "deep.png") as filled:
