@@ -1,4 +1,4 @@
-"""``python -m context_encoder.inpaint``: fill holes in images, with or without a network."""
+"""``python -m context_encoder.inpaint``: fill holes in images, with texture or by a run's network."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Arguments:
     """Fill the masked part of an image, or of every image in a folder.
 
     Without --checkpoint, small holes are filled by linear prediction from the pixels around
-    them, and larger ones get the texture of the image's own patches too. With --checkpoint,
-    a trained network fills them. Pixels outside the mask come back bit for bit. Lines tell
+    them; for larger ones the network that is included predicts the content, and the image's own
+    patches supply the texture. With --checkpoint, a trained network of yours fills them. Pixels outside the mask come back bit for bit. Lines tell
     what was done. Exit status 1: no image of the folder could be filled.
     """
 
@@ -59,7 +59,7 @@ class Arguments:
         arg(
             metavar="RUN",
             help="Run folder that training made, or a checkpoint folder in it: fill with its "
-            "network. None: without a network.",
+            "network. None: the network that is included, with texture.",
         ),
     ] = None
     mask: Annotated[
