@@ -1,4 +1,4 @@
-"""``python -m context_encoder.inpaint``: fill holes in images, with texture or by a run's network."""
+"""``python -m context_encoder.inpaint``: fill holes in images."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Arguments:
 
     Without --checkpoint, small holes are filled by linear prediction from the pixels around
     them; for larger ones the network that is included predicts the content, and the image's own
-    patches supply the texture. With --checkpoint, a trained network of yours fills them. Pixels outside the mask come back bit for bit. Lines tell
-    what was done. Exit status 1: no image of the folder could be filled.
+    patches supply the texture. With --checkpoint, a trained network of yours fills them. Pixels
+    outside the mask come back bit for bit. Lines tell what was done. Exit status 1: no image of
+    the folder could be filled.
     """
 
     image: tyro.conf.Positional[
