@@ -90,8 +90,8 @@ class Op:
             return fake(*args)
 
         self._fake = on_one_device
-        self._plain: dict[str, torch._ops.OpOverload] = {}
-        self._differentiable: dict[str, torch._ops.OpOverload] = {}
+        self._plain: dict[str, Callable[..., Any]] = {}
+        self._differentiable: dict[str, Callable[..., Any]] = {}
         for impl in IMPLS:
             overload = "" if impl == "auto" else impl
             self._differentiable[impl] = self._plain[impl] = self._define(impl, overload)
@@ -101,7 +101,7 @@ class Op:
                 self._differentiate(impl, formula)
         OPS[self.name] = self
 
-    def _define(self, impl: str, overload: str) -> torch._ops.OpOverload:
+    def _define(self, impl: str, overload: str) -> Callable[..., Any]:
         name = f"{self.name}.{overload}" if overload else self.name
         qualified = f"cekernels::{name}"
         LIBRARY.define(name + self._schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -141,7 +141,7 @@ class Op:
         LIBRARY.impl(self._differentiable[impl], function.apply, "Autograd")  # type: ignore[attr-defined]
         LIBRARY.impl(plain, torch.library.fallthrough_kernel, "Autograd")
 
-    def without_formula(self, impl: str) -> torch._ops.OpOverload:
+    def without_formula(self, impl: str) -> Callable[..., Any]:
         """The overload of ``impl`` without an autograd formula."""
         return self._plain[impl]
 
