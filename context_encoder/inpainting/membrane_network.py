@@ -6,11 +6,10 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from cekernels import remove_seam
+from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.correction import membrane_corrections
 from context_encoder.inpainting.windows import WindowGeometry, plan_windows
 from context_encoder.models.membrane_unet import MembraneUNet
@@ -42,10 +41,9 @@ def predict_holes(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArra
         float32 ``(H, W, 3)``, 0 to 255; outside the hole it is ``image``.
     """
     network = included_network()
-    known = torch.from_numpy(np.where(mask[..., None], np.float32(0), image))
     # The seam of a hole of zeros removed: the harmonic continuation of its surroundings.
-    filled = remove_seam(known.permute(2, 0, 1)[None], torch.from_numpy(mask)[None, None])
-    membrane = (filled[0].permute(1, 2, 0) / 127.5 - 1).numpy()
+    filled = remove_seam(np.where(mask[..., None], np.float32(0), image), mask)
+    membrane = filled / np.float32(127.5) - 1
     size = network.image_size
     holes = plan_windows(mask, WindowGeometry(size, (0, 0, size, size)))
     windows = [window for hole in holes for window in hole.windows]
