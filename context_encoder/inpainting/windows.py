@@ -39,7 +39,8 @@ Mask = NDArray[np.bool_]
 # with two networks of 64 pixels on 48 and 120 photographs: squares are filled best in windows of
 # 2.3 to 3 times their side (1/9 to 1/5 of the area); at 2 times they lose 0.1 to 1.2 dB, at 5
 # times 0.2 to 0.6 dB. Elongated holes are filled best in windows of 1.3 to 1.6 times their length.
-# In an image that is too small for that, reflection has no cost in quality.
+# Reflection at the edges of a small image costs up to 0.1 dB: a window that is preferred for its
+# context alone stays within the image.
 _SPAN, _TILE_SPAN = 3 / 4, 1 / 2
 # Windows are enlarged for more context in these steps, at most so many times.
 _GROWTH, _MOST = 1.25, 4
@@ -205,6 +206,8 @@ class _Planner:
     def __init__(self, mask: Mask, geometry: WindowGeometry) -> None:
         self.geometry = geometry
         self.height, self.width = int(mask.shape[0]), int(mask.shape[1])
+        # Larger windows extend beyond the image.
+        self._whole = min(self.height, self.width)
         self.sums = np.zeros((self.height + 1, self.width + 1), np.int64)
         np.cumsum(np.cumsum(mask, 0, dtype=np.int64), 1, out=self.sums[1:, 1:])
 
@@ -217,7 +220,8 @@ class _Planner:
                 for part in _split(pixels, *cell)
             ]
             worst = max(window.missing for window in windows)
-            if worst <= self.geometry.good_missing:
+            geometry = self.geometry
+            if worst <= (geometry.max_missing if side >= self._whole else geometry.good_missing):
                 return windows
             options.append((worst, windows))
         most_known = 1 - min(worst for worst, _ in options)
@@ -246,11 +250,14 @@ class _Planner:
         size = self.geometry.size
         height, width = int(pixels.shape[0]), int(pixels.shape[1])
         if self.geometry.anywhere:
-            area = np.count_nonzero(pixels) / self.geometry.good_missing
+            area = np.count_nonzero(pixels)
+            least = math.ceil(math.sqrt(area / self.geometry.max_missing))
+            good = math.ceil(math.sqrt(area / self.geometry.good_missing))
+            context = min(good, max(least, self._whole))
             # A hole from edge to edge of the image leaves no context to add.
             rows = min(math.ceil(height / _SPAN), self.height)
             columns = min(math.ceil(width / _SPAN), self.width)
-            return max(size, rows, columns, math.ceil(math.sqrt(area)))
+            return max(size, rows, columns, context)
         _, _, rows, columns = self.geometry.region
         side = max(size, -(-height * size // rows), -(-width * size // columns))
         while True:

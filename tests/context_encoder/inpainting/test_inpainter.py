@@ -204,14 +204,23 @@ def test_the_report_tells_window_scale_and_place():
     image = noise(300, 400, 3)
     mask = box_mask(300, 400, (60, 40, 155, 220), (250, 300, 252, 302), (256, 304, 258, 306))
     lines = constant()(image, mask).report.lines()
-    area, size = 180 * 95, 32
-    side = int(np.ceil((area * 6) ** 0.5))
+    # A sixth of the window would be a square of 321 pixels, which the image does not hold.
     assert lines[0] == (
-        f"hole 1 of 2: 180x95 px at (40, 60): window {side}x{side} scaled by {size / side:.2g} to "
-        "32x32, so the fill is coarse; the image is continued by reflection"
+        "hole 1 of 2: 180x95 px at (40, 60): window 300x300 scaled by 0.11 to 32x32, so the fill "
+        "is coarse"
     )
     assert lines[1] == (
         "hole 2 of 2: 2 spots in 6x8 px at (300, 250): window 32x32, native resolution"
+    )
+
+
+def test_the_report_tells_that_the_image_is_continued():
+    # A quarter, the most that is missing in training, makes 262 pixels necessary.
+    mask = box_mask(200, 400, (60, 40, 155, 220))
+    (line,) = constant()(noise(200, 400, 3), mask).report.lines()
+    assert line == (
+        "hole 1 of 1: 180x95 px at (40, 60): window 262x262 scaled by 0.12 to 32x32, so the fill "
+        "is coarse; the image is continued by reflection"
     )
 
 
