@@ -45,7 +45,7 @@ def fill_holes(
     mask: Mask,
     network: Callable[[Image, Mask], Image] | None,
     *,
-    strength: float = 0.5,
+    strength: float = 0.7,
     settings: Settings | None = None,
     seed: int = 0,
     progress: Callable[[float], object] | None = None,

@@ -24,14 +24,16 @@ from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
 from context_encoder.inpainting.membrane_network import predict_holes
 from context_encoder.inpainting.progress import hole_bar
+from context_encoder.inpainting.texture import with_texture
 
 __all__ = ["TEXTURE", "FillReport", "HoleFiller", "Texture", "texture_strength"]
 
 #: Strength of the texture, 0 to 1; "off" is 0.
 Texture = float | Literal["off"]
 
-#: The default: near the most accurate on photographs of a tuning set, and sharper than without.
-TEXTURE = 0.5
+#: The default. On photographs of a tuning set, 0.5 is 0.2 dB more accurate, but stones, grass and
+#: other fine texture lose so much contrast that the hole shows.
+TEXTURE = 0.7
 
 _HALF_RANGE = np.float32(127.5)
 
@@ -57,6 +59,8 @@ class FillReport:
     small_pixels: int
     #: Each larger hole: top, left, bottom, right; bottom and right are exclusive.
     large: tuple[tuple[int, int, int, int], ...]
+    #: Whether each larger hole has a whole patch of known pixels near, which texture needs.
+    patches: tuple[bool, ...]
     #: A network's prediction is part of the guide in the larger holes.
     network: bool
     #: Strength of the texture in the larger holes.
@@ -64,12 +68,13 @@ class FillReport:
     #: What happened on reading the image and the mask, as sentences.
     notes: tuple[str, ...]
 
-    @property
-    def method(self) -> str:
-        """What fills the larger holes."""
+    def method(self, number: int) -> str:
+        """What fills a larger hole, by its index in ``large``."""
         guide = "network and linear prediction" if self.network else "linear prediction"
         if not self.texture:
             return guide
+        if not self.patches[number]:
+            return f"{guide}, no texture: no whole patch of known pixels is near"
         return f"{guide}, texture of known patches near the hole at strength {self.texture:g}"
 
     def lines(self, most: int | None = None) -> list[str]:
@@ -81,7 +86,7 @@ class FillReport:
         shown = self.large if most is None else self.large[:most]
         for number, (top, left, bottom, right) in enumerate(shown, 1):
             size = f"{right - left}x{bottom - top} px at ({left}, {top})"
-            lines.append(f"hole {number} of {len(self.large)}: {size}: {self.method}")
+            lines.append(f"hole {number} of {len(self.large)}: {size}: {self.method(number - 1)}")
         if len(shown) < len(self.large):
             lines.append(f"and {len(self.large) - len(shown)} more, filled in the same way")
         return lines
@@ -163,11 +168,16 @@ class HoleFiller:
     def _report(self, missing: NDArray[np.bool_], notes: Sequence[str]) -> FillReport:
         eight = np.ones((3, 3))
         small, large = separate_small_holes(missing)
-        boxes = ndimage.find_objects(ndimage.label(large, eight)[0])
+        labels, count = ndimage.label(large, eight)
+        boxes = ndimage.find_objects(labels)
+        patches = np.zeros(count + 1, bool)
+        if self.texture:
+            patches[labels[with_texture(large)]] = True
         return FillReport(
             small=int(ndimage.label(small, eight)[1]),
             small_pixels=int(small.sum()),
             large=tuple((y.start, x.start, y.stop, x.stop) for y, x in boxes),
+            patches=tuple(patches[1:].tolist()),
             network=self.network is not None,
             texture=self.texture,
             notes=tuple(notes),

@@ -20,7 +20,7 @@ from scipy import ndimage
 from cekernels import patch_match, patch_vote
 from context_encoder.inpainting.blending import remove_seam
 
-__all__ = ["Settings", "add_texture"]
+__all__ = ["Settings", "add_texture", "with_texture"]
 
 Image = NDArray[np.float32]
 Fixed = NDArray[np.int16]
@@ -49,6 +49,8 @@ class Settings:
     #: Weight of the texture channels, and the extent in pixels that they are averaged over.
     texture_weight: float = 10.0
     texture_sigma: float = 3.0
+    #: Detail is what a Gaussian of so many pixels removes.
+    detail_sigma: float = 2.0
     #: There is no level on which the hole's area is below the square of this.
     smallest_hole: float = 8.0
     #: Rounds of matching and voting on the coarsest and the finest level, in between in between.
@@ -64,7 +66,7 @@ def add_texture(
     mask: Mask,
     guide: Image,
     *,
-    strength: float = 0.5,
+    strength: float = 0.7,
     settings: Settings | None = None,
     seed: int = 0,
     progress: Callable[[float], object] | None = None,
@@ -78,7 +80,9 @@ def add_texture(
         image: float32 ``(H, W, 3)``, 0 to 255; the hole is not looked at.
         mask: bool ``(H, W)``, True in the hole.
         guide: float32 ``(H, W, 3)``: the prediction, looked at in the hole only.
-        strength: 0: the prediction; 1: patches of the picture, the sharpest and the least accurate.
+        strength: s from 0, the prediction, to 1, patches of the picture, the sharpest and the
+            least accurate. In between, the result has s of the patches' detail and s^2 of their
+            coarse structure, in which the prediction is more reliable.
         settings: parameters of the synthesis.
         seed: of the random search.
         progress: called after each step with the hole's pixels that it stands for; they add up to
@@ -96,10 +100,27 @@ def add_texture(
         crop = filled[box]
         patches = _synthesize(crop, mask[box], hole, settings, seed, step)
         if patches is not None:
-            textured = crop + strength * (_meet(patches, crop, hole) - crop)
+            change = _meet(patches, crop, hole) - crop
+            coarse = ndimage.gaussian_filter(change, (settings.detail_sigma,) * 2 + (0,))
+            textured = crop + strength * (change - (1 - strength) * coarse)
             result[box][hole] = textured[hole]
         step.finish()
     return result
+
+
+def with_texture(mask: Mask, radius: int = Settings.radius) -> Mask:
+    """The pixels of the holes that have a whole patch of known pixels near, bool ``(H, W)``."""
+    result = np.zeros_like(mask)
+    for box, hole in _groups(mask):
+        if _whole_patches(mask[box], radius).any():
+            result[box] |= hole
+    return result
+
+
+def _whole_patches(missing: Mask, radius: int) -> Mask:
+    """The centres of patches in which nothing is missing."""
+    touched: Mask = ndimage.maximum_filter(missing, 2 * radius + 1, mode="constant", cval=True)
+    return ~touched
 
 
 class _Steps:
@@ -164,9 +185,8 @@ class _Level:
         self.image, self.missing, self.hole = image, missing, hole
         whole = np.zeros_like(hole)
         whole[radius : hole.shape[0] - radius, radius : hole.shape[1] - radius] = True
-        side = 2 * radius + 1
-        self.source = whole & ~ndimage.maximum_filter(missing, side, mode="constant")
-        self.target = whole & ndimage.maximum_filter(hole, side, mode="constant")
+        self.source = _whole_patches(missing, radius)
+        self.target = whole & ndimage.maximum_filter(hole, 2 * radius + 1, mode="constant")
         depth = np.rint(3 * ndimage.distance_transform_edt(hole))
         self.depth = np.minimum(depth, 1 << 14).astype(np.int16)
 

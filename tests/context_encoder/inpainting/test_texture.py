@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from context_encoder.inpainting.blending import remove_seam
-from context_encoder.inpainting.texture import add_texture
+from context_encoder.inpainting.texture import Settings, add_texture, with_texture
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -44,12 +45,15 @@ def test_bricks_are_laid_on() -> None:
     assert np.array_equal(filled[~mask], image[~mask])
 
 
-def test_strength_blends_between_guide_and_patches() -> None:
+def test_strength_takes_more_of_the_detail_than_of_the_coarse_structure() -> None:
     image, mask = pattern(), square()
     guide = membrane(image, mask)
-    none, half, full = (add_texture(image, mask, guide, strength=s) for s in (0.0, 0.5, 1.0))
+    none, part, full = (add_texture(image, mask, guide, strength=s) for s in (0.0, 0.6, 1.0))
     np.testing.assert_allclose(none, guide, atol=1e-3)
-    np.testing.assert_allclose(half, (none + full) / 2, atol=1e-3)
+    change = full - guide
+    coarse = ndimage.gaussian_filter(change, (Settings.detail_sigma,) * 2 + (0,))
+    expected = guide + 0.36 * coarse + 0.6 * (change - coarse)
+    np.testing.assert_allclose(part[mask], expected[mask], atol=1e-3)
 
 
 def test_the_hole_is_not_looked_at() -> None:
@@ -92,6 +96,7 @@ def test_without_whole_patches_the_guide_stays(shape: tuple[int, int]) -> None:
     mask[1:-1, 1:-1] = True
     guide = membrane(image, mask)
     assert np.array_equal(add_texture(image, mask, guide)[mask], guide[mask])
+    assert not with_texture(mask).any()
 
 
 def test_holes_at_borders_and_several_holes() -> None:
@@ -100,6 +105,7 @@ def test_holes_at_borders_and_several_holes() -> None:
     mask[:14, :17] = mask[100:, 280:] = mask[50:70, 140:170] = True
     guide = membrane(image, mask)
     filled = add_texture(image, mask, guide, strength=1.0)
+    assert np.array_equal(with_texture(mask), mask)
     assert np.isfinite(filled).all()
     assert error(filled, image, mask) < error(guide, image, mask)
 
