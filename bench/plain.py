@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cekernels import ChannelwiseLinear
+from cekernels import ChannelwiseLinear, LocalResponseNorm
 from context_encoder.config import TrainConfig
 from context_encoder.models.base import WholeMapConv2d, WholeMapConvTranspose2d
 
@@ -148,6 +148,10 @@ def _plain_copy(model: nn.Module) -> nn.Module:
             plain = nn.ConvTranspose2d(
                 module.in_channels, module.out_channels, module.kernel_size[0], bias=False
             )
+        elif isinstance(module, LocalResponseNorm):
+            size, alpha, beta, k = module.size, module.alpha, module.beta, module.k
+            copied.set_submodule(name, nn.LocalResponseNorm(size, alpha, beta, k))
+            continue
         else:
             continue
         plain.weight = module.weight

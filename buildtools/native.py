@@ -43,6 +43,7 @@ RECORD = "_build.json"
 
 CXX_FLAGS = [
     "-O3",
+    "-fno-math-errno",
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",

@@ -10,6 +10,7 @@ from cekernels._backends import Impl, ImplementationError
 from cekernels._version import __version__
 from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear
 from cekernels.ops.fill_masked import fill_masked
+from cekernels.ops.local_response_norm import LocalResponseNorm, local_response_norm
 from cekernels.ops.masked_loss import masked_l1_loss, masked_l2_loss
 from cekernels.ops.patch_synthesis import patch_match, patch_vote
 from cekernels.ops.random import philox4x32, random_below
@@ -28,11 +29,13 @@ __all__ = [
     "ChannelwiseLinear",
     "Impl",
     "ImplementationError",
+    "LocalResponseNorm",
     "__version__",
     "channelwise_linear",
     "fill_boxes",
     "fill_masked",
     "fill_polygons",
+    "local_response_norm",
     "masked_l1_loss",
     "masked_l2_loss",
     "patch_match",

@@ -161,8 +161,9 @@ def unsupported(op: Op, name: str, args: tuple[Any, ...]) -> str | None:
 
 def device_of(args: tuple[Any, ...]) -> torch.device:
     """Device of a call: that of the first argument, which is a tensor for every op."""
-    device: torch.device = args[0].device
-    return device
+    if not isinstance(args[0], torch.Tensor):  # torch passes None for a tensor that is undefined
+        raise TypeError(f"the first argument must be a tensor, got {args[0]!r}")
+    return args[0].device
 
 
 def run_triton(op: Op, *args: Any) -> Any:

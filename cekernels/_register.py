@@ -183,7 +183,7 @@ def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(*args: Any) -> Any:
-        device = args[0].device.type
+        device = _backends.device_of(args).type
         if autocast_dtype(device) is None:
             return kernel(*args)
         with torch.autocast(device, enabled=False):

@@ -152,6 +152,19 @@ struct PatchVote {
   int16_t* output;  // (H, W, C)
 };
 
+// output = input / (k + alpha / size * sum of squares over `size` channels)^beta, or the gradient of
+// that. All tensors have one layout: planes (B, C, positions), or channels_last.
+struct LocalResponseNorm {
+  DType dtype;
+  int64_t batch, channels, positions;
+  bool channels_last;
+  int64_t size;  // the window of channel c begins at c - size / 2
+  double alpha, beta, k;
+  const void* input;
+  const void* grad_output;  // null: forward
+  void* output;
+};
+
 // Adds to the pixels of each hole the harmonic correction that makes them meet the known pixels.
 struct RemoveSeam {
   int64_t batch, channels, height, width;
@@ -172,6 +185,7 @@ struct RemoveSeam {
 
 // Of the CPU alone, per instruction set.
 #define CEK_FOR_EACH_CPU_KERNEL(declare) \
+  declare(LocalResponseNorm)             \
   declare(PatchMatch)                    \
   declare(PatchVote)
 

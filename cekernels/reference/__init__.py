@@ -7,6 +7,10 @@ implementation is correct if it agrees with these functions.
 
 from cekernels.reference.channelwise_linear import channelwise_linear, channelwise_linear_backward
 from cekernels.reference.fill_masked import fill_masked
+from cekernels.reference.local_response_norm import (
+    local_response_norm,
+    local_response_norm_backward,
+)
 from cekernels.reference.masked_loss import (
     masked_loss,
     masked_loss_and_gradient,
@@ -29,6 +33,8 @@ __all__ = [
     "fill_boxes",
     "fill_masked",
     "fill_polygons",
+    "local_response_norm",
+    "local_response_norm_backward",
     "masked_loss",
     "masked_loss_and_gradient",
     "masked_loss_backward",

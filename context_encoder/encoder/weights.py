@@ -377,7 +377,10 @@ def weights_metadata(model: str, backbone: Backbone, names: Names) -> dict[str, 
         "input": _INPUT,
     }
     if "norm" in MODELS[model].options:
-        kinds = {type(module) for module in backbone.encoder.modules()}
-        batch = nn.BatchNorm2d in kinds and names == "native"  # otherwise folded
-        metadata["norm"] = "lrn" if nn.LocalResponseNorm in kinds else "batch" if batch else "none"
+
+        def has(kind: type[nn.Module]) -> bool:
+            return any(isinstance(module, kind) for module in backbone.encoder.modules())
+
+        batch = has(nn.BatchNorm2d) and names == "native"  # otherwise folded
+        metadata["norm"] = "lrn" if has(nn.LocalResponseNorm) else "batch" if batch else "none"
     return metadata

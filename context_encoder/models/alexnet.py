@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from cekernels import ChannelwiseLinear
+from cekernels import ChannelwiseLinear, LocalResponseNorm
 from context_encoder.models.base import (
     ContextEncoder,
     OutputActivation,
@@ -200,7 +200,7 @@ def _encoder(pool: Pool, norm: Norm) -> nn.Sequential:
     def add_norm_and_pool(number: int, channels: int, lrn: bool) -> None:
         if lrn:
             # Caffe's constants: k is 1 (2 in the AlexNet paper), alpha is divided by the size.
-            layers[f"norm{number}"] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)
+            layers[f"norm{number}"] = LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)
         layers[f"pool{number}"] = (
             nn.MaxPool2d(3, 2)
             if pool == "max"

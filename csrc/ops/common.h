@@ -128,11 +128,14 @@ inline Tensor dense(const Tensor& t) {
   return is ? t : torch::stable::contiguous(t);
 }
 
-// An uninitialised contiguous tensor on the device of `like`.
-inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t> sizes) {
+// An uninitialised tensor on the device of `like`, whose dimensions lie in memory in this order,
+// the last one innermost.
+inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t> sizes,
+                    std::initializer_list<int64_t> order) {
   int64_t strides[4] = {1, 1, 1, 1};
   int64_t running = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
+  for (size_t i = order.size(); i-- > 0;) {
+    const int64_t d = order.begin()[i];
     strides[d] = running;
     const int64_t size = sizes.begin()[d] > 1 ? sizes.begin()[d] : 1;
     if (__builtin_mul_overflow(running, size, &running)) fail("output", "has too many elements");
@@ -148,6 +151,17 @@ inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<i
 #endif
                                                          like.get_device_index(), &handle));
   return Tensor(handle);
+}
+
+// An uninitialised contiguous tensor on the device of `like`.
+inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t> sizes) {
+  switch (sizes.size()) {
+    case 0: return empty(like, type, sizes, {});
+    case 1: return empty(like, type, sizes, {0});
+    case 2: return empty(like, type, sizes, {0, 1});
+    case 3: return empty(like, type, sizes, {0, 1, 2});
+    default: return empty(like, type, sizes, {0, 1, 2, 3});
+  }
 }
 
 template <class Params>
