@@ -29,8 +29,8 @@ def _evaluate(config: EvaluateConfig) -> None:
     if result.reused:
         print(f"{result.reused} of {result.parts} parts were already there")
     print(f"written: {result.out}/results.md, results.csv, results.json; look at")
-    for group in result.groups:
-        print(f"  {result.out / (group.mask + '.png')}")
+    for sheet in result.sheets:
+        print(f"  {sheet}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The evaluation: its fills, figures, tables and sheets, and the command end to end."""
 
 import csv
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,13 @@ from context_encoder.data import load_crops
 from context_encoder.evaluate import main
 from context_encoder.evaluation import comparison, fills, perceptual
 from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
-from context_encoder.evaluation.fills import BASELINES, MaskedBatch, baseline_methods, load_run
+from context_encoder.evaluation.fills import (
+    BASELINES,
+    MaskedBatch,
+    baseline_methods,
+    default_baselines,
+    load_run,
+)
 from context_encoder.evaluation.perceptual import FeatureDistance
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
 from context_encoder.masks import build_mask_sampler
@@ -90,9 +97,12 @@ def test_every_method_is_in_every_table_but_central_networks_in_theirs_only(resu
     masks = read(results)["masks"]
     assert list(masks) == ["blob", "block", "central", "region"]
     features = {"nn-features-anywhere", "nn-features-centre"}
-    common = {"anywhere", "anywhere-blended"} | (set(BASELINES) - {"nn-features"}) | features
+    usual = set(default_baselines(native=False))
+    assert {"membrane", "telea", "fsr", "shiftmap", "hole-filler", "nn-features"} < usual
+    ours = {"anywhere", "anywhere-blended", "anywhere-textured"}
+    common = ours | (usual - {"nn-features"}) | features
     for kind, found in masks.items():
-        confined = {"centre", "centre-blended"} if kind == "central" else set()
+        confined = {"centre", "centre-blended", "centre-textured"} if kind == "central" else set()
         assert set(found["methods"]) == common | confined
         pictures = found["pictures"]
         assert len(pictures["area"]) == 6
@@ -141,7 +151,7 @@ def test_the_csv_has_the_same_means_and_bins_that_add_up(results: Path) -> None:
 
 def test_sheets_have_a_column_for_every_method(results: Path) -> None:
     """Six images per line, to fit a screen; the others follow on the next lines."""
-    for kind, methods in (("central", 13), ("region", 11)):
+    for kind, methods in (("central", 18), ("region", 15)):
         lines = 5 * -(-(2 + methods) // 6)
         with Image.open(results / f"{kind}.png") as sheet:
             assert 6 * 128 < sheet.width < 8 * 170
@@ -182,7 +192,7 @@ def test_the_same_command_again_computes_nothing(
 
     monkeypatch.setattr(comparison, "_measure", refuse)
     again = evaluate(config(run, central_run, out=results))
-    assert again.reused == again.parts == 46
+    assert again.reused == again.parts == 63
     assert (results / "results.json").read_text() == before
 
 
@@ -204,16 +214,16 @@ def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
         evaluate(config(run, **options))
     monkeypatch.setattr(comparison, "_measure", measure)
     resumed = evaluate(config(run, **options))
-    assert (resumed.reused, resumed.parts) == (7, 10)
+    assert (resumed.reused, resumed.parts) == (7, 12)
     whole = evaluate(config(run, **(options | {"out": tmp_path / "whole"})))
     assert [group.methods for group in resumed.groups] == [group.methods for group in whole.groups]
 
     # An incomplete part is not reused.
     torn = next((tmp_path / "out/parts").iterdir())
     torn.write_text(torn.read_text()[:40])
-    assert evaluate(config(run, **options)).reused == 9
+    assert evaluate(config(run, **options)).reused == 11
     # Central masks do not depend on the seed; blocks do.
-    assert evaluate(config(run, seed=1, **options)).reused == 5
+    assert evaluate(config(run, seed=1, **options)).reused == 6
     assert evaluate(config(run, samples=5, **options)).reused == 0
 
 
@@ -236,7 +246,8 @@ def all_methods(run: Path, photos: Path, names=BASELINES):
     candidates = load_crops(
         sorted(photos.iterdir()), photos, size=SIZE, resize=48, crop_scale=(0.8, 0.8)
     )
-    return [*loaded.methods(blend=True), *baseline_methods(names, [loaded], candidates)]
+    color = loaded.loaded.config.fill_color()
+    return [*loaded.methods(blend=True), *baseline_methods(names, [loaded], candidates, color)]
 
 
 def test_no_fill_looks_into_the_hole_or_at_other_pictures(
@@ -512,8 +523,8 @@ def test_pictures_that_were_trained_on_are_told(run: Path, photos: Path, tmp_pat
 def test_missing_packages_are_told(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find = fills.importlib.util.find_spec
-    optional = {"cv2", "skimage", "efficientnet_lite_pytorch"}
+    find = importlib.util.find_spec
+    optional = {"cv2", "skimage", "efficientnet_lite_pytorch", "imagehash"}
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *a: None if name in optional else find(name, *a)
     )
@@ -532,8 +543,9 @@ def test_missing_packages_are_told(
 
     assert main(options) == 0
     text = capsys.readouterr().out
-    for name in ("telea", "navier-stokes", "nn-hog"):
+    for name in ("telea", "navier-stokes", "fsr", "shiftmap", "nn-hog"):
         assert f"{name} is skipped" in text
+    assert "copies in another encoding or size were not looked for" in text
     methods = read(tmp_path)["masks"]["central"]["methods"]
     assert {"membrane", "nn-pixels"} <= set(methods)
     assert "feature_distance" not in methods["mean"]["mean"]
