@@ -3,10 +3,10 @@
     python tools/fill_figures.py [FOLDER:COUNT ...] [--out docs/results/fills.json]
 
 Chooses photographs and calls ``context_encoder.evaluate`` at their own resolution
-(docs/evaluation.md); for the included photographs alone, ``python -m context_encoder.evaluate`` does
-the same. Photographs: of each FOLDER the COUNT files whose base names have the smallest SHA-256,
-then the 8 included ones that the default run holds out, in the same order. Repeated with another
-version of the package, only the rows that can have changed are measured again.
+(docs/evaluation.md). For the included photographs alone, ``python -m context_encoder.evaluate``
+does the same. Photographs: of each FOLDER the COUNT files whose base names have the smallest
+SHA-256, then the 8 included ones that the default run holds out, in the same order. Repeated with
+another version of the package, only the rows that can have changed are measured again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ cropped a little, by a perceptual hash: pHash of the library ImageHash (Zauner 2
 The threshold was measured on 889 different photographs, 394,716 pairs: the nearest pair is 76 bits
 apart. Copies of them were at most 18 bits away from the original as JPEG of quality 30, halved,
 quartered or scaled to a square, and at most 60 bits if up to 7 % of the width and height were cut
-off at any of the edges; with 10 % cut off, a quarter was missed. Mirrored copies are not found.
+off at any of the edges; with 10 % cut off, a quarter was missed. Mirrored copies are not found, nor
+all of images without detail, whose hash is mostly noise.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def work_bar(works: Sequence[Work]) -> tqdm[Any]:
     """A progress bar in predicted seconds, so that the time left is right for unequal methods."""
     return tqdm(
         total=sum(work.total for work in works) or None,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
+        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
         smoothing=0.1,
         dynamic_ncols=True,
     )
