@@ -36,6 +36,7 @@ from context_encoder.evaluation.fills import (
     Run,
     baseline_methods,
     default_baselines,
+    includes_network,
     load_run,
     missing_for,
 )
@@ -292,7 +293,7 @@ def evaluate(config: EvaluateConfig, photographs: Mapping[str, Path] | None = No
     ]
     shown = _shown(config, runs, methods)
     facts = [
-        *_facts(config, runs, crops, candidates, given=photographs is not None),
+        *_facts(config, runs, baselines, crops, candidates, given=photographs is not None),
         *facts,
         *(
             f"{kind.kind} masks: {len(crops) - len(kind.index)} crops left out, where nothing or "
@@ -582,6 +583,7 @@ def _flat(kind: _Masks, crops: Crops) -> list[bool]:
 def _facts(
     config: EvaluateConfig,
     runs: Sequence[Run],
+    baselines: Sequence[BaselineName],
     crops: Crops,
     candidates: Crops | None,
     *,
@@ -625,9 +627,13 @@ def _facts(
             facts += [f"  {file}: {reason}" for file, reason in part.unreadable]
     for run in runs:
         facts += _leak(run.name, run.loaded.config, crops, config.leak_samples)
-    if config.data is not None or not runs:
-        # The included network was trained on these and on others, which are not distributed.
+    if includes_network(baselines) and (config.data is not None or not runs):
         facts += _leak("the included network", TrainConfig(), crops, config.leak_samples)
+        if config.data is not None or given:
+            facts.append(
+                "the included network was also trained on photographs that are not distributed "
+                "(docs/model-card.md): whether these are among them cannot be told"
+            )
     if runs and config.data is None and config.which == "best":
         facts.append(
             f"the checkpoint of {runs[0].name} was chosen as the best one on these photographs; "

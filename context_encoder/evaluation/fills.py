@@ -49,6 +49,7 @@ __all__ = [
     "Run",
     "baseline_methods",
     "default_baselines",
+    "includes_network",
     "load_run",
     "missing_for",
 ]
@@ -209,6 +210,11 @@ def default_baselines(*, native: bool) -> list[BaselineName]:
     """
     left_out = {*_ON_REQUEST, *(_NEIGHBOURS if native else ())}
     return [name for name in BASELINES if name not in left_out]
+
+
+def includes_network(names: Sequence[BaselineName]) -> bool:
+    """Whether the network whose weights are part of the package fills in some of the baselines."""
+    return not {"hole-filler", "included-network"}.isdisjoint(names)
 
 
 def baseline_methods(
