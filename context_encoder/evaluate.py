@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from context_encoder.data.mask_images import InpaintError
-from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
+from context_encoder.evaluation.comparison import evaluate
+from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.utils.cli import parse_config, run_command
 
 

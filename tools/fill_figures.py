@@ -22,8 +22,9 @@ import torch
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import list_images
-from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
+from context_encoder.evaluation.comparison import evaluate
 from context_encoder.evaluation.fills import BaselineName
+from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.evaluation.squares import by_hash
 from context_encoder.evaluation.tables import Group, sides_table, summary
 from context_encoder.runs import Photos

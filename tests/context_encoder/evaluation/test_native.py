@@ -14,7 +14,8 @@ from scipy import ndimage
 from context_encoder import HoleFiller, Inpainter
 from context_encoder.data import Crops
 from context_encoder.evaluate import main
-from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
+from context_encoder.evaluation.comparison import evaluate
+from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.evaluation.squares import by_hash, draw_squares, load_native_crops
 from tests.helpers.small_runs import save_photos, save_untrained
 
