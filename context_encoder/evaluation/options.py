@@ -28,9 +28,9 @@ class EvaluateConfig(OpenConfig):
 
     Without `data`: the photographs that the first run held out, with the holes that training
     validates on. With `crop` or `holes`: larger crops at the photographs' own resolution, filled
-    in windows as `inpaint` does. Without `checkpoint`: the same for what `inpaint` does without a
-    network of yours. Existing results are not computed again, so an interrupted command
-    continues when it is repeated.
+    in windows as the command inpaint does. Without `checkpoint`: the same for the fill that inpaint
+    makes without a network of yours. Existing results are not computed again, so an interrupted
+    command continues when it is repeated.
     """
 
     selectors: ClassVar[Mapping[str, Registry[Any]]] = {"masks": MASKS}
