@@ -223,7 +223,8 @@ def evaluate(config: EvaluateConfig, photographs: Mapping[str, Path] | None = No
             holes = partial(_members, kind, crops)
             cases = Cases(group, fitting, holes, first.fill_color(), bar.update)
             columns = [method for method in shown if method in fitting]
-            sheets.append(draw_range(out / f"{kind.kind}.png", cases))
+            ranking = fitting[0] if runs or not columns else columns[0]
+            sheets.append(draw_range(out / f"{kind.kind}.png", cases, ranking))
             sheets += draw_comparison(out / "sheets", cases, columns)
             if config.blind:
                 sheets += draw_blind_sheets(out / "blind", cases, columns, config.seed)

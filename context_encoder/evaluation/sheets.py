@@ -25,7 +25,7 @@ _ROWS = 4
 _CASES = 16
 _MIN_SIDE = 192
 
-# Quantiles of the first method's PSNR.
+# Quantiles of a method's PSNR.
 _RANKS = (("best", 1.0), ("upper quartile", 0.75), ("median", 0.5), ("lower quartile", 0.25),
           ("worst", 0.0))  # fmt: skip
 
@@ -86,10 +86,10 @@ def hash_order(group: Group) -> list[int]:
     return sorted(group.counted, key=lambda i: _hash(f"{group.names[i]}:{group.crops[i]}"))
 
 
-def draw_range(path: Path, cases: Cases) -> Path:
-    """Every method on five cases from the first method's best to its worst."""
+def draw_range(path: Path, cases: Cases, by: Method) -> Path:
+    """Every method on five cases from the best to the worst of one of them."""
     group = cases.group
-    psnr = group.methods[0].values["psnr"]
+    (psnr,) = (found.values["psnr"] for found in group.methods if found.name == by.name)
     order = sorted(group.counted or range(len(psnr)), key=psnr.__getitem__)
     places = {label: order[round(rank * (len(order) - 1))] for label, rank in _RANKS}
     members = list(places.values())
@@ -102,7 +102,7 @@ def draw_range(path: Path, cases: Cases) -> Path:
     save_sheet(
         path,
         columns,
-        title=f"{group.title}: cases by the PSNR of {group.methods[0].label}, best to worst "
+        title=f"{group.title}: cases by the PSNR of {by.label}, best to worst "
         f"of {len(order)}; below each: its PSNR in the hole",
         rows=[label.replace(" ", "\n") for label in places],
         captions=captions,
