@@ -49,6 +49,7 @@ from context_encoder.evaluation.sheets import (
     draw_blind_sheets,
     draw_comparison,
     draw_range,
+    most_fills,
 )
 from context_encoder.evaluation.squares import draw_squares, load_native_crops
 from context_encoder.evaluation.tables import (
@@ -217,7 +218,8 @@ def evaluate(config: EvaluateConfig, photographs: Mapping[str, Path] | None = No
     write_csv(out / "results.csv", groups, config.area_bins)
     write_json(out / "results.json", about, groups, config.area_bins)
     sheets = []
-    with tqdm(total=len(jobs), desc="drawing sheets", leave=False, dynamic_ncols=True) as bar:
+    fills = sum(most_fills(len(job.kind.index), 1, int(job.method in shown)) for job in jobs)
+    with tqdm(total=fills, desc="drawing sheets", leave=False, dynamic_ncols=True) as bar:
         for kind, group in zip(masks, groups, strict=True):
             fitting = [job.method for job in jobs if job.kind is kind]
             holes = partial(_members, kind, crops)

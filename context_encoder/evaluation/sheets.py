@@ -17,7 +17,15 @@ from context_encoder.utils.files import write_file
 from context_encoder.utils.image_grid import save_sheet, shorten
 from context_encoder.utils.metrics import to_unit
 
-__all__ = ["COLUMNS", "Cases", "draw_blind_sheets", "draw_comparison", "draw_range", "hash_order"]
+__all__ = [
+    "COLUMNS",
+    "Cases",
+    "draw_blind_sheets",
+    "draw_comparison",
+    "draw_range",
+    "hash_order",
+    "most_fills",
+]
 
 #: A row must fit a screen, and its images must be large enough to judge.
 COLUMNS = 6
@@ -41,7 +49,7 @@ class Cases:
     holes: Callable[[Sequence[int]], tuple[Tensor, MaskedBatch]]
     #: Colour of the hole in the column "input", RGB in [-1, 1].
     color: tuple[float, float, float]
-    #: Called with 1 after the first fills of each method.
+    #: Called with the number of fills after each of them; see :func:`most_fills`.
     progress: Callable[[int], object]
     # Fills by method and image: several sheets show the same ones.
     _filled: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -50,11 +58,10 @@ class Cases:
         """The fills of some images on [0, 1]."""
         new = [i for i in members if (method.name, i) not in self._filled]
         if new:
-            if not any(name == method.name for name, _ in self._filled):
-                self.progress(1)
             image, holes = self.holes(new)
             filled = to_unit(torch.where(holes.mask, method.fill(holes), image))
             self._filled.update({(method.name, i): f for i, f in zip(new, filled, strict=True)})
+            self.progress(len(new))
         return torch.stack([self._filled[method.name, i] for i in members])
 
     def given(self, members: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -76,6 +83,17 @@ class Cases:
         else:
             sizes = [f"{100 * group.areas[i]:.0f} % missing" for i in members]
         return [shorten(group.names[i]) for i in members], sizes
+
+
+def most_fills(images: int, methods: int, shown: int) -> int:
+    """The fills that the sheets of a group need at most.
+
+    Args:
+        images: of the group.
+        methods: of the group, all of which are in the first sheet.
+        shown: methods in the sheets for comparison.
+    """
+    return min(images, len(_RANKS)) * methods + min(images, _CASES) * min(shown, COLUMNS - 1)
 
 
 def hash_order(group: Group) -> list[int]:

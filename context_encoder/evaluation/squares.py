@@ -6,7 +6,8 @@ others, except for the side of the hole:
 - A photograph whose short side exceeds 1.5 times the side of a crop is scaled down to that; others
   stay as they are, and those that are smaller than a crop are left out.
 - The first crop is the centre; others are spread evenly.
-- Sides take turns: photograph n (from 0, in the order given) has side n, and its crop k side n + k.
+- Sides take turns: photograph n (from 0, in the order given, without those left out) has side n,
+  and its crop k side n + k.
 - Places are drawn by SHA-256 of the photograph's base name, at least 1/16 of the crop's side from
   the edges. Several holes of one crop do not touch.
 """
