@@ -1,11 +1,14 @@
 """What means leave out, the announced time and the paper's table."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import sem
 
 from context_encoder.evaluation.schedule import Work, announcement, in_time, measure, work_bar
+from context_encoder.evaluation.sheets import hash_order, most_fills
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
 from context_encoder.utils.metrics import FLAT_CONTRAST, hole_contrast
 
@@ -56,6 +59,15 @@ def test_a_hole_is_flat_by_the_contrast_of_the_original() -> None:
         expected = np.sqrt(inside.var(axis=1).mean())
         assert found[i] == pytest.approx(expected, abs=1e-6)
     assert (found < FLAT_CONTRAST).tolist() == [False, True, True]
+
+
+def test_cases_of_a_sheet_are_chosen_by_a_hash() -> None:
+    names, crops = [f"{i}.jpg" for i in (3, 1, 2, 1)], [0, 0, 0, 1]
+    group = Group("squares", names, crops, [0.1] * 4, [], None, [False, False, True, False])
+    keys = {i: f"{names[i]}:{crops[i]}".encode() for i in (0, 1, 3)}  # 2 is flat
+    assert hash_order(group) == sorted(keys, key=lambda i: hashlib.sha256(keys[i]).hexdigest())
+    assert most_fills(images=100, methods=10, shown=6) == 5 * 10 + 16 * 5
+    assert most_fills(images=3, methods=2, shown=1) == 3 * 2 + 3
 
 
 def test_the_time_is_that_of_the_first_images(monkeypatch: pytest.MonkeyPatch) -> None:
