@@ -23,7 +23,7 @@ from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller
 from context_encoder.inpainting.image_io import Picture, read_picture
 from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainter
-from context_encoder.inpainting.neighbourhoods import neighbourhoods
+from context_encoder.inpainting.neighbourhoods import Box, bounding_box, neighbourhoods
 from context_encoder.runs import Which
 
 __all__ = ["Cancelled", "FillRequest", "Networks", "fill", "hole_of"]
@@ -150,7 +150,7 @@ def fill(
     missing, weights = hole_of(opened, request)
     picture, pixels = opened.picture, int(missing.sum())
     opened.result, opened.filled = None, None
-    box = _around(missing, 0)
+    box = bounding_box(missing)
     if stop.is_set():
         raise Cancelled
     _show(opened, "draft", _draft(picture, missing), box, send, {})
@@ -185,16 +185,14 @@ def fill(
         _compare(opened, request.opencv, missing, box, send)
 
 
-def _compare(
-    opened: Open, name: OpenCVName, missing: Mask, box: tuple[slice, slice], send: Send
-) -> None:
+def _compare(opened: Open, name: OpenCVName, missing: Mask, box: Box, send: Send) -> None:
     if name not in available_methods():
         raise InpaintError(f"{METHODS[name]} is not installed")
     note, pixels = "", int(missing.sum())
     if name == "fsr" and pixels > _MOST_FOR_FSR:
         note, name = "FSR would take too long for a hole of this size; ", "telea"
     start = time.perf_counter()
-    wide = _around(missing, _AROUND)
+    wide = bounding_box(missing, _AROUND)
     shown = eight_bits(_picture_of(opened.picture.pixels[wide]))
     filled = fill_by_opencv(name, shown, missing[wide])
     seconds = time.perf_counter() - start
@@ -209,7 +207,7 @@ def _show(
     opened: Open,
     event: str,
     rgb: NDArray[np.uint8],
-    box: tuple[slice, slice],
+    box: Box,
     send: Send,
     about: Mapping[str, Any],
 ) -> None:
@@ -221,7 +219,7 @@ def _show(
 
 def _draft(picture: Picture, missing: Mask) -> NDArray[np.uint8]:
     """A first impression of the hole's bounding box: the membrane, in a moment."""
-    wide, box = _around(missing, 2), _around(missing, 0)
+    wide, box = bounding_box(missing, 2), bounding_box(missing)
     rgb = eight_bits(_picture_of(picture.pixels[wide])).astype(np.float32)
     hole = missing[wide]
     filled = remove_seam(np.where(hole[..., None], np.float32(0), rgb), hole)
@@ -253,19 +251,19 @@ def _picture_of(pixels: NDArray[Any]) -> Picture:
 
 def _largest(opened: Open, missing: Mask) -> list[list[float]]:
     """The largest holes: left, top, width, height in pixels of the display."""
-    boxes = ndimage.find_objects(ndimage.label(missing, np.ones((3, 3)))[0])
+    whole = bounding_box(missing)
+    boxes = ndimage.find_objects(ndimage.label(missing[whole], np.ones((3, 3)))[0])
     boxes.sort(key=lambda box: -(box[0].stop - box[0].start) * (box[1].stop - box[1].start))
     scale = opened.display.scale
     return [
-        [scale * n for n in (x.start, y.start, x.stop - x.start, y.stop - y.start)]
+        [
+            scale * n
+            for n in (
+                whole[1].start + x.start,
+                whole[0].start + y.start,
+                x.stop - x.start,
+                y.stop - y.start,
+            )
+        ]
         for y, x in boxes[:_SHOWN_IN_CLOSE]
     ]
-
-
-def _around(mask: Mask, margin: int) -> tuple[slice, slice]:
-    """The bounding box of a mask, enlarged by so many pixels within the image."""
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (
-        slice(max(0, int(ys[0]) - margin), min(mask.shape[0], int(ys[-1]) + 1 + margin)),
-        slice(max(0, int(xs[0]) - margin), min(mask.shape[1], int(xs[-1]) + 1 + margin)),
-    )

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from cekernels import rasterize_polygons, to_fixed_point
 from context_encoder.data.mask_images import InpaintError
+from context_encoder.inpainting.neighbourhoods import bounding_box
 
 __all__ = ["Area", "Brush", "Loaded", "Shape", "draw_mask", "feathered", "grown"]
 
@@ -141,10 +142,7 @@ def feathered(mask: Mask, pixels: int) -> NDArray[np.float32]:
 def _distance(mask: Mask, near: int) -> NDArray[np.float32]:
     """From the mask, in pixels; only up to ``near`` of them, and infinite beyond."""
     distance = np.full(mask.shape, np.inf, np.float32)
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(ys):
-        box = tuple(
-            slice(max(0, int(found[0]) - near - 1), int(found[-1]) + near + 2) for found in (ys, xs)
-        )
+    box = bounding_box(mask, near + 1)
+    if mask.any():
         distance[box] = ndimage.distance_transform_edt(~mask[box])
     return distance

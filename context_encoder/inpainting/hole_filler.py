@@ -23,7 +23,7 @@ from context_encoder.inpainting.fill import fill_holes, separate_small_holes
 from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
 from context_encoder.inpainting.membrane_network import predict_holes
-from context_encoder.inpainting.neighbourhoods import neighbourhoods
+from context_encoder.inpainting.neighbourhoods import bounding_box, neighbourhoods
 from context_encoder.inpainting.progress import Progress, hole_bar
 from context_encoder.inpainting.texture import with_texture
 
@@ -172,16 +172,22 @@ class HoleFiller:
 
     def _report(self, missing: NDArray[np.bool_], notes: Sequence[str]) -> FillReport:
         eight = np.ones((3, 3))
-        small, large = separate_small_holes(missing)
+        box = bounding_box(missing)
+        top, left = box[0].start, box[1].start
+        small, large = separate_small_holes(missing[box])
         labels, count = ndimage.label(large, eight)
         boxes = ndimage.find_objects(labels)
         patches = np.zeros(count + 1, bool)
         if self.texture:
-            patches[labels[with_texture(large)]] = True
+            whole = np.zeros_like(missing)
+            whole[box] = large
+            patches[labels[with_texture(whole)[box]]] = True
         return FillReport(
             small=int(ndimage.label(small, eight)[1]),
             small_pixels=int(small.sum()),
-            large=tuple((y.start, x.start, y.stop, x.stop) for y, x in boxes),
+            large=tuple(
+                (top + y.start, left + x.start, top + y.stop, left + x.stop) for y, x in boxes
+            ),
             patches=tuple(patches[1:].tolist()),
             network=self.network is not None,
             texture=self.texture,

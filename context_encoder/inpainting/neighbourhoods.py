@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Box", "neighbourhoods"]
+__all__ = ["Box", "bounding_box", "neighbourhoods"]
 
 #: Rows and columns of an image.
 Box = tuple[slice, slice]
@@ -18,6 +18,25 @@ _MARGIN, _MARGIN_SIDES = 128, 2.25
 _GRID = 16
 
 
+def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> Box:
+    """The smallest box with all that is set, enlarged by a margin within the image.
+
+    Args:
+        mask: bool ``(H, W)``.
+        margin: in pixels.
+
+    Returns:
+        The box; of no pixels if nothing is set.
+    """
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys):
+        return slice(0, 0), slice(0, 0)
+    return (
+        slice(max(0, int(ys[0]) - margin), min(mask.shape[0], int(ys[-1]) + 1 + margin)),
+        slice(max(0, int(xs[0]) - margin), min(mask.shape[1], int(xs[-1]) + 1 + margin)),
+    )
+
+
 def neighbourhoods(mask: NDArray[np.bool_]) -> list[Box]:
     """Disjoint boxes with all holes of a mask and what they are filled from.
 
@@ -27,9 +46,13 @@ def neighbourhoods(mask: NDArray[np.bool_]) -> list[Box]:
     Returns:
         The boxes, none for an empty mask. A hole lies in exactly one of them.
     """
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    whole = bounding_box(mask)  # labels of a large image take long
+    labels, _ = ndimage.label(mask[whole], np.ones((3, 3)))
     boxes = []
-    for hole in ndimage.find_objects(labels):
+    for found_at in ndimage.find_objects(labels):
+        hole = [
+            slice(s.start + w.start, s.stop + w.start) for s, w in zip(found_at, whole, strict=True)
+        ]
         reach = _MARGIN + int(_MARGIN_SIDES * max(s.stop - s.start for s in hole))
         boxes.append(
             [

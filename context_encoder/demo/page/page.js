@@ -267,8 +267,11 @@ function showReport(event) {
 function showCloseups() {
   if (!results.filled) return $("closeups").replaceChildren();
   const [left, top, width, height] = holes[inView];
-  const side = Math.max(48 * image.display.scale, 1.8 * Math.max(width, height));
-  const x = left + width / 2 - side / 2, y = top + height / 2 - side / 2;
+  // A square around the hole, moved into the image and not larger than that.
+  const most = Math.min(image.display.width, image.display.height);
+  const side = Math.min(most, Math.max(48 * image.display.scale, 1.8 * Math.max(width, height)));
+  const within = (start, length, all) => Math.max(0, Math.min(all - side, start + length / 2 - side / 2));
+  const x = within(left, width, image.display.width), y = within(top, height, image.display.height);
   const kinds = [["Original", []], ["Filled", [results.filled]]];
   if (results.opencv) kinds.push([results.opencv.label, [results.opencv]]);
   $("closeups").replaceChildren(...kinds.map(([label, layers]) => {
@@ -329,6 +332,7 @@ function update() {
   }
   $("erase").setAttribute("aria-pressed", erase);
   document.querySelector(".size").hidden = tool !== "brush";
+  $("fill").classList.toggle("busy", Boolean(filling));
   $("download").disabled = !filled;
   $("texture").disabled = !$("texture-on").checked;
   $("texture-text").textContent = $("texture-on").checked ? Number($("texture").value).toFixed(2) : "off";
