@@ -345,18 +345,17 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 async def _body(request: Request, most: int) -> bytes:
     """The body of a request; HTTPException 413 if it is larger than ``most`` bytes."""
-    refused = HTTPException(
-        413, f"the file is larger than the {most // _MEBI} MiB that this page accepts"
-    )
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise refused
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > most:
-            raise refused
-        parts.append(part)
+        if size <= most:
+            parts.append(part)
+        else:  # read on, since a browser gets no answer while it sends
+            parts.clear()
+    if size > most:
+        raise HTTPException(
+            413, f"the file is larger than the {most // _MEBI} MiB that this page accepts"
+        )
     return b"".join(parts)
 
 

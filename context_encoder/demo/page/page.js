@@ -22,6 +22,7 @@ let filling = null;      // AbortController of the request in progress
 let filledShapes = "";   // what the result was made from
 let inView = 0, holes = [];
 let labels = {};
+let largestUpload = Infinity;  // MiB
 
 // --- requests -------------------------------------------------------------------------------
 
@@ -53,6 +54,12 @@ function showError(error) {
   $("error").hidden = false;
 }
 
+function checkSize(file) {
+  if (file.size > largestUpload * 1048576) {
+    throw new Error(`${file.name} is larger than the ${largestUpload} MiB that this page accepts; start it with a larger --max-upload`);
+  }
+}
+
 function say(text) { $("status").textContent = text; }
 
 // --- the image ------------------------------------------------------------------------------
@@ -67,6 +74,7 @@ async function openImage(file) {
   $("welcome").querySelector("h1").textContent = `Opening ${file.name}\u2026`;
   say("Opening the image\u2026");
   try {
+    checkSize(file);
     const query = `?name=${encodeURIComponent(file.name)}`;
     const opened = await (await request("/api/pictures" + query, {method: "POST", body: file})).json();
     if (turn !== opening) return void fetch(`/api/pictures/${opened.key}`, {method: "DELETE"});
@@ -107,6 +115,7 @@ function close() {
 async function loadMask(file) {
   if (!file || !image) return;
   try {
+    checkSize(file);
     const query = `?name=${encodeURIComponent(file.name)}`;
     const loaded = await (await request(url("/masks") + query, {method: "POST", body: file})).json();
     const overlay = await bitmapOf(url(`/masks/${loaded.number}`));
@@ -654,6 +663,7 @@ async function start() {
   $("version").textContent = `context-encoder ${about.version}`;
   $("network").append(...Object.entries(about.networks).map(([name, text]) => option(name, text)));
   labels = about.opencv;
+  largestUpload = about.upload;
   $("opencv").append(...Object.entries(labels).map(([name, text]) => option(name, text)));
   $("opencv").append(option("off", Object.keys(labels).length ? "nothing" : "nothing (OpenCV is not installed)"));
   $("texture").value = about.texture;

@@ -209,6 +209,11 @@ def test_errors_are_sentences_and_the_page_goes_on(page: Any) -> None:
         page.locator("#error span").inner_text().startswith("Notes.txt: not an image in a format")
     )
     page.click("#error button")
+    large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(1 + (1 << 20))}
+    page.set_input_files("#file-input", large)
+    page.wait_for_selector("#error:not([hidden])")
+    assert "larger than the 1 MiB" in page.locator("#error span").inner_text()
+    page.click("#error button")
     open_image(page, png(image()), "waves.png")
     wrong = {"name": "m.png", "mimeType": "image/png", "buffer": png(np.zeros((4, 5), np.uint8))}
     page.set_input_files("#mask-input", wrong)
