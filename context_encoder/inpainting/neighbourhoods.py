@@ -26,11 +26,11 @@ def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> Box:
         margin: in pixels.
 
     Returns:
-        The box; of no pixels if nothing is set.
+        The box; the first pixel if nothing is set.
     """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(ys):
-        return slice(0, 0), slice(0, 0)
+        return slice(0, 1), slice(0, 1)
     return (
         slice(max(0, int(ys[0]) - margin), min(mask.shape[0], int(ys[-1]) + 1 + margin)),
         slice(max(0, int(xs[0]) - margin), min(mask.shape[1], int(xs[-1]) + 1 + margin)),

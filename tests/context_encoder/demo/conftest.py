@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -19,14 +20,23 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
-    """A running page."""
+    """A page that is served, or will be in a moment."""
 
-    url: str
     process: subprocess.Popen[str]
     #: Its working folder, which is that of its temporary files too.
     folder: Path
+
+    @functools.cached_property
+    def url(self) -> str:
+        """Its address, when it is ready."""
+        assert self.process.stdout is not None
+        line: str = self.process.stdout.readline()
+        if not line.startswith("the page is at "):
+            self.process.kill()
+            pytest.fail(line + self.process.communicate()[1])
+        return line.removeprefix("the page is at ").strip()
 
     def request(
         self, path: str, body: bytes | None = None, **headers: str
@@ -63,13 +73,8 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("the page is at "):
-            process.kill()
-            pytest.fail(f"{line}{process.stderr.read() if process.stderr else ''}")
         try:
-            yield Server(line.removeprefix("the page is at ").strip(), process, folder)
+            yield Server(process, folder)
         finally:
             process.kill()
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from context_encoder import HoleFiller
+from context_encoder import HoleFiller, Inpainter
 from context_encoder.data.mask_images import InpaintError
 from context_encoder.demo.__main__ import main
 from context_encoder.demo.filling import Cancelled, FillRequest, Networks, fill
 from context_encoder.demo.opencv import available_methods
 from context_encoder.demo.pictures import Pictures, open_mask, open_picture
 from tests.context_encoder.demo.conftest import Server, serving
+from tests.helpers.small_runs import save_untrained
 
 BOX = [[40, 30], [70, 30], [70, 55], [40, 55]]
 HOLE = {"kind": "area", "points": BOX}
@@ -127,6 +128,25 @@ def test_work_ends_when_the_page_no_longer_wants_it() -> None:
     assert opened.result is None
 
 
+def test_the_network_of_a_run_can_be_chosen(tmp_path: Path) -> None:
+    run = save_untrained(tmp_path / "first", seed=0)
+    networks = Networks((run,))
+    assert list(networks.labels()) == ["included", "none", "run1"]
+    assert str(run) in networks.labels()["run1"]
+    pixels = image()
+    mask = np.zeros(pixels.shape[:2], bool)
+    mask[30:55, 40:70] = True
+    for texture in (0.0, 0.5):
+        opened = open_picture(png(pixels), "waves.png")
+        request = FillRequest.model_validate(
+            {"shapes": [HOLE], "texture": texture, "network": "run1"}
+        )
+        fill(opened, request, networks, lambda event: None, threading.Event())
+        own = Inpainter.from_run(run)
+        filler = HoleFiller(own, texture=texture) if texture else own
+        np.testing.assert_array_equal(opened.result, filler(pixels, mask).image)
+
+
 def test_large_images_are_shown_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("context_encoder.demo.pictures._SHOWN_PIXELS", 2700)
     opened = open_picture(png(image()), "waves.png")
@@ -202,6 +222,7 @@ def test_nothing_is_written(server: Server) -> None:
 
 def test_signals_end_it_as_documented(tmp_path: Path) -> None:
     with serving(tmp_path) as one, serving(tmp_path) as other:
+        assert one.url != other.url  # both are ready
         key = one.post("api/pictures", png(np.tile(image(), (5, 5, 1))))["key"]
         large = {"kind": "area", "points": [[50, 50], [500, 50], [500, 400], [50, 400]]}
         body = json.dumps({"shapes": [large]}).encode()
