@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ def hole_bar(pixels: int, *, show: Progress) -> AbstractContextManager[_Bar]:
     """
     if callable(show):
         return nullcontext(_Reported(show))
-    bar: tqdm[Any] = tqdm(
+    bar: AbstractContextManager[_Bar] = tqdm(
         total=pixels,
         unit="px",
         unit_scale=True,

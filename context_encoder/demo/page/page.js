@@ -168,6 +168,7 @@ function add(shape) {
   shapes.push(shape);
   undone = [];
   paint(marks.getContext("2d"), shape);
+  if (!filling && !results.filled) say("");
   setMode("mark");
   update();
 }
@@ -268,7 +269,7 @@ function showReport(event) {
   $("holes").hidden = holes.length < 2;
   $("holes").replaceChildren(...holes.map((hole, number) => {
     const chip = Object.assign(document.createElement("button"), {type: "button", textContent: `Hole ${number + 1}`});
-    chip.onclick = () => { inView = number; lookAt(hole); showCloseups(); update(); };
+    chip.onclick = () => { inView = number; lookAt(hole); splitAt(hole); showCloseups(); };
     return chip;
   }));
 }
@@ -291,7 +292,7 @@ function showCloseups() {
     c.setTransform(scale, 0, 0, scale, -x * scale, -y * scale);
     c.drawImage(image.bitmap, 0, 0);
     for (const {bitmap, part} of layers) c.drawImage(bitmap, ...part);
-    close.onclick = () => lookAt(holes[inView]);
+    close.onclick = () => { lookAt(holes[inView]); splitAt(holes[inView]); };
     figure.append(close, Object.assign(document.createElement("figcaption"), {textContent: label}));
     return figure;
   }));
@@ -366,7 +367,7 @@ function fit() {
   lookAt([0, 0, image.display.width, image.display.height], 0.98, 4);
 }
 
-function lookAt([left, top, width, height], share = 0.5, most = 12) {
+function lookAt([left, top, width, height], share = 0.4, most = 6) {
   // The bars above and below stay beside the image where there is room.
   const room = {width: stage.clientWidth - 32, height: stage.clientHeight - 128};
   const scale = Math.min(share * room.width / width, share * room.height / height, most);
