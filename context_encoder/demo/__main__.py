@@ -101,14 +101,9 @@ def _run(app: Starlette, listener: socket.socket) -> int:
 
     ended: list[int] = []
 
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.append(number)
-
-    # uvicorn closes the connections on a signal, and then raises it again for these.
-    before = signal.signal(signal.SIGTERM, end)
-
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            ended.append(sig)
             app.state.server.closing.set()  # fills in progress end, and their connections
             super().handle_exit(sig, frame)
 
@@ -117,10 +112,15 @@ def _run(app: Starlette, listener: socket.socket) -> int:
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, ws="none"
         )
     )
+    # uvicorn handles signals while it runs. Before, SIGTERM ends it as soon as it does; after the
+    # connections are closed, it raises the signal again, which must not end the process.
+    before = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         server.run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)
+    if signal.SIGINT in ended:  # where it is ignored, as in the background, uvicorn's is not
+        raise KeyboardInterrupt
     return stopped_by(signal.SIGTERM) if ended else DONE
 
 
