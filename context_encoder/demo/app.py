@@ -32,8 +32,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from context_encoder.data.mask_images import InpaintError
-from context_encoder.demo.filling import Cancelled, FillRequest, Networks, fill, hole_of
-from context_encoder.demo.opencv import available_methods
+from context_encoder.demo.filling import (
+    Cancelled,
+    FillRequest,
+    Networks,
+    available_methods,
+    fill,
+    hole_of,
+)
 from context_encoder.demo.pictures import Open, Pictures, encode_png, open_mask, open_picture
 from context_encoder.inpainting.hole_filler import TEXTURE
 from context_encoder.utils.options import explain

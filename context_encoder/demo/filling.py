@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
 from context_encoder.data.mask_images import InpaintError
-from context_encoder.demo.opencv import METHODS, OpenCVName, available_methods, fill_by_opencv
 from context_encoder.demo.pictures import Open, eight_bits
 from context_encoder.demo.shapes import Shape, draw_mask, feathered, grown
+from context_encoder.evaluation.opencv import fill_by_opencv, missing_for
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller
 from context_encoder.inpainting.image_io import Picture, read_picture
@@ -26,10 +26,18 @@ from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainter
 from context_encoder.inpainting.neighbourhoods import Box, bounding_box, neighbourhoods
 from context_encoder.runs import Which
 
-__all__ = ["Cancelled", "FillRequest", "Networks", "fill", "hole_of"]
+__all__ = ["Cancelled", "FillRequest", "Networks", "available_methods", "fill", "hole_of"]
 
 Mask = NDArray[np.bool_]
 Send = Callable[[dict[str, Any]], None]
+
+#: OpenCV's methods that the page offers, the best first.
+OpenCVName = Literal["fsr", "telea", "navier-stokes"]
+METHODS: dict[OpenCVName, str] = {
+    "fsr": "OpenCV FSR",
+    "telea": "OpenCV Telea",
+    "navier-stokes": "OpenCV Navier-Stokes",
+}
 
 INCLUDED, NONE = "included", "none"
 #: Above so many pixels of a hole, FSR takes minutes; Telea is used in its place.
@@ -104,6 +112,11 @@ class Networks:
             raise InpaintError(f"there is no network {name!r}; load the page again")
         inpainter = self._runs[name].inpainter
         return HoleFiller(inpainter, texture=texture) if texture else inpainter
+
+
+def available_methods() -> dict[OpenCVName, str]:
+    """OpenCV's methods that can run here, with their labels for users."""
+    return {name: label for name, label in METHODS.items() if missing_for(name) is None}
 
 
 def hole_of(opened: Open, request: FillRequest) -> tuple[Mask, NDArray[np.float32]]:
@@ -186,15 +199,16 @@ def fill(
 
 
 def _compare(opened: Open, name: OpenCVName, missing: Mask, box: Box, send: Send) -> None:
-    if name not in available_methods():
-        raise InpaintError(f"{METHODS[name]} is not installed")
+    why_not = missing_for(name)
+    if why_not is not None:
+        raise InpaintError(why_not)
     note, pixels = "", int(missing.sum())
     if name == "fsr" and pixels > _MOST_FOR_FSR:
         note, name = "FSR would take too long for a hole of this size; ", "telea"
     start = time.perf_counter()
     wide = bounding_box(missing, _AROUND)
     shown = eight_bits(_picture_of(opened.picture.pixels[wide]))
-    filled = fill_by_opencv(name, shown, missing[wide])
+    filled = np.where(missing[wide][..., None], fill_by_opencv(name, shown, missing[wide]), shown)
     seconds = time.perf_counter() - start
     inner = tuple(
         slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True)

@@ -18,8 +18,13 @@ from PIL import Image
 from context_encoder import HoleFiller, Inpainter
 from context_encoder.data.mask_images import InpaintError
 from context_encoder.demo.__main__ import main
-from context_encoder.demo.filling import Cancelled, FillRequest, Networks, fill
-from context_encoder.demo.opencv import available_methods
+from context_encoder.demo.filling import (
+    Cancelled,
+    FillRequest,
+    Networks,
+    available_methods,
+    fill,
+)
 from context_encoder.demo.pictures import Pictures, open_mask, open_picture
 from tests.context_encoder.demo.conftest import Server, serving
 from tests.helpers.small_runs import save_untrained
