@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from context_encoder.config import TrainConfig
-from context_encoder.config.build import build_context_encoder
-from context_encoder.models import Backbone
+from context_encoder.config.build import build_network
+from context_encoder.models import Network
 from context_encoder.optimization import Learner
 
 #: Held-out images get the same holes, noise and patches in every run, whatever its seed.
@@ -50,6 +50,9 @@ class Pretext(ABC):
 
     #: The validation metric that selects the best checkpoint; higher is better.
     best_metric: ClassVar[str]
+    #: The validation metric by which an image is flat (:data:`FLAT_PSNR`) and left out of the
+    #: means; None to keep all.
+    flat_by: ClassVar[str | None] = None
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
@@ -74,9 +77,9 @@ class Pretext(ABC):
         return config.size
 
     @classmethod
-    def build(cls, config: TrainConfig) -> Backbone:
+    def build(cls, config: TrainConfig) -> Network:
         """The network of a resolved configuration, as in checkpoints, with fresh weights."""
-        return build_context_encoder(config)
+        return build_network(config)
 
     @classmethod
     def fixed_hole(cls, config: TrainConfig, output_side: int) -> tuple[int, int, int, int] | None:

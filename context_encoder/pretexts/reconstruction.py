@@ -42,6 +42,7 @@ class Autoencoder(Pretext):
     """Reconstruction of the whole image from itself."""
 
     best_metric = "psnr"
+    flat_by = "psnr_mean_color"
     model: ContextEncoder
 
     def corrupt(self, samples: Samples, seed: int) -> Tensor:

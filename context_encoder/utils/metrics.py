@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 # A perfect fill has infinite PSNR, which would make every average infinite: 100 dB replaces it.
 _MIN_SQUARED_ERROR = 1e-10
+
+#: An image is flat where a fill without any network is right up to one level of 255: its PSNR, up
+#: to 100 dB, would outweigh the others in a mean, and says nothing about a network.
+FLAT_PSNR = 20 * math.log10(255)
 
 
 def to_unit(image: Tensor) -> Tensor:
