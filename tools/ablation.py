@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
@@ -94,7 +95,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("context_encoder").setLevel(logging.WARNING)
 
-    settings = {name: getattr(args, name) for name in ("steps", "size", "amp", "device")}
+    settings = {
+        name: getattr(args, name) for name in ("steps", "batch_size", "size", "amp", "device")
+    }
     record: dict[str, Any] = {"settings": settings, "torch": torch.__version__, "runs": []}
     if args.out.exists():
         record = json.loads(args.out.read_text())

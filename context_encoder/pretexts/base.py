@@ -50,9 +50,6 @@ class Pretext(ABC):
 
     #: The validation metric that selects the best checkpoint; higher is better.
     best_metric: ClassVar[str]
-    #: The validation metric by which an image is flat (:data:`FLAT_PSNR`) and left out of the
-    #: means; None to keep all.
-    flat_by: ClassVar[str | None] = None
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
@@ -118,7 +115,9 @@ class Pretext(ABC):
         """Evaluate the network, in eval mode, on held-out images (``epoch`` is 0).
 
         Returns:
-            Metrics per image, ``(B,)`` each, and the columns of the sample sheet.
+            Metrics per image, ``(B,)`` each, and the columns of the sample sheet. A metric
+            "contrast" is not averaged: images in which it is below
+            :data:`context_encoder.utils.metrics.FLAT_CONTRAST` are left out of all means.
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from context_encoder.masks import (
     build_mask_sampler,
     masks_with_fixed_hole,
 )
-from context_encoder.models import MODELS, InpaintingNetwork, build_discriminator, membrane
+from context_encoder.models import MODELS, InpaintingNetwork, build_discriminator
 from context_encoder.optimization import Learner
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
@@ -26,6 +26,7 @@ from context_encoder.pretexts.base import (
     Pretext,
     Samples,
 )
+from context_encoder.pretexts.baselines import fills_without_network
 from context_encoder.pretexts.losses import (
     discriminator_loss,
     generator_loss,
@@ -35,17 +36,14 @@ from context_encoder.pretexts.losses import (
 )
 from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import (
-    context_mean,
+    FLAT_CONTRAST,
+    hole_contrast,
     hole_mean,
     hole_metrics,
     psnr_from_squared_error,
     to_unit,
 )
-from context_encoder.utils.opencv import inpaint_telea, opencv_available
 from context_encoder.utils.option_groups import Need, OptionGroup
-
-# Cycles after which the membrane is right to a hundredth of a level of 255.
-_EXACT = 16
 
 
 class InpaintingOptions(OptionGroup):
@@ -109,7 +107,6 @@ class Inpainting(Pretext):
     """Masks, joint loss, and a discriminator if the adversarial loss has a weight."""
 
     best_metric = "psnr"
-    flat_by = "psnr_membrane"
     model: InpaintingNetwork
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
@@ -209,6 +206,7 @@ class Inpainting(Pretext):
         filled = complete(image, mask, prediction, self._region)
         original, output = to_unit(image), to_unit(filled)
         metrics = hole_metrics(output, original, mask) | self._compared(samples.index, image, mask)
+        metrics["contrast"] = hole_contrast(original, mask)
         masked = to_unit(fill_masked(image, mask, self.fill))
         return metrics, [("original", original), ("input", masked), ("filled", output)]
 
@@ -217,15 +215,10 @@ class Inpainting(Pretext):
         key = tuple(index.tolist())
         if key not in self._baselines:
             original = to_unit(image)
-            fills = {
-                "psnr_membrane": to_unit(membrane(image, mask, cycles=_EXACT)),
-                "psnr_context_mean_fill": context_mean(original, mask),
-                "psnr_mean_fill": to_unit(self.fill).view(1, 3, 1, 1),
-            }
-            if opencv_available():
-                fills["psnr_telea"] = inpaint_telea(original, mask).to(image.device)
+            fills = fills_without_network(original, mask)
+            fills["mean_fill"] = to_unit(self.fill).view(1, 3, 1, 1)
             self._baselines[key] = {
-                name: psnr_from_squared_error(hole_mean((fill - original).square(), mask))
+                f"psnr_{name}": psnr_from_squared_error(hole_mean((fill - original).square(), mask))
                 for name, fill in fills.items()
             }
         return self._baselines[key]
@@ -259,7 +252,7 @@ class Inpainting(Pretext):
         if metrics["excluded"]:
             lines.append(
                 f"  {metrics['images']:.0f} images; {metrics['excluded']:.0f} more are left out: "
-                "their hole is flat, the membrane is right to one level of 255"
+                f"their hole is flat (contrast below {255 * FLAT_CONTRAST:g} of 255 levels)"
             )
         return lines
 

@@ -13,7 +13,7 @@ from context_encoder.pretexts import Pretext, Samples
 from context_encoder.pretexts.base import Column
 from context_encoder.runs import Photos
 from context_encoder.training.loop import NonFiniteError
-from context_encoder.utils.metrics import FLAT_PSNR
+from context_encoder.utils.metrics import FLAT_CONTRAST
 
 _BATCH = 32
 
@@ -79,16 +79,17 @@ def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) 
         )
     rows = config.sample_rows
     return Validation(
-        _summarized(every, pretext.flat_by),
+        _summarized(every),
         [(title, torch.cat(parts)[:rows]) for title, parts in shown.items()],
     )
 
 
-def _summarized(values: dict[str, Tensor], flat_by: str | None) -> dict[str, float]:
+def _summarized(values: dict[str, Tensor]) -> dict[str, float]:
     """Means over the images that are not flat, medians of PSNR, and how many were left out."""
-    if flat_by is None:
+    contrast = values.pop("contrast", None)
+    if contrast is None:
         return {name: float(found.mean()) for name, found in values.items()}
-    kept = values[flat_by] < FLAT_PSNR
+    kept = contrast >= FLAT_CONTRAST
     if not bool(kept.any()):
         kept[:] = True
     metrics: dict[str, float] = {}

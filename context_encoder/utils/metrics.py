@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -11,9 +9,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 # A perfect fill has infinite PSNR, which would make every average infinite: 100 dB replaces it.
 _MIN_SQUARED_ERROR = 1e-10
 
-#: An image is flat where a fill without any network is right up to one level of 255: its PSNR, up
-#: to 100 dB, would outweigh the others in a mean, and says nothing about a network.
-FLAT_PSNR = 20 * math.log10(255)
+#: Contrast on [0, 1] below which a hole is flat: 2 of 255 levels. Its mean colour fills such a hole
+#: with more than 42 dB, so that one of them outweighs several others in an average of PSNR.
+FLAT_CONTRAST = 2 / 255
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -30,6 +28,22 @@ def hole_mean(value: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``(B, C, H, W)`` over the masked pixels of each image, ``(B,)``; NaN if none."""
     masked = torch.where(mask, value, 0).sum((1, 2, 3))
     return masked / (mask.sum((1, 2, 3)) * value.shape[1])
+
+
+def hole_contrast(original: Tensor, mask: Tensor) -> Tensor:
+    """RMS contrast within the hole of each image (Peli 1990), over the colours.
+
+    Args:
+        original: ``(B, 3, H, W)`` on [0, 1].
+        mask: bool ``(B, 1, H, W)``, True in the hole.
+
+    Returns:
+        ``(B,)``: the root of the mean squared deviation from the mean colour of the hole, which is
+        the error of the best fill with one colour; NaN for an image with an empty mask.
+    """
+    kept = mask.sum((1, 2, 3)).view(-1, 1, 1, 1)
+    mean = torch.where(mask, original, 0).sum((2, 3), keepdim=True) / kept
+    return hole_mean((original - mean).square(), mask).sqrt()
 
 
 def hole_metrics(output: Tensor, original: Tensor, mask: Tensor) -> dict[str, Tensor]:
