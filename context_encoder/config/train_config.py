@@ -186,6 +186,10 @@ class TrainConfig(OpenConfig):
                 for option_name, owners in cls.owners().items():
                     if owners[0][0] == "mask":
                         idle[option_name] = idle["mask"]
+            if "model" in chosen and not MODELS[chosen["model"]].sees_color:
+                seeing = in_words(MODELS.names(lambda other: other.sees_color))
+                reason_fill = f"needs `model` {seeing}, this run has `model` {chosen['model']}"
+                idle.setdefault("fill", reason_fill)
             if spec.encoder_only and "model" in chosen:
                 for used in MODELS[chosen["model"]].bottleneck_options:
                     idle[used] = reason(PRETEXTS.names(lambda other: not other.encoder_only))

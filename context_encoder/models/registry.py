@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from context_encoder.models.base import ContextEncoder, InpaintingNetwork
+from context_encoder.models.base import ContextEncoder, InpaintingNetwork, Network
 from context_encoder.utils.option_groups import OptionGroup, Preset
 from context_encoder.utils.registry import NameIn, Registry
 
@@ -40,6 +40,11 @@ class ModelSpec:
     def gives_features(self) -> bool:
         """Whether its encoder works alone: for features, transfers and other pretexts."""
         return issubclass(self.network, ContextEncoder)
+
+    @property
+    def sees_color(self) -> bool:
+        """Whether holes are shown to it in one colour."""
+        return self.network.inputs is Network.inputs
 
     @property
     def check_size(self) -> Callable[[int], None]:

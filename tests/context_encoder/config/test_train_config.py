@@ -61,7 +61,7 @@ def test_presets_carry_the_published_numbers() -> None:
     [("imagenet-mean", (123, 117, 104)), ("released-order", (117, 104, 123))],
 )
 def test_fill_color(name: str, rgb: tuple[int, ...]) -> None:
-    color = TrainConfig(fill=name).fill_color()  # type: ignore[arg-type]
+    color = TrainConfig(preset="laptop", fill=name).fill_color()  # type: ignore[arg-type]
     assert color == pytest.approx([2 * c / 255 - 1 for c in rgb])
 
 
@@ -157,6 +157,7 @@ def test_what_is_wrong_is_said_in_one_sentence(values: dict[str, object], senten
         ("--patch-size 16", "--patch-size"),
         ("--mask-folder x", "--mask-folder"),
         ("--overlap 0 --overlap-weight 3", "--overlap-weight"),
+        ("--fill released-order", "--fill"),
         ("--normalize all", "--normalize"),  # of the default run's loss
         ("--model small --no-skips", "--skips"),
         ("--lr-discriminator-ratio 0.5", "--lr-discriminator-ratio"),
