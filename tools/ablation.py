@@ -44,7 +44,7 @@ def train(
     out = runs / f"{'-'.join(variant.split())}-{mask}-{seed}"
     shutil.rmtree(out, ignore_errors=True)  # what an interrupted run has left
     config = TrainConfig(
-        preset="membrane",
+        preset="membrane-unet",
         mask=mask,
         seed=seed,
         val_every=settings["steps"],

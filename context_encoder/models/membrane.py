@@ -11,8 +11,9 @@ __all__ = ["membrane"]
 # Below this side nothing is gained from a coarser level.
 _COARSEST = 4
 # Jacobi steps: for the first guess at each level; before and after each coarser correction; at
-# the coarsest level. Measured with 2 cycles on 40 crops of photographs, square holes of 9 to 44 % of
-# the side: 0.7 levels of 255 (root mean square) from the exact solution at 64 pixels, 1.1 at 256.
+# the coarsest level. Measured with 2 cycles on 40 crops of photographs, square holes of 9 to 44 %
+# of the side: 0.7 levels of 255 (root mean square) from the exact solution at 64 pixels, 1.1 at
+# 256.
 _GUESS, _SMOOTHING, _LAST = 2, 2, 8
 # A coarse pixel is known if one of its 2 x 2 pixels is, so the edge of the hole lies between 0 and
 # 1/2 pixel off its centre, and the known neighbours of the correction, which are 0, are nearer than

@@ -64,7 +64,7 @@ class MembraneUNetOptions(OptionGroup):
     options=MembraneUNetOptions,
     data_processes=False,
     presets={
-        "membrane": Preset(
+        "membrane-unet": Preset(
             {
                 "model": "membrane-unet",
                 "loss": "log-l2",

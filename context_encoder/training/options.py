@@ -25,8 +25,9 @@ from context_encoder.utils.cli import (
 _SUMMARY = """Train a context encoder to fill holes in photographs, or another pretext.
 
     Without arguments: the network that corrects the membrane, on the packaged
-    photographs, in two to three minutes on two CPU cores. `model` and `pretext` select the preset made for them, `preset` a named
-    one; every other option changes one value of it.
+    photographs, in two to three minutes on two CPU cores. `model` and `pretext`
+    select the preset made for them, `preset` a named one; every other option
+    changes one value of it.
     """
 
 _EXTRA = (

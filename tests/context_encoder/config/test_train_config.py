@@ -39,7 +39,7 @@ def test_every_model_has_a_recipe() -> None:
         "alexnet-poolfree": "features-region",
         "dcgan-center": "inpaint-center",
         "dcgan-whole": "inpaint-region",
-        "membrane-unet": "membrane",
+        "membrane-unet": "membrane-unet",
         "small": "laptop",
     }
     assert set(recipes.values()) <= set(PRESETS)
@@ -73,12 +73,12 @@ def test_model_alone_picks_its_recipe_and_options_change_one_value() -> None:
 
 def test_the_run_without_options() -> None:
     """From the command line and from Python; a network or a pretext changes the preset."""
-    assert parse([])[0] == TrainConfig() == preset("membrane")
+    assert parse([])[0] == TrainConfig() == preset("membrane-unet")
     assert TrainConfig().model == "membrane-unet"
     assert (TrainConfig().loss, TrainConfig().overlap, TrainConfig().ema) == ("log-l2", 0, 0.99)
-    assert PRESETS.default() == "membrane"
-    assert default_preset(None, "inpainting") == "membrane"
-    assert TrainConfig(size=32, mask="central") == preset("membrane").model_copy(
+    assert PRESETS.default() == "membrane-unet"
+    assert default_preset(None, "inpainting") == "membrane-unet"
+    assert TrainConfig(size=32, mask="central") == preset("membrane-unet").model_copy(
         update={"size": 32, "mask": "central"}
     )
     # The fields' defaults are the small network's: files that name a network keep their meaning.

@@ -50,7 +50,7 @@ def last(trainer_run: Path) -> dict[str, torch.Tensor]:
 def test_a_step_minimizes_the_logarithm_of_each_image_s_error(photos: Path) -> None:
     """A loop by hand: Adam on the mean log of squared errors in the holes, warmup, average."""
     options = {"lr": 1e-3, "lr_schedule": "constant", "warmup_steps": 1, "channels_last": False}
-    trainer = make_trainer(photos, preset="membrane", steps=3, ema=0.5, **options)
+    trainer = make_trainer(photos, preset="membrane-unet", steps=3, ema=0.5, **options)
     pretext = trainer.pretext
     assert isinstance(pretext, Inpainting)
     model = copy.deepcopy(pretext.model)
@@ -86,7 +86,7 @@ def test_a_step_minimizes_the_logarithm_of_each_image_s_error(photos: Path) -> N
 def test_the_average_is_judged_and_saved_and_training_goes_on_without_it(
     photos: Path, run: Path
 ) -> None:
-    trainer = make_trainer(photos, preset="membrane", ema=0.9, warmup_steps=0)
+    trainer = make_trainer(photos, preset="membrane-unet", ema=0.9, warmup_steps=0)
     trainer.prepare()
     for batch, _ in trainer.batches():
         trainer.train_step(batch)
@@ -152,7 +152,7 @@ def test_before_training_a_run_fills_pictures_of_any_size_with_their_membrane(
     tmp_path: Path,
 ) -> None:
     """At the picture's own resolution, in windows of several sizes; another implementation."""
-    run = save_untrained(tmp_path / "run", 0, preset="membrane")
+    run = save_untrained(tmp_path / "run", 0, preset="membrane-unet")
     image = noise(150, 200, 3)
     mask = box_mask(150, 200, (10, 20, 14, 25), (40, 60, 110, 150), (120, 5, 122, 190))
     known = torch.from_numpy(np.where(mask[..., None], 0, image / np.float32(127.5) - 1))
@@ -165,7 +165,7 @@ def test_before_training_a_run_fills_pictures_of_any_size_with_their_membrane(
 
 
 def test_corrections_reach_the_picture_and_the_texture_s_guide(run: Path, tmp_path: Path) -> None:
-    untrained = save_untrained(tmp_path / "run", 0, preset="membrane")
+    untrained = save_untrained(tmp_path / "run", 0, preset="membrane-unet")
     image, mask = noise(90, 120, 3), box_mask(90, 120, (30, 40, 60, 80))
     inpainter = Inpainter.from_run(run)
     inpainter.model.heads["head2"].bias.data.fill_(0.5)  # type: ignore[union-attr,operator,index]
@@ -185,7 +185,7 @@ def test_a_prediction_that_is_not_finite_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("preset", "options"),
-    [("membrane", {"start": "mean"}), ("membrane", {"mask": "central"})],
+    [("membrane-unet", {"start": "mean"}), ("membrane-unet", {"mask": "central"})],
     ids=["mean", "central"],
 )
 def test_other_starts_and_fixed_holes_fill_too(

@@ -268,7 +268,7 @@ from context_encoder.utils.device import Processes
 processes = Processes.from_environment()
 dist.init_process_group("gloo")
 weights = {}
-for preset in ("laptop", "membrane"):
+for preset in ("laptop", "membrane-unet"):
     config = TrainConfig(
         preset=preset, size=32, batch_size=4, workers=0, steps=2, lambda_adv=0.5, val_samples=2,
         data=Path(sys.argv[1]),

@@ -33,7 +33,7 @@ def psnr(fill: np.ndarray, original: np.ndarray, hole: np.ndarray) -> float:
 
 
 def test_fills_without_a_network_are_those_of_other_implementations(photos: Path) -> None:
-    trainer = make_trainer(photos, preset="membrane", size=64)
+    trainer = make_trainer(photos, preset="membrane-unet", size=64)
     trainer.prepare()
     assert trainer.held_out is not None
     assert isinstance(trainer.pretext, Inpainting)
@@ -60,7 +60,7 @@ def test_fills_without_a_network_are_those_of_other_implementations(photos: Path
 
 
 def test_flat_images_are_left_out_of_means_and_counted(photos: Path) -> None:
-    trainer = make_trainer(photos, preset="membrane")
+    trainer = make_trainer(photos, preset="membrane-unet")
     trainer.prepare()
     assert trainer.held_out is not None
     pictures = trainer.held_out[:3]
@@ -90,7 +90,7 @@ def test_flat_images_are_left_out_of_means_and_counted(photos: Path) -> None:
 def test_nothing_but_flat_images_still_gives_figures(tmp_path: Path) -> None:
     for i in range(4):
         Image.new("RGB", (60, 60), (10 * i, 90, 7)).save(tmp_path / f"{i}.png")
-    trainer = make_trainer(tmp_path, preset="membrane")
+    trainer = make_trainer(tmp_path, preset="membrane-unet")
     trainer.prepare()
     assert trainer.held_out is not None
     metrics = validate(trainer.pretext, trainer.held_out, CPU, 0).metrics
@@ -101,7 +101,7 @@ def test_nothing_but_flat_images_still_gives_figures(tmp_path: Path) -> None:
 def test_a_summary_compares_with_the_membrane_and_opencv(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pretext = make_trainer(photos, preset="membrane").pretext
+    pretext = make_trainer(photos, preset="membrane-unet").pretext
     metrics = {"psnr": 20.0, "psnr_median": 19.0, "l1": 0.1, "l2": 0.01, "ssim": 0.5}
     for name, value in (("membrane", 19.5), ("telea", 18.0), ("mean_fill", 12.0)):
         metrics |= {f"psnr_{name}": value, f"psnr_{name}_median": value - 1}
