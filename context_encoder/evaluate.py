@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from context_encoder.data.mask_images import InpaintError
-from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
+from context_encoder.evaluation.comparison import evaluate
+from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.utils.cli import parse_config, run_command
 
 
@@ -29,8 +30,8 @@ def _evaluate(config: EvaluateConfig) -> None:
     if result.reused:
         print(f"{result.reused} of {result.parts} parts were already there")
     print(f"written: {result.out}/results.md, results.csv, results.json; look at")
-    for group in result.groups:
-        print(f"  {result.out / (group.mask + '.png')}")
+    for sheet in result.sheets:
+        print(f"  {sheet}")
 
 
 if __name__ == "__main__":

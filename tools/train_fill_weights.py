@@ -13,7 +13,7 @@ everything that is needed to go on. The same command goes on from there. Where o
 --init takes it: weights continue, Adam's moments start afresh. --grow makes the network of half
 the size in --init one of --size first.
 
-Needs opencv-python-headless. A processor with bfloat16 (--bfloat16) takes 0.6 of the time.
+Needs opencv-contrib-python-headless. A processor with bfloat16 (--bfloat16) takes 0.6 of the time.
 """
 
 from __future__ import annotations

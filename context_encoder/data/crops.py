@@ -76,8 +76,8 @@ def load_crops(
     Raises:
         ValueError: none of the files can be read, or an argument is out of its range.
     """
-    samples = len(paths) if samples is None else samples
-    each = -(-samples // len(paths))
+    chosen = chosen_crops(len(paths), samples)
+    each = 1 + max(crop for _, crop in chosen)
     data = PhotoFolder(
         paths,
         root=root,
@@ -89,11 +89,7 @@ def load_crops(
         train=False,
         crops_per_image=each,
     )
-    # Crop 0 of every photograph first, then crop 1, so that the first rows of a sheet differ.
-    # Evenly spaced photographs represent all folders, by which the list is sorted.
-    count = min(len(paths), samples)
-    chosen = [i * len(paths) // count for i in range(count)]
-    order = [i * each + crop for crop in range(each) for i in chosen][:samples]
+    order = [photo * each + crop for photo, crop in chosen]
     images, kept = [], []
     unreadable: dict[str, str] = {}
     upsampled: set[str] = set()
@@ -117,6 +113,21 @@ def load_crops(
         tuple(sorted(upsampled)),
         tuple(unreadable.items()),
     )
+
+
+def chosen_crops(photographs: int, samples: int | None) -> list[tuple[int, int]]:
+    """The number of a photograph, and that of one of its crops, for each of ``samples`` crops.
+
+    With more crops than photographs, these give several crops; with fewer, evenly spaced ones give
+    one each. None: one each.
+    """
+    samples = photographs if samples is None else samples
+    each = -(-samples // photographs)
+    # Crop 0 of every photograph first, then crop 1, so that the first rows of a sheet differ.
+    # Evenly spaced photographs represent all folders, by which the list is sorted.
+    count = min(photographs, samples)
+    chosen = [i * photographs // count for i in range(count)]
+    return [(photo, crop) for crop in range(each) for photo in chosen][:samples]
 
 
 @functools.cache

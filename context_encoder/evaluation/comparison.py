@@ -14,17 +14,17 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from context_encoder.config import OpenConfig, in_words
-from context_encoder.data import Crops
-from context_encoder.data.crops import same_contents
+from context_encoder.config import TrainConfig, in_words
+from context_encoder.data import Crops, list_images
+from context_encoder.data.images import relative_name
 from context_encoder.evaluation import perceptual
 from context_encoder.evaluation.crops import held_out_crops, training_crops
 from context_encoder.evaluation.fills import (
@@ -34,10 +34,24 @@ from context_encoder.evaluation.fills import (
     Method,
     Run,
     baseline_methods,
+    default_baselines,
+    includes_network,
     load_run,
     missing_for,
 )
+from context_encoder.evaluation.leaks import HASH_MISSING, find_copies, hash_available
 from context_encoder.evaluation.nearest_neighbours import check_candidates, same_photographs
+from context_encoder.evaluation.options import EvaluateConfig, check_options
+from context_encoder.evaluation.schedule import Work, announcement, measure, work_bar
+from context_encoder.evaluation.sheets import (
+    COLUMNS,
+    Cases,
+    draw_blind_sheets,
+    draw_comparison,
+    draw_range,
+    most_fills,
+)
+from context_encoder.evaluation.squares import draw_squares, load_native_crops
 from context_encoder.evaluation.tables import (
     Group,
     MethodResult,
@@ -47,104 +61,27 @@ from context_encoder.evaluation.tables import (
 )
 from context_encoder.masks import (
     MASKS,
-    MaskName,
     build_mask_sampler,
     masks_with_fixed_hole,
     masks_without_files,
 )
 from context_encoder.pretexts.base import VALIDATION_SEED
-from context_encoder.runs import Photos, Which
+from context_encoder.runs import Photos
 from context_encoder.utils.files import check_writable, make_folder, write_file
-from context_encoder.utils.image_grid import save_sheet, shorten
-from context_encoder.utils.metrics import hole_metrics, to_unit
-from context_encoder.utils.registry import Registry
+from context_encoder.utils.metrics import FLAT_CONTRAST, hole_contrast, hole_metrics, to_unit
 
 log = logging.getLogger("context_encoder")
 
 # Increased when the metrics of the same fills change.
-_FORMAT = 1
-# Quantiles of the first network's PSNR.
-_RANKS = (("best", 1.0), ("upper quartile", 0.75), ("median", 0.5), ("lower quartile", 0.25),
-          ("worst", 0.0))  # fmt: skip
-# The sheet must fit a screen.
-_SHEET_COLUMNS = 6
+_FORMAT = 2
+#: Name of the group of square holes.
+_SQUARES = "squares"
+# Baselines in the order in which a sheet for comparison takes them.
+_SHOWN: tuple[BaselineName, ...] = ("hole-filler", "fsr", "membrane", "shiftmap", "telea")
 _PACKAGES = (
-    "torch numpy pillow scikit-image opencv-python-headless opencv-python torchmetrics".split()
-)
-
-
-class EvaluateConfig(OpenConfig):
-    """Measure how well trained networks and baselines fill holes.
-
-    Without `data`: the photographs that the first run held out, with the holes that training
-    validates on. Existing results are not computed again, so an interrupted command continues
-    when it is repeated.
-    """
-
-    selectors: ClassVar[Mapping[str, Registry[Any]]] = {"masks": MASKS}
-
-    checkpoint: tuple[Path, ...] = Field(
-        description="Run folders of training, or checkpoint folders in them; several are "
-        "compared with each other."
-    )
-    data: Path | None = Field(
-        None, description="Folder of photographs. Default: those the first run held out."
-    )
-    samples: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="Crops to evaluate on. Default: one per photograph in `data`, or those "
-        "that the first run was validated on.",
-    )
-    crop_scale: tuple[float, float] | None = Field(
-        None,
-        description="Range of a crop's side, as a fraction of the short side. Default: as in the "
-        "first run's training.",
-    )
-    masks: tuple[MaskName, ...] | None = Field(
-        None, description="Kinds of mask. Default: all that need no folder."
-    )
-    # With this seed and no `data`, crops and holes are those of the run's validation.
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        VALIDATION_SEED, description="Seed of the masks."
-    )
-    area_bins: tuple[float, ...] = Field(
-        (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1),
-        description="Edges of the bins of masked area, as fractions of the image.",
-    )
-    blend: bool = Field(
-        True, description="Also measure each network's fill with its seam removed, as in inpaint."
-    )
-    baselines: tuple[BaselineName, ...] | None = Field(
-        None, description="Baselines. Default: all that the installed packages allow."
-    )
-    candidates: Path | None = Field(
-        None,
-        description="Folder of photographs for nearest-neighbour search. Default: those "
-        "the first run was trained on.",
-    )
-    candidate_crops: Annotated[int, Field(ge=1)] = Field(
-        256, description="Candidate crops, spread evenly over their photographs."
-    )
-    perceptual: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Measure the EfficientNet-Lite0 feature distance; auto: if its packages are "
-        "installed.",
-    )
-    out: Path | None = Field(
-        None, description="Folder for the results. Default: evaluation in the first run's folder."
-    )
-    which: Which = Field(
-        "best", description="Checkpoint of each run: best on held-out photographs, or last."
-    )
-    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="Images at a time.")
-    device: str = Field("auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N.")
-
-    @classmethod
-    def chosen(cls, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-        names = values.get("masks")
-        if not isinstance(names, (list, tuple)):
-            names = masks_without_files()
-        return [("masks", MASKS.canonical(name)) for name in names if name in MASKS]
+    "torch numpy pillow scikit-image opencv-contrib-python-headless opencv-contrib-python "
+    "torchmetrics ImageHash"
+).split()
 
 
 @dataclass(frozen=True)
@@ -158,6 +95,7 @@ class Evaluation:
     #: Number of parts that already existed.
     reused: int
     parts: int
+    sheets: list[Path]
 
 
 @dataclass(frozen=True)
@@ -168,6 +106,7 @@ class _Masks:
     masks: Tensor
     index: Tensor
     hole: int | None
+    sides: list[int] | None = None
 
     @property
     def digest(self) -> str:
@@ -175,8 +114,12 @@ class _Masks:
         return hashlib.sha256(packed).hexdigest()
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, photographs: Mapping[str, Path] | None = None) -> Evaluation:
     """Fill the holes by every method, measure, and write tables and sheets.
+
+    Args:
+        config: the options.
+        photographs: files by name, in place of ``config.data``; at their own resolution only.
 
     Raises:
         RunError: a checkpoint is missing or damaged, or its network does not fill holes.
@@ -185,26 +128,24 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             cannot be written.
         InpaintError: a network's prediction is not finite.
     """
-    _check(config)
-    out = config.out or config.checkpoint[0] / "evaluation"
+    check_options(config)
+    native = config.native
+    if photographs is not None and native is None:
+        raise ValueError("`photographs` needs `crop` or `holes`")
+    out = config.out or (config.checkpoint[0] if config.checkpoint else Path()) / "evaluation"
     check_writable(out, folder=True)
     baselines, with_distance, facts = _installed(config)
     runs = [
         load_run(path, name, config.which, config.device, config.batch_size)
         for path, name in zip(config.checkpoint, _names(config.checkpoint), strict=True)
     ]
-    first = runs[0].loaded.config
-    size = runs[0].inpainter.geometry.size
-    for run in runs[1:]:
-        if run.inpainter.geometry.size != size:
-            raise ValueError(
-                f"{run.loaded.path} takes {run.inpainter.geometry.size} pixels, "
-                f"{runs[0].loaded.path} takes {size}: methods are compared on the same pixels; "
-                "evaluate these runs one by one"
-            )
+    first = runs[0].loaded.config if runs else TrainConfig()
+    size = native or runs[0].inpainter.geometry.size
+    if native is None:
+        _check_sizes(runs)
     kinds, dropped = _kinds(config, runs)
     facts += dropped
-    crops = held_out_crops(first, config.data, samples=config.samples, crop_scale=config.crop_scale)
+    crops = _crops(config, first, photographs)
     candidates = None
     if any(name.startswith("nn-") for name in baselines):
         candidates = training_crops(
@@ -212,8 +153,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         )
         check_candidates(crops, candidates)
     masks = [_draw(config, kind, runs, len(crops), size) for kind in kinds]
+    if config.squares:
+        masks.insert(0, _draw_squares(config, crops))
+    methods = [
+        *(m for run in runs for m in run.methods(config.blend, native=native is not None)),
+        *baseline_methods(baselines, runs, candidates, first.fill_color()),
+    ]
+    shown = _shown(config, runs, methods)
     facts = [
-        *_facts(config, runs, crops, candidates),
+        *_facts(config, runs, baselines, crops, candidates, given=photographs is not None),
         *facts,
         *(
             f"{kind.kind} masks: {len(crops) - len(kind.index)} crops left out, where nothing or "
@@ -226,25 +174,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         log.info("%s", fact)
 
     make_folder(out / "parts")
-    methods = [
-        *(method for run in runs for method in run.methods(config.blend)),
-        *baseline_methods(baselines, runs, candidates),
-    ]
-    device = runs[0].inpainter.device
+    device = runs[0].inpainter.device if runs else torch.device("cpu")
     distance = perceptual.FeatureDistance().to(device) if with_distance else None
     jobs = [
-        (kind, method)
-        for kind in masks
-        for method in methods
-        if method.masks is None or kind.kind in method.masks
-    ]
-    results: dict[str, list[MethodResult]] = {}
-    reused = 0
-    total = sum(len(kind.index) for kind, _ in jobs)
-    with tqdm(total=total, unit="hole", dynamic_ncols=True) as bar:
-        for kind, method in jobs:
-            bar.set_description(f"{kind.kind}: {method.label}")
-            key = _digest(
+        _Job(
+            kind,
+            method,
+            crops,
+            distance,
+            config.batch_size if method.batched else 1,
+            _digest(
                 format=_FORMAT,
                 version=importlib.metadata.version("context-encoder"),
                 crops=crops.digest,
@@ -252,18 +191,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 method=method.name,
                 depends_on=dict(method.depends_on),
                 distance=with_distance,
-            )
-            part = out / "parts" / f"{kind.kind}-{method.name}-{key[:16]}.json"
-            values = _read_part(part, key)
-            if values is None:
-                values = _measure(method, kind, crops, distance, config.batch_size, bar)
-                write_file(part, json.dumps({"key": key, "values": values}) + "\n")
-            else:
-                reused += 1
-                bar.update(len(kind.index))
-            results.setdefault(kind.kind, []).append(
-                MethodResult(method.name, method.label, values)
-            )
+            ),
+            out / "parts",
+        )
+        for kind in masks
+        for method in methods
+        if method.masks is None or kind.kind in method.masks
+    ]
+    results, reused = _results(jobs)
     groups = [
         Group(
             kind.kind,
@@ -272,36 +207,142 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             kind.masks.float().mean((1, 2, 3))[kind.index].tolist(),
             results[kind.kind],
             kind.hole,
+            _flat(kind, crops),
+            None if kind.sides is None else [kind.sides[i] for i in kind.index.tolist()],
         )
         for kind in masks
     ]
     about = _about(config, runs, crops, candidates, facts)
-    title = f"Inpainting quality: {', '.join(run.name for run in runs)}"
+    title = f"Inpainting quality: {', '.join(run.name for run in runs) or 'without a run'}"
     write_file(out / "results.md", markdown(title, facts, groups, config.area_bins))
     write_csv(out / "results.csv", groups, config.area_bins)
     write_json(out / "results.json", about, groups, config.area_bins)
-    for kind, group in zip(masks, groups, strict=True):
-        fitting = [method for m, method in jobs if m is kind]
-        _draw_sheet(out / f"{kind.kind}.png", kind, group, fitting, crops, runs[0])
-    return Evaluation(groups, facts, out, reused, len(jobs))
+    sheets = []
+    fills = sum(most_fills(len(job.kind.index), 1, int(job.method in shown)) for job in jobs)
+    with tqdm(total=fills, desc="drawing sheets", leave=False, dynamic_ncols=True) as bar:
+        for kind, group in zip(masks, groups, strict=True):
+            fitting = [job.method for job in jobs if job.kind is kind]
+            holes = partial(_members, kind, crops)
+            cases = Cases(group, fitting, holes, first.fill_color(), bar.update)
+            columns = [method for method in shown if method in fitting]
+            ranking = fitting[0] if runs or not columns else columns[0]
+            sheets.append(draw_range(out / f"{kind.kind}.png", cases, ranking))
+            sheets += draw_comparison(out / "sheets", cases, columns)
+            if config.blind:
+                sheets += draw_blind_sheets(out / "blind", cases, columns, config.seed)
+    return Evaluation(groups, facts, out, reused, len(jobs), sheets)
 
 
-def _check(config: EvaluateConfig) -> None:
-    """ValueError for incompatible options."""
-    if not config.checkpoint:
-        raise ValueError("`checkpoint` needs at least one run folder")
-    edges = config.area_bins
-    if len(edges) < 2 or list(edges) != sorted(set(edges)) or edges[0] < 0 or edges[-1] > 1:
-        raise ValueError(f"`area_bins` must be two or more ascending parts of 1, got {edges}")
-    if config.crop_scale is not None and not 0 < config.crop_scale[0] <= config.crop_scale[1] <= 1:
-        raise ValueError(f"`crop_scale` must be 0 < from <= to <= 1, got {config.crop_scale}")
+@dataclass(frozen=True)
+class _Job:
+    """One method on the images of one kind of mask: a part of the results."""
+
+    kind: _Masks
+    method: Method
+    crops: Crops
+    distance: perceptual.FeatureDistance | None
+    batch_size: int
+    key: str
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.kind.kind}-{self.method.name}-{self.key[:16]}.json"
+
+    def figures(self, index: Tensor) -> dict[str, list[float]]:
+        """Metrics of some of the crops."""
+        image, holes = _holes(self.kind, self.crops, index)
+        output = to_unit(torch.where(holes.mask, self.method.fill(holes), image))
+        original = to_unit(image)
+        figures = hole_metrics(output, original, holes.mask)
+        if self.distance is not None:
+            device = next(self.distance.parameters()).device
+            figures["feature_distance"] = self.distance(output.to(device), original.to(device))
+        return {name: figure.tolist() for name, figure in figures.items()}
+
+    def trial(self, count: int) -> None:
+        """Measure the first images, for the time that it takes."""
+        for index in self.kind.index[:count].split(self.batch_size):
+            self.figures(index)
+
+
+def _results(jobs: Sequence[_Job]) -> tuple[dict[str, list[MethodResult]], int]:
+    """The figures of every job by kind of mask, and how many were kept from before."""
+    found = {job.key: _read_part(job.path, job.key) for job in jobs}
+    missing = [job for job in jobs if found[job.key] is None]
+    works = {job.key: Work(job.method.label, len(job.kind.index), job.trial) for job in missing}
+    if missing:
+        measure(list(works.values()))
+        log.info("%s", announcement(list(works.values())))
+    with work_bar(list(works.values())) as bar:
+        for job in missing:
+            bar.set_description(f"{job.kind.kind}: {job.method.label}")
+            values = _measure(job, bar, works[job.key].seconds)
+            write_file(job.path, json.dumps({"key": job.key, "values": values}) + "\n")
+            found[job.key] = values
+    results: dict[str, list[MethodResult]] = {}
+    for job in jobs:
+        figures = found[job.key]
+        assert figures is not None
+        result = MethodResult(job.method.name, job.method.label, figures)
+        results.setdefault(job.kind.kind, []).append(result)
+    return results, len(jobs) - len(missing)
+
+
+def _check_sizes(runs: Sequence[Run]) -> None:
+    """ValueError unless all networks take images of the same size."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.inpainter.geometry.size != first.inpainter.geometry.size:
+            raise ValueError(
+                f"{run.loaded.path} takes {run.inpainter.geometry.size} pixels, "
+                f"{first.loaded.path} takes {first.inpainter.geometry.size}: methods are compared "
+                "on the same pixels; evaluate these runs one by one, or with `crop`"
+            )
+
+
+def _crops(
+    config: EvaluateConfig, first: TrainConfig, photographs: Mapping[str, Path] | None
+) -> Crops:
+    """The crops to evaluate on."""
+    if config.native is None:
+        return held_out_crops(
+            first, config.data, samples=config.samples, crop_scale=config.crop_scale
+        )
+    if photographs is None:
+        if config.data is not None:
+            paths, root = list_images(config.data), config.data
+        else:
+            photos = Photos.from_config(first)
+            paths, root = photos.val, photos.val_root
+        photographs = {relative_name(path, root): path for path in paths}
+    return load_native_crops(
+        list(photographs.values()), list(photographs), size=config.native, samples=config.samples
+    )
+
+
+def _shown(config: EvaluateConfig, runs: Sequence[Run], methods: Sequence[Method]) -> list[Method]:
+    """The methods of the sheets for comparison, the first ones of which fit.
+
+    Raises:
+        ValueError: `columns` names none of the methods.
+    """
+    by_name = {method.name: method for method in methods}
+    if config.columns is not None:
+        wrong = [name for name in config.columns if name not in by_name]
+        if wrong:
+            raise ValueError(f"`columns` must be among {', '.join(by_name)}, got {wrong[0]}")
+        return [by_name[name] for name in config.columns]
+    ours = [f"{run.name}-blended" if config.blend else run.name for run in runs[:2]]
+    return [by_name[name] for name in (*ours, *_SHOWN) if name in by_name][:COLUMNS]
 
 
 def _installed(config: EvaluateConfig) -> tuple[list[BaselineName], bool, list[str]]:
     """Baselines, whether to measure the feature distance, and remarks on missing packages."""
     facts = []
     chosen = []
-    for name in config.baselines if config.baselines is not None else BASELINES:
+    usual = default_baselines(native=config.native is not None)
+    for name in config.baselines if config.baselines is not None else usual:
         missing = missing_for(name)
         if missing is None:
             chosen.append(name)
@@ -327,7 +368,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
         names.append(f"{whole.parents[1].name}-{whole.name}" if inside else whole.name)
     taken: list[str] = [*names, *BASELINES]
     for name in names:
-        taken += [f"{name}-blended", f"nn-features-{name}"]
+        taken += [f"{name}-blended", f"{name}-textured", f"nn-features-{name}"]
     count = Counter(taken)
     return [
         name if count[name] == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)
@@ -336,6 +377,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _kinds(config: EvaluateConfig, runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     """The kinds of mask that some run can fill, and sentences on the others."""
+    if config.native is not None:
+        return list(dict.fromkeys(config.masks or ())), []
     wanted = list(dict.fromkeys(config.masks or masks_without_files()))
     confined = [run.name for run in runs if run.central_only]
     facts = [
@@ -358,7 +401,8 @@ def _draw(config: EvaluateConfig, kind: str, runs: Sequence[Run], count: int, si
     hole = None
     if MASKS[kind].fixed_hole:
         # The largest hole that all networks can fill; by default half of the side, as in the paper.
-        regions = [run.inpainter.geometry.region for run in runs if run.central_only]
+        confined = [run for run in runs if run.central_only and config.native is None]
+        regions = [run.inpainter.geometry.region for run in confined]
         hole = min([size // 2, *(min(region[2:]) for region in regions)])
     options = config.options(MASKS[kind].options).model_dump()
     sampler = build_mask_sampler(kind, size, config.seed, hole=hole, **options)
@@ -370,15 +414,42 @@ def _draw(config: EvaluateConfig, kind: str, runs: Sequence[Run], count: int, si
     return _Masks(kind, masks, usable, hole)
 
 
+def _draw_squares(config: EvaluateConfig, crops: Crops) -> _Masks:
+    seed = 0 if config.seed == VALIDATION_SEED else config.seed
+    masks, sides = draw_squares(crops, config.squares, count=config.holes_per_crop, seed=seed)
+    return _Masks(_SQUARES, masks, torch.arange(len(crops)), None, sides)
+
+
+def _flat(kind: _Masks, crops: Crops) -> list[bool]:
+    """Whether the original has almost no contrast in the hole, for each image."""
+    image, holes = _holes(kind, crops, kind.index)
+    return (hole_contrast(to_unit(image), holes.mask) < FLAT_CONTRAST).tolist()
+
+
 def _facts(
-    config: EvaluateConfig, runs: Sequence[Run], crops: Crops, candidates: Crops | None
+    config: EvaluateConfig,
+    runs: Sequence[Run],
+    baselines: Sequence[BaselineName],
+    crops: Crops,
+    candidates: Crops | None,
+    *,
+    given: bool,
 ) -> list[str]:
-    source = (
-        f"photographs in {config.data}"
-        if config.data is not None
-        else f"photographs that {runs[0].name} held out"
-    )
+    if config.data is not None:
+        source = f"photographs in {config.data}"
+    elif given:
+        source = "given photographs"
+    elif runs:
+        source = f"photographs that {runs[0].name} held out"
+    else:
+        source = "photographs that no training uses"
     facts = [f"{len(crops)} crops of {crops.photographs} {source}, {crops.images.shape[-1]} pixels"]
+    if config.native is not None:
+        facts[0] += ", at their own resolution unless they are more than 1.5 times larger"
+    if config.squares:
+        many = "holes" if config.holes_per_crop > 1 else "hole"
+        sides = ", ".join(map(str, config.squares))
+        facts.append(f"{config.holes_per_crop} square {many} per crop, of {sides} pixels in turns")
     facts += [
         f"{run.name}: {run.loaded.config.model} after {run.loaded.step} steps with "
         f"{run.loaded.config.mask} masks, {run.loaded.path}"
@@ -401,8 +472,15 @@ def _facts(
             facts.append(f"{len(part.unreadable)} {name} could not be read and were left out:")
             facts += [f"  {file}: {reason}" for file, reason in part.unreadable]
     for run in runs:
-        facts += _leak(run, crops)
-    if config.data is None and config.which == "best":
+        facts += _leak(run.name, run.loaded.config, crops, config.leak_samples)
+    if includes_network(baselines) and (config.data is not None or not runs):
+        facts += _leak("the included network", TrainConfig(), crops, config.leak_samples)
+        if config.data is not None or given:
+            facts.append(
+                "the included network was also trained on photographs that are not distributed "
+                "(docs/model-card.md): whether these are among them cannot be told"
+            )
+    if runs and config.data is None and config.which == "best":
         facts.append(
             f"the checkpoint of {runs[0].name} was chosen as the best one on these photographs; "
             "`which` last, or `data` with others, is free of that"
@@ -410,19 +488,38 @@ def _facts(
     return facts
 
 
-def _leak(run: Run, crops: Crops) -> list[str]:
-    """A warning if a network was trained on photographs that it is evaluated on."""
+def _leak(name: str, trained: TrainConfig, crops: Crops, most: int) -> list[str]:
+    """A warning if a network was trained on photographs that it is evaluated on, or copies."""
     try:
-        trained_on = Photos.from_config(run.loaded.config).train
+        trained_on = Photos.from_config(trained).train
     except (ValueError, OSError) as error:
-        return [f"whether {run.name} was trained on these photographs cannot be told: {error}"]
-    seen = same_contents(set(crops.paths), trained_on)
-    if not seen:
-        return []
-    return [
-        f"WARNING: {run.name} was trained on {len(seen)} of the {crops.photographs} photographs, "
-        "so its figures are too good"
-    ]
+        return [f"whether {name} was trained on these photographs cannot be told: {error}"]
+    copies = find_copies(crops.paths, trained_on, most=most)
+    facts = []
+    if copies.same:
+        facts.append(
+            f"WARNING: {name} was trained on {len(copies.same)} of the {crops.photographs} "
+            "photographs, so its figures are too good"
+        )
+    if copies.similar:
+        names = dict(zip(crops.paths, crops.names, strict=True))
+        facts.append(
+            f"WARNING: {name} was trained on what looks like {len(copies.similar)} of the "
+            f"{crops.photographs} photographs in another encoding, size or cut, so its figures are "
+            "too good:"
+        )
+        facts += [
+            f"  {names[path]} is like {other} ({bits} of 256 bits of the hash differ)"
+            for path, other, bits in copies.similar
+        ]
+    if most and not hash_available():
+        facts.append(f"copies in another encoding or size were not looked for: {HASH_MISSING}")
+    elif len(copies.same) < crops.photographs and copies.compared < copies.trained_on:
+        facts.append(
+            f"copies in another encoding or size were looked for among {copies.compared} of the "
+            f"{copies.trained_on} training photographs of {name} (`leak_samples`)"
+        )
+    return facts
 
 
 def _about(
@@ -450,7 +547,7 @@ def _about(
     return {
         "config": config.model_dump(mode="json"),
         "versions": versions,
-        "device": str(runs[0].inpainter.device),
+        "device": str(runs[0].inpainter.device) if runs else "cpu",
         "facts": list(facts),
         "runs": {
             run.name: {
@@ -485,73 +582,15 @@ def _holes(kind: _Masks, crops: Crops, index: Tensor) -> tuple[Tensor, MaskedBat
     return image, MaskedBatch(blanked, mask, [crops.paths[i] for i in index.tolist()])
 
 
-def _measure(
-    method: Method,
-    kind: _Masks,
-    crops: Crops,
-    distance: perceptual.FeatureDistance | None,
-    batch_size: int,
-    bar: tqdm[Any],
-) -> dict[str, list[float]]:
-    """Metrics of every crop."""
+def _members(kind: _Masks, crops: Crops, members: Sequence[int]) -> tuple[Tensor, MaskedBatch]:
+    return _holes(kind, crops, kind.index[list(members)])
+
+
+def _measure(job: _Job, bar: tqdm[Any], seconds: float) -> dict[str, list[float]]:
+    """Metrics of every crop; the bar counts predicted seconds."""
     values: dict[str, list[float]] = {}
-    for index in kind.index.split(batch_size):
-        image, holes = _holes(kind, crops, index)
-        output = to_unit(torch.where(holes.mask, method.fill(holes), image))
-        original = to_unit(image)
-        figures = hole_metrics(output, original, holes.mask)
-        if distance is not None:
-            device = next(distance.parameters()).device
-            figures["feature_distance"] = distance(output.to(device), original.to(device))
-        for name, figure in figures.items():
-            values.setdefault(name, []).extend(figure.tolist())
-        bar.update(len(index))
+    for index in job.kind.index.split(job.batch_size):
+        for name, figures in job.figures(index).items():
+            values.setdefault(name, []).extend(figures)
+        bar.update(seconds * len(index))
     return values
-
-
-def _draw_sheet(
-    path: Path, kind: _Masks, group: Group, methods: Sequence[Method], crops: Crops, first: Run
-) -> None:
-    """The originals, inputs and fills of crops from the first method's best to its worst."""
-    psnr = group.methods[0].values["psnr"]
-    order = sorted(range(len(psnr)), key=psnr.__getitem__)
-    places = {label: order[round(rank * (len(order) - 1))] for label, rank in _RANKS}
-    members = list(places.values())
-    image, holes = _holes(kind, crops, kind.index[members])
-    color = torch.tensor(first.loaded.config.fill_color()).view(1, 3, 1, 1)
-    columns = [
-        ("original", to_unit(image)),
-        ("input", to_unit(torch.where(holes.mask, color, image))),
-    ]
-    captions = [
-        [shorten(group.names[i]) for i in members],
-        [f"{100 * group.areas[i]:.0f} % missing" for i in members],
-    ]
-    for method, result in zip(methods, group.methods, strict=True):
-        columns.append(
-            (
-                _two_lines(method.label),
-                to_unit(torch.where(holes.mask, method.fill(holes), image)),
-            )
-        )
-        captions.append([f"{result.values['psnr'][i]:.2f} dB" for i in members])
-    save_sheet(
-        path,
-        columns,
-        title=f"{kind.kind} masks: cases by the PSNR of {group.methods[0].label}, best to worst "
-        f"of {len(psnr)}; below each: its PSNR in the hole",
-        rows=[label.replace(" ", "\n") for label in places],
-        captions=captions,
-        max_columns=_SHEET_COLUMNS,
-    )
-
-
-def _two_lines(label: str) -> str:
-    words = label.split(" ")
-    if len(label) < 20 or len(words) == 1:
-        return label
-    cut = min(
-        range(1, len(words)),
-        key=lambda i: max(len(" ".join(words[:i])), len(" ".join(words[i:]))),
-    )
-    return " ".join(words[:cut]) + "\n" + " ".join(words[cut:])

@@ -5,17 +5,20 @@ A fill is called with images whose holes are blank, so that it cannot see the or
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from context_encoder import inpainting
 from context_encoder.data import Crops
 from context_encoder.evaluation.descriptors import (
     HOG_MISSING,
@@ -26,8 +29,12 @@ from context_encoder.evaluation.descriptors import (
     hog_available,
 )
 from context_encoder.evaluation.nearest_neighbours import Neighbours
+from context_encoder.evaluation.opencv import OPENCV, RADIUS, OpenCVName, fill_by_opencv
+from context_encoder.evaluation.opencv import missing_for as missing_for_opencv
 from context_encoder.inpainting.blending import remove_seam
+from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller
 from context_encoder.inpainting.inpainter import Inpainter
+from context_encoder.inpainting.membrane_network import predict_holes
 from context_encoder.masks import masks_with_fixed_hole
 from context_encoder.runs import LoadedModel, Which, check_fills_holes, load_model
 from context_encoder.utils.device import Processes, choose_device
@@ -35,13 +42,14 @@ from context_encoder.utils.metrics import context_mean
 
 __all__ = [
     "BASELINES",
-    "CV2_RADIUS",
     "BaselineName",
     "Fill",
     "MaskedBatch",
     "Method",
     "Run",
     "baseline_methods",
+    "default_baselines",
+    "includes_network",
     "load_run",
     "missing_for",
 ]
@@ -52,15 +60,27 @@ BaselineName = Literal[
     "membrane",
     "telea",
     "navier-stokes",
+    "fsr",
+    "shiftmap",
+    "hole-filler",
+    "hole-filler-no-network",
+    "included-network",
+    "linear-prediction",
     "nn-hog",
     "nn-pixels",
     "nn-features",
 ]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+_NEIGHBOURS: tuple[BaselineName, ...] = ("nn-hog", "nn-pixels", "nn-features")
+#: The parts of HoleFiller, which are measured on request.
+_ON_REQUEST = ("hole-filler-no-network", "included-network", "linear-prediction")
 
-#: Radius, in pixels, of the neighbourhood of OpenCV's methods, as in OpenCV's examples.
-CV2_RADIUS = 3
-_CV2_MISSING = "OpenCV is needed: pip install 'context-encoder[evaluation]'"
+_OPENCV_LABELS = {
+    "telea": f"Telea (OpenCV, radius {RADIUS})",
+    "navier-stokes": f"Navier-Stokes (OpenCV, radius {RADIUS})",
+    "fsr": "FSR_FAST (OpenCV xphoto)",
+    "shiftmap": "SHIFTMAP (OpenCV xphoto)",
+}
 
 
 class MaskedBatch(NamedTuple):
@@ -91,6 +111,8 @@ class Method:
     masks: frozenset[str] | None = None
     #: Additional cache-key inputs, besides images and masks; JSON values.
     depends_on: Mapping[str, Any] = field(default_factory=dict)
+    #: Whether several images at a time are faster than one at a time.
+    batched: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,17 +135,45 @@ class Run:
         """Cache-key inputs, see :class:`Method`."""
         return {"weights": self.digest, "fill": self.loaded.config.fill_color()}
 
-    def methods(self, blend: bool) -> list[Method]:
-        """The network's method and, with ``blend``, a second one with its seam removed."""
-        masks = frozenset(masks_with_fixed_hole()) if self.central_only else None
-        depends_on = self.depends_on | {"hole": self.inpainter.geometry.region}
-        bare = _network_fill(self.inpainter)
+    def methods(self, blend: bool, *, native: bool = False) -> list[Method]:
+        """The network's methods: its prediction; with ``blend`` also without seam and with texture.
+
+        Args:
+            blend: see above.
+            native: for images of any size, in windows as ``inpaint`` makes them; otherwise for
+                images of the network's size.
+        """
+        # In windows, a network for the centre fills a hole anywhere.
+        confined = self.central_only and not native
+        masks = frozenset(masks_with_fixed_hole()) if confined else None
+        depends_on = self.depends_on | {"hole": self.inpainter.geometry.region, "native": native}
+        if native:
+            depends_on |= {"code": _filling_code()}
+        blending = copy.copy(self.inpainter)
+        blending.blend = True
+        bare = _window_fill(self.inpainter) if native else _network_fill(self.inpainter)
         label = f"context encoder {self.name}"
-        methods = [Method(self.name, label, bare, masks, depends_on)]
+        methods = [Method(self.name, label, bare, masks, depends_on, batched=not native)]
         if blend:
-            label += ", seam removed"
-            fill = _without_seam(bare)
-            methods.append(Method(f"{self.name}-blended", label, fill, masks, depends_on))
+            smooth = _window_fill(blending) if native else _without_seam(bare)
+            textured = _hole_filler_fill(HoleFiller(blending, texture=TEXTURE))
+            methods += [
+                Method(
+                    f"{self.name}-blended",
+                    f"{label}, seam removed",
+                    smooth,
+                    masks,
+                    depends_on,
+                    batched=not native,
+                ),
+                Method(
+                    f"{self.name}-textured",
+                    f"{label}, with texture",
+                    textured,
+                    masks,
+                    depends_on | {"texture": TEXTURE, "code": _filling_code()},
+                ),
+            ]
         return methods
 
 
@@ -145,53 +195,76 @@ def load_run(path: Path, name: str, which: Which, device: str, batch_size: int) 
 
 def missing_for(baseline: BaselineName) -> str | None:
     """A message about the missing package of a baseline; None if it can run."""
-    if baseline in ("telea", "navier-stokes") and importlib.util.find_spec("cv2") is None:
-        return _CV2_MISSING
+    if baseline in OPENCV:
+        return missing_for_opencv(baseline)
     if baseline == "nn-hog" and not hog_available():
         return HOG_MISSING
     return None
 
 
+def default_baselines(*, native: bool) -> list[BaselineName]:
+    """The baselines that are measured unless others are asked for.
+
+    Args:
+        native: for images of any size; there are no neighbours to search then.
+    """
+    left_out = {*_ON_REQUEST, *(_NEIGHBOURS if native else ())}
+    return [name for name in BASELINES if name not in left_out]
+
+
+def includes_network(names: Sequence[BaselineName]) -> bool:
+    """Whether the network whose weights are part of the package fills in some of the baselines."""
+    return not {"hole-filler", "included-network"}.isdisjoint(names)
+
+
 def baseline_methods(
-    names: Sequence[BaselineName], runs: Sequence[Run], candidates: Crops | None
+    names: Sequence[BaselineName],
+    runs: Sequence[Run],
+    candidates: Crops | None,
+    color: tuple[float, float, float],
 ) -> list[Method]:
     """The baselines as methods, in the order of :data:`BASELINES`.
 
     Args:
         names: the baselines.
-        runs: the mean colour is that of the first run's training; nearest neighbours by features
-            use the encoder of each run.
+        runs: nearest neighbours by features use the encoder of each run.
         candidates: crops for nearest-neighbour search; needed for the baselines named "nn-...".
+        color: of the baseline "mean", RGB in [-1, 1].
     """
     methods = []
     for name in (name for name in BASELINES if name in names):
-        if name == "mean":
-            color = runs[0].loaded.config.fill_color()
-            methods.append(
-                Method(
-                    name, "mean colour (training's fill)", mean_fill(color), None, {"color": color}
-                )
-            )
-        elif name == "context-mean":
-            methods.append(Method(name, "mean of the context", context_mean_fill))
-        elif name == "membrane":
-            fill = _without_seam(context_mean_fill)
-            methods.append(Method(name, "membrane (removing the seam of a mean)", fill))
-        elif name in ("telea", "navier-stokes"):
-            label = "Telea" if name == "telea" else "Navier-Stokes"
-            methods.append(
-                Method(
-                    name,
-                    f"{label} (OpenCV, radius {CV2_RADIUS})",
-                    opencv_fill(name),
-                    None,
-                    {"radius": CV2_RADIUS},
-                )
-            )
-        else:
+        if name in _NEIGHBOURS:
             assert candidates is not None
             methods += _neighbour_methods(name, runs, candidates)
+        else:
+            methods.append(_baseline(name, color))
     return methods
+
+
+def _baseline(name: BaselineName, color: tuple[float, float, float]) -> Method:
+    if name in OPENCV:
+        return Method(name, _OPENCV_LABELS[name], opencv_fill(name), None, {"radius": RADIUS})
+    if name == "mean":
+        label = "mean colour (training's fill)"
+        return Method(name, label, mean_fill(color), None, {"color": color}, batched=True)
+    if name == "context-mean":
+        return Method(name, "mean of the context", context_mean_fill, batched=True)
+    if name == "membrane":
+        label = "membrane (harmonic interpolation)"
+        return Method(name, label, _without_seam(context_mean_fill), batched=True)
+    label, fill = {
+        "hole-filler": ("inpaint without a checkpoint", _hole_filler_fill(HoleFiller())),
+        "hole-filler-no-network": (
+            "inpaint without any network",
+            _hole_filler_fill(HoleFiller(None)),
+        ),
+        "linear-prediction": (
+            "linear prediction alone",
+            _hole_filler_fill(HoleFiller(None, texture="off")),
+        ),
+        "included-network": ("included network alone", included_network_fill),
+    }[name]
+    return Method(name, label, fill, None, {"code": _filling_code()})
 
 
 def _neighbour_methods(name: str, runs: Sequence[Run], candidates: Crops) -> list[Method]:
@@ -224,22 +297,18 @@ def context_mean_fill(holes: MaskedBatch) -> Tensor:
     return context_mean(holes.image, holes.mask).expand_as(holes.image)
 
 
-def opencv_fill(name: str) -> Fill:
-    """A fill by OpenCV's inpainting of 8-bit pixels: Telea 2004, or Bertalmio et al. 2001."""
-    import cv2
+def opencv_fill(name: OpenCVName) -> Fill:
+    """A fill by one of OpenCV's methods, see :mod:`context_encoder.evaluation.opencv`."""
+    return _one_by_one(functools.partial(fill_by_opencv, name))
 
-    flag = cv2.INPAINT_TELEA if name == "telea" else cv2.INPAINT_NS
 
-    def fill(holes: MaskedBatch) -> Tensor:
-        pictures = holes.image.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        masks = holes.mask[:, 0].byte().numpy()
-        filled = [
-            cv2.inpaint(np.ascontiguousarray(picture), mask, CV2_RADIUS, flag)
-            for picture, mask in zip(pictures, masks, strict=True)
-        ]
-        return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-    return fill
+def included_network_fill(holes: MaskedBatch) -> Tensor:
+    """A fill by the network whose weights are part of the package, without texture."""
+    filled = [
+        predict_holes(np.ascontiguousarray((picture + 1) * np.float32(127.5)), mask)
+        for picture, mask in _pictures(holes)
+    ]
+    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).div(127.5).sub(1)
 
 
 def neighbour_fill(search: Neighbours) -> Fill:
@@ -259,6 +328,52 @@ def _network_fill(inpainter: Inpainter) -> Fill:
         return inpainter.complete(holes.image.to(device), holes.mask.to(device)).cpu()
 
     return fill
+
+
+def _window_fill(inpainter: Inpainter) -> Fill:
+    def fill(holes: MaskedBatch) -> Tensor:
+        filled = [inpainter.predict(picture, mask) for picture, mask in _pictures(holes)]
+        return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)
+
+    return fill
+
+
+def _hole_filler_fill(filler: HoleFiller) -> Fill:
+    return _one_by_one(lambda picture, mask: np.asarray(filler(picture, mask).image))
+
+
+def _one_by_one(
+    fill_one: Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.uint8]],
+) -> Fill:
+    """A fill by a function of one 8-bit image ``(H, W, 3)`` and its mask ``(H, W)``."""
+
+    def fill(holes: MaskedBatch) -> Tensor:
+        filled = [
+            fill_one(np.rint((picture + 1) * 127.5).astype(np.uint8), mask)
+            for picture, mask in _pictures(holes)
+        ]
+        return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+    return fill
+
+
+def _pictures(holes: MaskedBatch) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Each image ``(H, W, 3)`` in [-1, 1] and its mask ``(H, W)``."""
+    pictures = holes.image.permute(0, 2, 3, 1).contiguous().numpy()
+    return zip(pictures, holes.mask[:, 0].numpy(), strict=True)
+
+
+@functools.cache
+def _filling_code() -> str:
+    """A digest of the code and of the weights of the package that fill holes.
+
+    Results are kept, and the version of the package does not change with every edit.
+    """
+    digest = hashlib.sha256()
+    folder = Path(inpainting.__file__).parent
+    for file in sorted([*folder.glob("*.py"), *folder.glob("weights/*.safetensors")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _without_seam(bare: Fill) -> Fill:

@@ -11,7 +11,7 @@ Which method fills which hole is decided in :mod:`context_encoder.inpainting.fil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,7 +23,8 @@ from context_encoder.inpainting.fill import fill_holes, separate_small_holes
 from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
 from context_encoder.inpainting.membrane_network import predict_holes
-from context_encoder.inpainting.progress import hole_bar
+from context_encoder.inpainting.neighbourhoods import bounding_box, neighbourhoods
+from context_encoder.inpainting.progress import Progress, hole_bar
 from context_encoder.inpainting.texture import with_texture
 
 __all__ = ["TEXTURE", "FillReport", "HoleFiller", "Texture", "texture_strength"]
@@ -131,7 +132,7 @@ class HoleFiller:
         mask: ImageLike | None = None,
         *,
         boxes: Sequence[Sequence[int]] | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Inpainted[FillReport]:
         """Fill the holes of one image.
 
@@ -145,17 +146,21 @@ class HoleFiller:
             As :meth:`Inpainter.__call__`.
         """
         picture, missing, notes = read_with_mask(image, mask, boxes)
-        given = (picture.rgb() + 1) * _HALF_RANGE
+        # Large images are filled from what is near their holes. Elsewhere nothing is read of this.
+        filled = np.empty((picture.height, picture.width, 3), np.float32)
         with hole_bar(int(missing.sum()), show=progress) as bar:
-            filled = fill_holes(
-                given,
-                missing,
-                None if self.network is None else self._predict,
-                strength=self.texture,
-                seed=self.seed,
-                progress=bar.update,
-            )
-        result = picture.filled(missing, filled / _HALF_RANGE - 1)
+            for box in neighbourhoods(missing):
+                given = (replace(picture, pixels=picture.pixels[box]).rgb() + 1) * _HALF_RANGE
+                levels = fill_holes(
+                    given,
+                    missing[box],
+                    None if self.network is None else self._predict,
+                    strength=self.texture,
+                    seed=self.seed,
+                    progress=bar.update,
+                )
+                filled[box] = levels / _HALF_RANGE - 1
+        result = picture.filled(missing, filled)
         return Inpainted(result, missing, self._report(missing, notes))
 
     def _predict(
@@ -167,16 +172,22 @@ class HoleFiller:
 
     def _report(self, missing: NDArray[np.bool_], notes: Sequence[str]) -> FillReport:
         eight = np.ones((3, 3))
-        small, large = separate_small_holes(missing)
+        box = bounding_box(missing)
+        top, left = box[0].start, box[1].start
+        small, large = separate_small_holes(missing[box])
         labels, count = ndimage.label(large, eight)
         boxes = ndimage.find_objects(labels)
         patches = np.zeros(count + 1, bool)
         if self.texture:
-            patches[labels[with_texture(large)]] = True
+            whole = np.zeros_like(missing)
+            whole[box] = large
+            patches[labels[with_texture(whole)[box]]] = True
         return FillReport(
             small=int(ndimage.label(small, eight)[1]),
             small_pixels=int(small.sum()),
-            large=tuple((y.start, x.start, y.stop, x.stop) for y, x in boxes),
+            large=tuple(
+                (top + y.start, left + x.start, top + y.stop, left + x.stop) for y, x in boxes
+            ),
             patches=tuple(patches[1:].tolist()),
             network=self.network is not None,
             texture=self.texture,

@@ -30,7 +30,7 @@ from context_encoder.data.mask_images import ImageLike, InpaintError
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.correction import corrected_membrane
 from context_encoder.inpainting.image_io import read_with_mask, save_picture
-from context_encoder.inpainting.progress import hole_bar
+from context_encoder.inpainting.progress import Progress, hole_bar
 from context_encoder.inpainting.windows import (
     PlannedHole,
     Window,
@@ -245,7 +245,7 @@ class Inpainter:
         mask: ImageLike | None = None,
         *,
         boxes: Sequence[Sequence[int]] | None = None,
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Inpainted[Report]:
         """Fill the holes of one image.
 
@@ -257,7 +257,7 @@ class Inpainter:
             boxes: instead of a mask, rectangles ``(x0, y0, x1, y1)`` in pixels, x1 and y1
                 exclusive.
             progress: show a progress bar on standard error, if that is a terminal and the work
-                exceeds a second.
+                exceeds a second; or a function of the pixels done since its last call.
 
         Returns:
             The filled image. Outside the mask its pixels are those of ``image``, bit for bit;

@@ -17,6 +17,7 @@ from context_encoder.data import UnreadableImage, read_image
 from context_encoder.data.images import stored_size
 from context_encoder.transfer.voc import Item
 from context_encoder.utils.files import make_folder, write_file
+from context_encoder.utils.opencv import why_not
 
 log = logging.getLogger("context_encoder")
 FloatArray = NDArray[np.float64]
@@ -97,7 +98,7 @@ def find_proposals(
     """Boxes for every image, by name; an unreadable image has none.
 
     They come from the file, if one is given; otherwise from selective search's fast mode, if
-    OpenCV was built with ximgproc (cached in ``cache``, as it takes seconds per image); otherwise
+    OpenCV has ximgproc (cached in ``cache``, as it takes seconds per image); otherwise
     from :func:`dense_grid`.
 
     Args:
@@ -119,9 +120,9 @@ def find_proposals(
                 f"the first: {absent[0]}"
             )
         return {item.name: given[item.name][:limit] for item in items}
-    search = _selective_search()
-    if search is None:
-        log.info("proposals: a dense grid (no `proposals`, no OpenCV with ximgproc)")
+    missing = why_not("ximgproc")
+    if missing is not None:
+        log.info("proposals: a dense grid (no `proposals`, no selective search: %s)", missing)
         result = {}
         for item in items:
             try:
@@ -134,7 +135,7 @@ def find_proposals(
     kept = read_proposals(cache) if cache.exists() else {}
     if any(item.name not in kept for item in items):
         try:
-            _search(search, items, kept)
+            _search(_selective_search(), items, kept)
         finally:  # keeps hours of work after an interruption
             _keep(cache, kept)
     nothing = np.zeros((0, 4))
@@ -167,8 +168,5 @@ def _keep(cache: Path, boxes: dict[str, FloatArray]) -> None:
 
 
 def _selective_search() -> Any:
-    try:
-        ximgproc: Any = importlib.import_module("cv2.ximgproc")
-        return ximgproc.segmentation.createSelectiveSearchSegmentation()
-    except (ImportError, AttributeError):
-        return None
+    ximgproc: Any = importlib.import_module("cv2.ximgproc")
+    return ximgproc.segmentation.createSelectiveSearchSegmentation()

@@ -25,6 +25,7 @@ def save_sheet(
     title: str = "",
     rows: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
+    min_side: int = _MIN_SIDE,
 ) -> None:
     """Write a PNG with one row per sample and one titled column per kind of image.
 
@@ -38,10 +39,11 @@ def save_sheet(
         title: lines above everything.
         rows: labels to the left of the B rows, with newlines where they have several lines.
         captions: a line under each image: B texts for every column.
+        min_side: smaller images are enlarged to at least this longer side, by a whole factor.
     """
     count, _, height, width = columns[0][1].shape
     # Small images are enlarged by whole pixels, so that a viewer does not blur them.
-    zoom = max(1, -(-_MIN_SIDE // max(height, width)))
+    zoom = max(1, -(-min_side // max(height, width)))
     text = _Text()
     per_line = min(len(columns), max_columns or len(columns))
     lines = -(-len(columns) // per_line)

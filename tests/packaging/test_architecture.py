@@ -23,6 +23,7 @@ COMMANDS = {
     "context_encoder.neighbours",
     "context_encoder.train",
     "context_encoder.weights",
+    "context_encoder.demo.__main__",
     "context_encoder.transfer.__main__",
 }
 
@@ -67,7 +68,8 @@ def cycle(graph: dict[str, set[str]]) -> list[str] | None:
 
 def test_the_commands_are_where_they_are_started() -> None:
     on_top = {name for name in MODULES if name.count(".") == 1 and not name.endswith("__init__")}
-    assert on_top | {"context_encoder.transfer.__main__"} == COMMANDS
+    in_folders = {"context_encoder.demo.__main__", "context_encoder.transfer.__main__"}
+    assert on_top | in_folders == COMMANDS
     for name in COMMANDS:
         tree = ast.parse(MODULES[name].read_text())
         assert any(isinstance(n, ast.FunctionDef) and n.name == "main" for n in tree.body), name

@@ -1,6 +1,7 @@
 """The evaluation: its fills, figures, tables and sheets, and the command end to end."""
 
 import csv
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,8 +18,16 @@ from context_encoder.config import TrainConfig
 from context_encoder.data import load_crops
 from context_encoder.evaluate import main
 from context_encoder.evaluation import comparison, fills, perceptual
-from context_encoder.evaluation.comparison import EvaluateConfig, evaluate
-from context_encoder.evaluation.fills import BASELINES, MaskedBatch, baseline_methods, load_run
+from context_encoder.evaluation.comparison import evaluate
+from context_encoder.evaluation.fills import (
+    BASELINES,
+    MaskedBatch,
+    baseline_methods,
+    default_baselines,
+    load_run,
+)
+from context_encoder.evaluation.opencv import fill_by_opencv
+from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.evaluation.perceptual import FeatureDistance
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
 from context_encoder.masks import build_mask_sampler
@@ -26,7 +35,7 @@ from context_encoder.runs import LoadedModel, Photos
 from context_encoder.train import main as train
 from context_encoder.utils.image_grid import save_sheet
 from context_encoder.utils.metrics import hole_metrics, to_unit
-from tests.helpers.small_runs import TINY, save_photos
+from tests.helpers.small_runs import TINY, save_photos, save_untrained
 
 SIZE = 32
 
@@ -91,9 +100,12 @@ def test_every_method_is_in_every_table_but_central_networks_in_theirs_only(resu
     masks = read(results)["masks"]
     assert list(masks) == ["blob", "block", "central", "region"]
     features = {"nn-features-anywhere", "nn-features-centre"}
-    common = {"anywhere", "anywhere-blended"} | (set(BASELINES) - {"nn-features"}) | features
+    usual = set(default_baselines(native=False))
+    assert {"membrane", "telea", "fsr", "shiftmap", "hole-filler", "nn-features"} < usual
+    ours = {"anywhere", "anywhere-blended", "anywhere-textured"}
+    common = ours | (usual - {"nn-features"}) | features
     for kind, found in masks.items():
-        confined = {"centre", "centre-blended"} if kind == "central" else set()
+        confined = {"centre", "centre-blended", "centre-textured"} if kind == "central" else set()
         assert set(found["methods"]) == common | confined
         pictures = found["pictures"]
         assert len(pictures["area"]) == 6
@@ -142,7 +154,7 @@ def test_the_csv_has_the_same_means_and_bins_that_add_up(results: Path) -> None:
 
 def test_sheets_have_a_column_for_every_method(results: Path) -> None:
     """Six images per line, to fit a screen; the others follow on the next lines."""
-    for kind, methods in (("central", 13), ("region", 11)):
+    for kind, methods in (("central", 18), ("region", 15)):
         lines = 5 * -(-(2 + methods) // 6)
         with Image.open(results / f"{kind}.png") as sheet:
             assert 6 * 128 < sheet.width < 8 * 170
@@ -183,7 +195,7 @@ def test_the_same_command_again_computes_nothing(
 
     monkeypatch.setattr(comparison, "_measure", refuse)
     again = evaluate(config(run, central_run, out=results))
-    assert again.reused == again.parts == 46
+    assert again.reused == again.parts == 63
     assert (results / "results.json").read_text() == before
 
 
@@ -205,16 +217,16 @@ def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
         evaluate(config(run, **options))
     monkeypatch.setattr(comparison, "_measure", measure)
     resumed = evaluate(config(run, **options))
-    assert (resumed.reused, resumed.parts) == (7, 10)
+    assert (resumed.reused, resumed.parts) == (7, 12)
     whole = evaluate(config(run, **(options | {"out": tmp_path / "whole"})))
     assert [group.methods for group in resumed.groups] == [group.methods for group in whole.groups]
 
     # An incomplete part is not reused.
     torn = next((tmp_path / "out/parts").iterdir())
     torn.write_text(torn.read_text()[:40])
-    assert evaluate(config(run, **options)).reused == 9
+    assert evaluate(config(run, **options)).reused == 11
     # Central masks do not depend on the seed; blocks do.
-    assert evaluate(config(run, seed=1, **options)).reused == 5
+    assert evaluate(config(run, seed=1, **options)).reused == 6
     assert evaluate(config(run, samples=5, **options)).reused == 0
 
 
@@ -237,7 +249,8 @@ def all_methods(run: Path, photos: Path, names=BASELINES):
     candidates = load_crops(
         sorted(photos.iterdir()), photos, size=SIZE, resize=48, crop_scale=(0.8, 0.8)
     )
-    return [*loaded.methods(blend=True), *baseline_methods(names, [loaded], candidates)]
+    color = loaded.loaded.config.fill_color()
+    return [*loaded.methods(blend=True), *baseline_methods(names, [loaded], candidates, color)]
 
 
 def test_no_fill_looks_into_the_hole_or_at_other_pictures(
@@ -265,6 +278,27 @@ def test_opencv_fills_are_those_of_opencv(holes: tuple[torch.Tensor, MaskedBatch
             expected = cv2.inpaint(bgr, blanked.mask[i, 0].numpy().astype(np.uint8), 3, flag)
             filled = (got[i].permute(1, 2, 0).numpy() + 1) * 127.5
             np.testing.assert_allclose(filled, expected[..., ::-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fsr", "shiftmap"])
+def test_xphoto_gets_the_mask_and_the_colours_in_its_own_order(name: str) -> None:
+    """It takes 0 for missing. A texture that repeats is continued, in the right colours."""
+    rng = np.random.default_rng(0)
+    tile = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = np.tile(tile, (12, 12, 1))
+    picture = cv2.GaussianBlur(picture, (5, 5), 1.2, borderType=cv2.BORDER_REFLECT)
+    picture = picture // 2 + np.array([120, 60, 0], np.uint8)  # red
+    mask = np.zeros((96, 96), bool)
+    mask[40:56, 36:52] = True
+    blank = np.where(mask[..., None], np.uint8(0), picture)
+    filled = fill_by_opencv(name, blank, mask)
+    assert (filled.dtype, filled.shape) == (np.uint8, picture.shape)
+    error = filled[mask].astype(float) - picture[mask]
+    assert np.sqrt(np.square(error).mean()) < (6 if name == "shiftmap" else 12)
+    assert np.abs(filled[mask].mean(0) - picture[mask].mean(0)).max() < 6
+    for content in (128, 255):  # nothing of the hole is looked at, and every call gives the same
+        other = np.where(mask[..., None], np.uint8(content), picture)
+        np.testing.assert_array_equal(fill_by_opencv(name, other, mask)[mask], filled[mask])
 
 
 def test_the_membrane_continues_a_linear_picture_exactly(run: Path, photos: Path) -> None:
@@ -510,11 +544,35 @@ def test_pictures_that_were_trained_on_are_told(run: Path, photos: Path, tmp_pat
     assert not any("WARNING" in fact for fact in found.facts)
 
 
+def test_copies_in_another_encoding_are_told(tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos", 12, coarse=(20, 26))[0].parent
+    run = save_untrained(tmp_path / "anywhere", 0, data=photos, resize=48)
+    split = Photos.from_config(TrainConfig(data=photos))
+    copied = tmp_path / "copies"
+    copied.mkdir()
+    for path in photos.iterdir():
+        with Image.open(path) as image:
+            image.resize((120, 90)).save(copied / f"{path.stem}.jpg")
+    options = {"masks": ("central",), "baselines": (), "perceptual": "off", "data": copied}
+    found = evaluate(config(run, out=tmp_path / "out", **options))
+    (where,) = (
+        i
+        for i, fact in enumerate(found.facts)
+        if fact.startswith("WARNING: anywhere was trained on what looks like")
+    )
+    assert f"like {len(split.train)} of the 12 photographs" in found.facts[where]
+    named = found.facts[where + 1 : where + 1 + len(split.train)]
+    assert {fact.split()[0] for fact in named} == {f"{path.stem}.jpg" for path in split.train}
+    assert all(f" is like {path} (" in "\n".join(named) for path in split.train)
+    none = evaluate(config(run, out=tmp_path / "out", leak_samples=0, **options))
+    assert not any("WARNING" in fact for fact in none.facts)
+
+
 def test_missing_packages_are_told(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find = fills.importlib.util.find_spec
-    optional = {"cv2", "skimage", "efficientnet_lite_pytorch"}
+    find = importlib.util.find_spec
+    optional = {"cv2", "skimage", "efficientnet_lite_pytorch", "imagehash"}
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *a: None if name in optional else find(name, *a)
     )
@@ -533,8 +591,9 @@ def test_missing_packages_are_told(
 
     assert main(options) == 0
     text = capsys.readouterr().out
-    for name in ("telea", "navier-stokes", "nn-hog"):
+    for name in ("telea", "navier-stokes", "fsr", "shiftmap", "nn-hog"):
         assert f"{name} is skipped" in text
+    assert "copies in another encoding or size were not looked for" in text
     methods = read(tmp_path)["masks"]["central"]["methods"]
     assert {"membrane", "nn-pixels"} <= set(methods)
     assert "feature_distance" not in methods["mean"]["mean"]

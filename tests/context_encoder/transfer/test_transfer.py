@@ -401,6 +401,22 @@ def test_proposals_of_every_format_are_the_same(tmp_path: Path) -> None:
             read_proposals(tmp_path / name)
 
 
+def test_without_selective_search_a_grid_is_taken_and_the_reason_told(
+    devkit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reason = "no module ximgproc: pip install opencv-contrib-python-headless"
+    monkeypatch.setattr("context_encoder.transfer.proposals.why_not", lambda module: reason)
+    items = read_split(devkit, "VOC2007", "test", "Main", CLASSES)
+    with caplog.at_level("INFO", "context_encoder"):
+        found = find_proposals(items, None, tmp_path / "proposals.npz", 50)
+    assert f"a dense grid (no `proposals`, no selective search: {reason})" in caplog.text
+    assert all(len(found[item.name]) == 50 for item in items)
+    assert not (tmp_path / "proposals.npz").exists()
+
+
 def test_selective_search_goes_on_where_it_was_stopped(
     devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
