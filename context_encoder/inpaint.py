@@ -97,8 +97,8 @@ class Arguments:
     blend: Annotated[
         bool,
         arg(
-            help="Adapt brightness and colour of the fill to its surroundings; --no-blend for "
-            "the unchanged prediction."
+            help="Adapt brightness and colour of the fill to its surroundings (networks that "
+            "correct the membrane do so themselves); --no-blend for the unchanged prediction."
         ),
     ] = True
     batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16

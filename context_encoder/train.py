@@ -1,6 +1,7 @@
 """``python -m context_encoder.train``: training of a context encoder or another pretext.
 
-Without arguments: a small network on the packaged photographs, in about two minutes on a CPU.
+Without arguments: the network that corrects the membrane, on the packaged photographs, in two to
+three minutes on two CPU cores.
 Several GPUs: ``torchrun --nproc-per-node N -m context_encoder.train ...``.
 """
 

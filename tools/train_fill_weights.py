@@ -41,6 +41,7 @@ from torch import Tensor
 from context_encoder.data import embedded_photos, list_images, read_image, split_photos
 from context_encoder.masks import BlobMasks, RegionMasks, silhouettes
 from context_encoder.models.membrane_unet import MembraneUNet
+from context_encoder.pretexts.losses import log_l2_loss
 
 FORMAT_VERSION = 1
 VAL_FRACTION = 0.18  # that of context_encoder.train
@@ -55,8 +56,6 @@ HOLES = {
     "blob": 0.05,
     "central": 0.1,
 }
-# Mean squared error on [-1, 1] below which the loss hardly falls: 46 dB.
-LEAST_ERROR = 1e-4
 GRADIENT_NORM = 5.0
 
 
@@ -176,17 +175,6 @@ class RandomCrops:
         return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-def loss_in_decibels(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """The mean logarithm of each image's mean squared error in its hole.
-
-    PSNR averaged over images, up to a factor: an image with smooth surroundings, whose error is
-    small, counts as much as any other.
-    """
-    hole = mask.to(target.dtype)
-    squares = ((prediction - target).square() * hole).sum((1, 2, 3))
-    return (squares / (target.shape[1] * hole.sum((1, 2, 3))) + LEAST_ERROR).log().mean()
-
-
 def training_files(folders: Sequence[Path], keep_out: Sequence[int]) -> list[Path]:
     """The files to train on, by the rule of this module's docstring."""
     root = embedded_photos()
@@ -280,9 +268,9 @@ def train(args: argparse.Namespace) -> None:
             start = network.starting_point(image, mask)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             correction = network.correction(start, mask)
-        loss = loss_in_decibels(start + correction, image, mask)
+        loss = log_l2_loss(start + correction, image, mask)
         with torch.no_grad():
-            gains.append((loss_in_decibels(start, image, mask) - loss) * 10 / math.log(10))
+            gains.append((log_l2_loss(start, image, mask) - loss) * 10 / math.log(10))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)

@@ -1,6 +1,6 @@
 """The configuration of a training run, its presets, and the network built from it."""
 
-from context_encoder.config.build import build_context_encoder
+from context_encoder.config.build import build_feature_network, build_network
 from context_encoder.config.open_config import OpenConfig, in_words, refusal
 from context_encoder.config.presets import PRESETS, PresetName, default_preset
 from context_encoder.config.pretexts import PRETEXTS, PretextName, PretextSpec
@@ -25,7 +25,8 @@ __all__ = [
     "PretextName",
     "PretextSpec",
     "TrainConfig",
-    "build_context_encoder",
+    "build_feature_network",
+    "build_network",
     "default_preset",
     "fill_color",
     "idle_options",

@@ -40,6 +40,17 @@ class Presets(Mapping[str, Preset]):
     def __len__(self) -> int:
         return len(self._all())
 
+    def default(self) -> str:
+        """The preset of a run without options.
+
+        Raises:
+            RegistryError: two presets claim to be it.
+        """
+        found = [name for name, preset in self._all().items() if preset.default]
+        if len(found) != 1:
+            raise RegistryError(f"one preset must be the default, these are: {', '.join(found)}")
+        return found[0]
+
     def canonical(self, name: str) -> str:
         """The name itself; ValueError if it is unknown."""
         if name not in self:
@@ -56,14 +67,20 @@ PresetName = Annotated[str, NameIn(PRESETS)]
 def default_preset(model: str | None = None, pretext: str | None = None) -> str:
     """The preset for a network and a pretext; None (or an unknown name) means not chosen.
 
-    The first match is used: a preset of the network with this pretext, a preset of the pretext
-    for this network, then the first preset of the network. A network without presets has that
-    of the default network.
+    Without a network, it is that of a run without options if this has the pretext. Otherwise
+    the first match is used: a preset of the network (or else of the default network) with this
+    pretext, a preset of the pretext for this network, then the first preset of the network. A
+    network without presets has that of the default network.
     """
-    model = MODELS.canonical(model) if model and model in MODELS else MODELS.default()
     if not pretext or pretext not in PRETEXTS:
         pretext = PRETEXTS.default()
     pretext = PRETEXTS.canonical(pretext)
+    if not model or model not in MODELS:
+        name = PRESETS.default()
+        if PRESETS[name].values.get("pretext", PRETEXTS.default()) == pretext:
+            return name
+        model = MODELS.default()
+    model = MODELS.canonical(model)
     own = MODELS[model].presets
     brought = {
         name: preset

@@ -86,7 +86,11 @@ class TrainConfig(OpenConfig):
         description="Colour of the hole; released-order permutes the channels as train.lua does.",
     )
 
-    loss: Literal["l2", "l1"] = Field("l2", description="Reconstruction loss.")
+    loss: Literal["l2", "l1", "log-l2"] = Field(
+        "l2",
+        description="Reconstruction loss: l2 (paper), l1, or the mean logarithm of each image's "
+        "l2, which is the mean PSNR up to a factor (Chen et al. 2021).",
+    )
     steps: Annotated[int, Field(ge=1)] = Field(1000, description="Training steps.")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the photographs; overrides `steps`."
@@ -103,6 +107,11 @@ class TrainConfig(OpenConfig):
     )
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Adam's first beta.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="L2 penalty in Adam.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Decay per step of a moving average of the weights, which is validated and "
+        "saved as the network (Polyak and Juditsky 1992); 0 for the weights themselves.",
+    )
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="Mixed precision by autocast.")
@@ -125,8 +134,15 @@ class TrainConfig(OpenConfig):
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The given values, and those of the preset that are not given and have an effect."""
-        name = values.get("preset", cls.default_of("preset"))
+        """The given values, and those of the preset that are not given and have an effect.
+
+        Without a preset, values that name the network or the pretext are completed by the
+        defaults of the fields, and others by the preset of a run without options.
+        """
+        if "preset" not in values:
+            named = {"model", "pretext"} & values.keys()
+            values = {"preset": default_preset(MODELS.default() if named else None), **values}
+        name = values["preset"]
         recipe = PRESETS[name].values if name in PRESETS else {}
         idle = idle_options({**recipe, **values})
         return {**{name: v for name, v in recipe.items() if name not in idle}, **values}
@@ -170,6 +186,10 @@ class TrainConfig(OpenConfig):
                 for option_name, owners in cls.owners().items():
                     if owners[0][0] == "mask":
                         idle[option_name] = idle["mask"]
+            if "model" in chosen and not MODELS[chosen["model"]].sees_color:
+                seeing = in_words(MODELS.names(lambda other: other.sees_color))
+                reason_fill = f"needs `model` {seeing}, this run has `model` {chosen['model']}"
+                idle.setdefault("fill", reason_fill)
             if spec.encoder_only and "model" in chosen:
                 for used in MODELS[chosen["model"]].bottleneck_options:
                     idle[used] = reason(PRETEXTS.names(lambda other: not other.encoder_only))

@@ -9,7 +9,7 @@ import torch
 
 from context_encoder.config import TrainConfig
 from context_encoder.encoder.weights import load_encoder
-from context_encoder.models import Backbone, build_model, default_features_model
+from context_encoder.models import Backbone, build_context_encoder, default_features_model
 from context_encoder.runs import find_checkpoint, load_model, read_config
 
 
@@ -46,7 +46,7 @@ def load_backbone(
     if checkpoint is not None and weights is not None:
         raise ValueError("checkpoint and weights are both given; features come from one network")
     if checkpoint is not None:
-        network = load_model(checkpoint).model
+        network = load_model(checkpoint).backbone()
         if image_size not in (None, network.image_size):
             raise ValueError(
                 f"{checkpoint} takes images of {network.image_size} pixels, image_size "
@@ -57,7 +57,8 @@ def load_backbone(
         return load_encoder(Path(weights), model=model, image_size=image_size)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(model or default_features_model(), image_size=image_size).eval()
+        name = model or default_features_model()
+        return build_context_encoder(name, image_size=image_size).eval()
 
 
 def choose_backbone(

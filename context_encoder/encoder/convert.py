@@ -54,8 +54,9 @@ def export_run(
     """
     check_new_file(out, (".safetensors",), overwrite=overwrite)
     loaded = load_model(checkpoint, which=which)
-    tensors = export_encoder(loaded.model.encoder, names)
-    metadata = weights_metadata(loaded.config.model, loaded.model, names)
+    backbone = loaded.backbone()
+    tensors = export_encoder(backbone.encoder, names)
+    metadata = weights_metadata(loaded.config.model, backbone, names)
     return _save(
         out, tensors, metadata | {"pretext": loaded.config.pretext, "step": str(loaded.step)}
     )

@@ -40,7 +40,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from context_encoder.config import in_words
-from context_encoder.models import MODELS, Backbone, build_model, default_features_model
+from context_encoder.models import MODELS, Backbone, build_context_encoder, default_features_model
 
 __all__ = [
     "ImportReport",
@@ -343,7 +343,7 @@ def load_encoder(
         raise WeightsError(f"`norm` {norm} is for `model` {owners}, not for `model` {model}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        whole = build_model(model, image_size=image_size, **options)
+        whole = build_context_encoder(model, image_size=image_size, **options)
     report = import_encoder(whole.encoder, tensors)
     if not report.loaded or not (report.complete or partial):
         hint = "" if not report.loaded else "; `partial` leaves the rest random"

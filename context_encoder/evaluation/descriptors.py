@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from cekernels import fill_masked
 from context_encoder.data import Crops
+from context_encoder.models import Backbone
 from context_encoder.runs import LoadedModel
 
 __all__ = [
@@ -134,7 +134,7 @@ class Hog:
 
 
 class EncoderFeatures:
-    """Cosine distance of a network's features of the image with its hole filled with a colour.
+    """Cosine distance of a network's features of the image with its hole hidden.
 
     Candidates are encoded again whenever the mask changes.
 
@@ -156,15 +156,13 @@ class EncoderFeatures:
                 f"{run.path} takes images of {size} pixels, these have "
                 f"{candidates.images.shape[-1]}"
             )
-        bottleneck = getattr(model, "bottleneck", None)
-        layers = [
-            name
-            for part in (model.encoder, bottleneck)
-            if part
-            for name, _ in part.named_children()
-        ]
-        if layer is not None and layer not in layers:
-            raise ValueError(f"{run.path} has no layer {layer!r}; it has {', '.join(layers)}")
+        if layer is not None:
+            backbone = run.backbone()
+            layers = [
+                name for part in backbone.feature_parts() for name, _ in part.named_children()
+            ]
+            if layer not in layers:
+                raise ValueError(f"{run.path} has no layer {layer!r}; it has {', '.join(layers)}")
         self._model, self._layer, self._candidates = model, layer, candidates
         self._device = next(model.parameters()).device
         self._fill = torch.tensor(run.config.fill_color(), device=self._device)
@@ -191,10 +189,10 @@ class EncoderFeatures:
     def _encode(self, image: Tensor, mask: Tensor) -> Tensor:
         """Features of unit length, ``(B, C)``."""
         holes = mask.to(self._device).expand(len(image), -1, -1, -1)
-        given = fill_masked(image.to(self._device), holes, self._fill)
-        features = (
-            self._model.encoder(given)
-            if self._layer is None
-            else self._model.features(given)[self._layer]
-        )
+        inputs = self._model.inputs(image.to(self._device), holes, self._fill)
+        if self._layer is None:
+            features = self._model.encode(*inputs)
+        else:
+            assert isinstance(self._model, Backbone)
+            features = self._model.features(*inputs)[self._layer]
         return F.normalize(features.flatten(1).float(), dim=1)

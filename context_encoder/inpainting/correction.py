@@ -1,8 +1,8 @@
-"""The corrections that a network makes to the membrane of a picture of any size."""
+"""The membrane of a picture of any size, and the corrections that a network makes to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,12 +10,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.windows import Window, reflect_indices
 from context_encoder.models.membrane_unet import MembraneUNet
 
-__all__ = ["membrane_corrections"]
+__all__ = ["corrected_membrane", "membrane_corrections"]
 
 Mask = NDArray[np.bool_]
+
+
+def corrected_membrane(
+    network: MembraneUNet,
+    image: NDArray[np.float32],
+    missing: Mask,
+    windows: Sequence[Window],
+    *,
+    batch_size: int = 16,
+    progress: Callable[[float], object] | None = None,
+) -> NDArray[np.float32]:
+    """Fill the holes of a picture with the membrane and a network's correction of it.
+
+    Args:
+        network, missing, windows, batch_size, progress: see :func:`membrane_corrections`.
+        image: float32 ``(H, W, 3)``, RGB in [-1, 1]; values in the hole have no effect.
+
+    Returns:
+        float32 ``(H, W, 3)``, not clamped; outside the hole it is ``image``.
+    """
+    # The seam of a hole of zeros removed: the harmonic continuation of its surroundings.
+    membrane = remove_seam(np.where(missing[..., None], np.float32(0), image), missing)
+    corrections = membrane_corrections(
+        network, membrane, missing, windows, batch_size=batch_size, progress=progress
+    )
+    return np.where(missing[..., None], membrane + corrections, image)
 
 
 @torch.inference_mode()
@@ -26,6 +53,7 @@ def membrane_corrections(
     windows: Sequence[Window],
     *,
     batch_size: int = 16,
+    progress: Callable[[float], object] | None = None,
 ) -> NDArray[np.float32]:
     """What to add to a picture whose holes the membrane fills.
 
@@ -39,6 +67,7 @@ def membrane_corrections(
         windows: from :func:`context_encoder.inpainting.windows.plan_windows`; each gives the
             correction of its own pixels.
         batch_size: windows at a time.
+        progress: called with pixels done; they add up to those of the windows.
 
     Returns:
         float32 ``(H, W, 3)``, 0 outside the windows' pixels.
@@ -60,6 +89,8 @@ def membrane_corrections(
             ]
             values = part.permute(1, 2, 0).numpy()
             corrections[top:bottom, left:right][window.pixels] = values[window.pixels]
+            if progress is not None:
+                progress(float(window.pixels.sum()))
     return corrections
 
 

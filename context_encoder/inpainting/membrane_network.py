@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from context_encoder.inpainting.blending import remove_seam
-from context_encoder.inpainting.correction import membrane_corrections
+from context_encoder.inpainting.correction import corrected_membrane
 from context_encoder.inpainting.windows import WindowGeometry, plan_windows
 from context_encoder.models.membrane_unet import MembraneUNet
 
@@ -41,12 +40,9 @@ def predict_holes(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArra
         float32 ``(H, W, 3)``, 0 to 255; outside the hole it is ``image``.
     """
     network = included_network()
-    # The seam of a hole of zeros removed: the harmonic continuation of its surroundings.
-    filled = remove_seam(np.where(mask[..., None], np.float32(0), image), mask)
-    membrane = filled / np.float32(127.5) - 1
     size = network.image_size
     holes = plan_windows(mask, WindowGeometry(size, (0, 0, size, size)))
     windows = [window for hole in holes for window in hole.windows]
-    predicted = membrane + membrane_corrections(network, membrane, mask, windows)
+    predicted = corrected_membrane(network, image / np.float32(127.5) - 1, mask, windows)
     levels = np.clip((predicted + 1) * np.float32(127.5), 0, 255)
     return np.where(mask[..., None], levels, image)

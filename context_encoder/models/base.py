@@ -11,12 +11,65 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cekernels import ChannelwiseLinear
+from cekernels import ChannelwiseLinear, fill_masked
 
 OutputActivation = Literal["linear", "relu", "tanh"]
 
 
-class Backbone(nn.Module):
+class Network(nn.Module):
+    """A network that looks at a square image, parts of which may be missing.
+
+    Most networks take the image alone, its hole filled with a constant colour; others take the
+    mask too. :meth:`inputs` is the one place that knows::
+
+        prediction = network(*network.inputs(image, mask, color))
+
+    Args:
+        image_size: S, the side of the square input in pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+    def inputs(self, image: Tensor, mask: Tensor, color: Tensor) -> tuple[Tensor, ...]:
+        """What the network is called with for images with holes.
+
+        Args:
+            image: ``(B, 3, S, S)``, floating point, RGB in [-1, 1]; what it holds where the mask
+                is set makes no difference to the network.
+            mask: bool ``(B, 1, S, S)``, True where the image is missing.
+            color: ``(3,)``, the colour of holes in training, for networks that see one.
+        """
+        return (fill_masked(image, mask, color),)
+
+    def encode(self, *inputs: Tensor) -> Tensor:
+        """The encoder's feature map, ``(B, C, n, n)``, of what :meth:`inputs` returns."""
+        raise NotImplementedError
+
+
+class InpaintingNetwork(Network):
+    """A network that predicts the missing part of an image.
+
+    It is called with what :meth:`Network.inputs` returns, and returns the prediction for
+    ``output_region``, ``(B, 3, height, width)``, RGB in [-1, 1].
+
+    Attributes:
+        output_region: (top, left, height, width) of the prediction in pixels of the input.
+    """
+
+    output_region: tuple[int, int, int, int]
+
+    @staticmethod
+    def check_image_size(image_size: int) -> None:
+        """ValueError, with a list of suitable sizes, if the network cannot handle the size.
+
+        It is called before anything is built. A network that takes only some sizes overrides it.
+        """
+        check_integer("image_size", image_size, 1)
+
+
+class Backbone(Network):
     """A network for feature extraction: an encoder of named stages and, optionally, more parts.
 
     ``model.encoder`` alone is fully convolutional and takes any size that gives a non-empty map;
@@ -28,23 +81,23 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, image_size: int, encoder: nn.Sequential) -> None:
-        super().__init__()
-        self.image_size = image_size
+        super().__init__(image_size)
         self.encoder = encoder
 
     def feature_parts(self) -> tuple[nn.Sequential, ...]:
         """The parts whose stages :meth:`features` returns, in the order of their application."""
         return (self.encoder,)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The encoder's feature map of ``x``, ``(B, C, n, n)``.
+    def encode(self, *inputs: Tensor) -> Tensor:
+        """The encoder's feature map, ``(B, C, n, n)``.
 
         Args:
-            x: ``(B, 3, S, S)``, floating point, RGB in [-1, 1].
+            inputs: one tensor ``(B, 3, S, S)``, floating point, RGB in [-1, 1].
 
         Raises:
-            TypeError, ValueError: ``x`` is of another type or shape.
+            TypeError, ValueError: it is of another type or shape.
         """
+        (x,) = inputs
         self._check_input(x)
         features: Tensor = self.encoder(x)
         return features
@@ -55,7 +108,7 @@ class Backbone(nn.Module):
         A stage includes its activation: ``conv1`` is the output of the ReLU, as in Caffe, where
         the ReLU overwrites its input. ``channelwise_fc`` is taken before dropout. Gradients flow;
         call it in eval mode and under ``torch.no_grad()`` to extract features.
-        Arguments and errors as in :meth:`encode`.
+        Argument and errors as in :meth:`encode`.
         """
         self._check_input(x)
         outputs: dict[str, Tensor] = {}
@@ -79,7 +132,7 @@ class Backbone(nn.Module):
             )
 
 
-class ContextEncoder(Backbone):
+class ContextEncoder(Backbone, InpaintingNetwork):
     """Predicts the missing part of an image from the rest (Pathak et al. 2016, section 3).
 
     The three parts consist of named stages, so that weights have names such as
@@ -107,14 +160,6 @@ class ContextEncoder(Backbone):
         self.output_region = output_region or (0, 0, image_size, image_size)
         self.bottleneck = bottleneck
         self.decoder = decoder
-
-    @staticmethod
-    def check_image_size(image_size: int) -> None:
-        """ValueError, with a list of suitable sizes, if the network cannot handle the size.
-
-        It is called before anything is built. A network that takes only some sizes overrides it.
-        """
-        check_integer("image_size", image_size, 1)
 
     def feature_parts(self) -> tuple[nn.Sequential, ...]:
         return (self.encoder, self.bottleneck)

@@ -11,9 +11,15 @@ __all__ = ["membrane"]
 # Below this side nothing is gained from a coarser level.
 _COARSEST = 4
 # Jacobi steps: for the first guess at each level; before and after each coarser correction; at
-# the coarsest level. Measured with 2 cycles on 40 photographs with square holes of 9 to 44 % of
-# the side: 0.6 levels of 255 (root mean square) from the exact solution at 64 pixels, 1 at 256.
+# the coarsest level. Measured with 2 cycles on 40 crops of photographs, square holes of 9 to 44 %
+# of the side: 0.7 levels of 255 (root mean square) from the exact solution at 64 pixels, 1.1 at
+# 256.
 _GUESS, _SMOOTHING, _LAST = 2, 2, 8
+# A coarse pixel is known if one of its 2 x 2 pixels is, so the edge of the hole lies between 0 and
+# 1/2 pixel off its centre, and the known neighbours of the correction, which are 0, are nearer than
+# a pixel. Counting them 1 + 1/3 times is a compromise: with 1, cycles diverge for squares that
+# the coarse pixels fit exactly; with 2, they converge half as fast for all others.
+_NEARER = 1 / 3
 # How far a step goes towards the mean of the neighbours: at 1 the finest pattern would stay.
 _DAMPING = 0.9
 
@@ -28,7 +34,7 @@ def membrane(image: Tensor, mask: Tensor, cycles: int = 2) -> Tensor:
     * A first guess from coarse to fine: a coarse pixel is the mean of the known ones among its 2 x
       2, missing if none is known; each level starts from the coarser one, enlarged bilinearly, and
       takes 2 damped Jacobi steps.
-    * Then V-cycles, each of which leaves about a third of the error: what the equation lacks is
+    * Then V-cycles, each of which leaves about half of the error: what the equation lacks is
       averaged to half the size, the correction solved for there (0 where one of the 2 x 2 pixels
       is known), enlarged and added, with 2 Jacobi steps before and after.
 
@@ -59,9 +65,9 @@ def membrane(image: Tensor, mask: Tensor, cycles: int = 2) -> Tensor:
         )
     if cycles < 0:
         raise ValueError(f"cycles must be 0 or more, got {cycles}")
-    filled = _guess(torch.where(mask, 0, image), mask)
+    filled = _guess(torch.where(mask, 0, image.contiguous()), mask)
     for _ in range(cycles):
-        filled = _cycle(filled, mask, None)
+        filled = _cycle(filled, mask, None, None)
     return filled
 
 
@@ -76,36 +82,49 @@ def _guess(known: Tensor, mask: Tensor) -> Tensor:
         # Nothing is divided by 0; where nothing is known the sum is 0 as well.
         coarse = _guess(_halved(known) / weight.clamp(min=0.25), weight == 0)
         start = _enlarged(coarse, height, width)
-    return _smoothed(torch.where(mask, start, known), mask, None, _GUESS)
+    return _smoothed(torch.where(mask, start, known), mask, None, None, _GUESS)
 
 
-def _cycle(x: Tensor, mask: Tensor, source: Tensor | None) -> Tensor:
+def _cycle(x: Tensor, mask: Tensor, source: Tensor | None, known: Tensor | None) -> Tensor:
     """One V-cycle for "x is the mean of its neighbours, plus source, wherever mask is set"."""
     height, width = x.shape[2:]
     if min(height, width) <= _COARSEST:
-        return _smoothed(x, mask, source, _LAST)
-    x = _smoothed(x, mask, source, _SMOOTHING)
-    lacking = torch.where(mask, _wanted(x, source) - x, 0)
+        return _smoothed(x, mask, source, known, _LAST)
+    x = _smoothed(x, mask, source, known, _SMOOTHING)
+    lacking = torch.where(mask, _lack(x, source, known), 0)
     # Halving the resolution makes differences of neighbours twice, second differences four times
     # as large.
-    coarse_mask = _halved((~mask).to(x.dtype)) == 0
-    coarse = torch.where(coarse_mask, 4 * _halved(lacking), 0)
-    correction = _cycle(torch.zeros_like(coarse), coarse_mask, coarse)
+    coarse_known = _halved((~mask).to(x.dtype)) > 0
+    coarse = torch.where(coarse_known, 0, 4 * _halved(lacking))
+    neighbours = _NEARER * _neighbours(coarse_known.to(x.dtype))
+    correction = _cycle(torch.zeros_like(coarse), ~coarse_known, coarse, neighbours)
     x = torch.where(mask, x + _enlarged(correction, height, width), x)
-    return _smoothed(x, mask, source, _SMOOTHING)
+    return _smoothed(x, mask, source, known, _SMOOTHING)
 
 
-def _smoothed(x: Tensor, mask: Tensor, source: Tensor | None, steps: int) -> Tensor:
+def _smoothed(
+    x: Tensor, mask: Tensor, source: Tensor | None, known: Tensor | None, steps: int
+) -> Tensor:
+    weight: Tensor | float = 0.25 if known is None else 1 / (4 + known)
+    step = mask * (_DAMPING * weight)
     for _ in range(steps):
-        x = torch.where(mask, torch.lerp(x, _wanted(x, source), _DAMPING), x)
+        x = x + step * _lack(x, source, known)
     return x
 
 
-def _wanted(x: Tensor, source: Tensor | None) -> Tensor:
-    """The mean of the 4 neighbours (beyond the edge lies the pixel itself), plus ``source``."""
+def _lack(x: Tensor, source: Tensor | None, known: Tensor | None) -> Tensor:
+    """What the equation lacks: neighbours and ``source``, less the pixel as often.
+
+    ``known``: additional weight of the known neighbours, which are 0.
+    """
+    lack = _neighbours(x) - (4 if known is None else 4 + known) * x
+    return lack if source is None else lack + source
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """The sum of the 4 neighbours; beyond the edge lies the pixel itself."""
     y = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    total = y[..., :-2, 1:-1] + y[..., 2:, 1:-1] + y[..., 1:-1, :-2] + y[..., 1:-1, 2:]
-    return 0.25 * total if source is None else 0.25 * total + source
+    return y[..., :-2, 1:-1] + y[..., 2:, 1:-1] + y[..., 1:-1, :-2] + y[..., 1:-1, 2:]
 
 
 def _halved(x: Tensor) -> Tensor:

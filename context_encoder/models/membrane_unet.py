@@ -6,11 +6,15 @@ from collections import OrderedDict
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cekernels import ChannelwiseLinear
+from context_encoder.models.base import InpaintingNetwork
 from context_encoder.models.membrane import membrane
+from context_encoder.models.registry import register_model
+from context_encoder.utils.option_groups import OptionGroup, Preset
 
 __all__ = ["MembraneUNet"]
 
@@ -29,7 +33,54 @@ _ELSEWHERE = 1e-4
 _HEAD_GAIN = 0.15
 
 
-class MembraneUNet(nn.Module):
+_TOO_BLIND = "without `skips` and without `channelwise` the network sees too little of an image"
+
+
+class MembraneUNetOptions(OptionGroup):
+    """Options of the network that corrects the membrane."""
+
+    start: Literal["membrane", "mean"] = Field(
+        "membrane",
+        description="What fills the hole before the correction: the membrane, or the mean colour "
+        "of the known pixels.",
+    )
+    skips: bool = Field(True, description="Skip connections from encoder to decoder.")
+    channelwise: bool = Field(
+        True, description="The channel-wise fully-connected layer in the bottleneck."
+    )
+    mask_channel: bool = Field(True, description="The mask as a fourth channel of the input.")
+
+    @model_validator(mode="after")
+    def _sees_enough(self) -> MembraneUNetOptions:
+        if not (self.skips or self.channelwise):
+            raise ValueError(_TOO_BLIND)
+        return self
+
+
+@register_model(
+    "membrane-unet",
+    summary="correction of the membrane, with skip connections and the mask, 64 -> 64 pixels",
+    image_size=64,
+    options=MembraneUNetOptions,
+    data_processes=False,
+    presets={
+        "membrane-unet": Preset(
+            {
+                "model": "membrane-unet",
+                "loss": "log-l2",
+                "overlap": 0,
+                "steps": 800,
+                "lr": 3e-3,
+                "val_every": 200,
+                "warmup_steps": 50,
+                "ema": 0.99,
+            },
+            "ours",
+            default=True,
+        )
+    },
+)
+class MembraneUNet(InpaintingNetwork):
     """Fills a hole with the membrane, plus a correction that it predicts.
 
     Where the context encoder of the paper starts from a constant colour, this one starts from the
@@ -78,11 +129,11 @@ class MembraneUNet(nn.Module):
     ) -> None:
         self.check_image_size(image_size)
         if not (skips or channelwise):
-            raise ValueError("a network without skips and without channelwise sees too little")
-        super().__init__()
+            raise ValueError(_TOO_BLIND)
+        super().__init__(image_size)
         if start not in ("membrane", "mean"):
             raise ValueError(f"start must be 'membrane' or 'mean', got {start!r}")
-        self.image_size = image_size
+        self.output_region = (0, 0, image_size, image_size)
         self.start = start
         self.skips = skips
         self.channelwise = channelwise
@@ -124,11 +175,6 @@ class MembraneUNet(nn.Module):
             self.heads[f"head{number}"] = nn.Conv2d(before, 3, 3, padding=1)
         self._init_weights()
 
-    @property
-    def output_region(self) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the prediction in pixels of the input: all of it."""
-        return (0, 0, self.image_size, self.image_size)
-
     @staticmethod
     def check_image_size(image_size: int) -> None:
         """ValueError unless a network can have that input size."""
@@ -145,6 +191,10 @@ class MembraneUNet(nn.Module):
                 f"image_size {image_size} must be a multiple of {multiple}; "
                 f"nearest: {below} or {below + multiple}"
             )
+
+    def inputs(self, image: Tensor, mask: Tensor, color: Tensor) -> tuple[Tensor, ...]:
+        """The image and the mask; no colour is seen."""
+        return image, mask
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Predict the whole image; only the hole is of interest.
@@ -172,8 +222,30 @@ class MembraneUNet(nn.Module):
         count = (~mask).sum((2, 3), keepdim=True).clamp(min=1)
         return torch.where(mask, known.sum((2, 3), keepdim=True) / count, known)
 
+    def encode(self, *inputs: Tensor) -> Tensor:
+        """The innermost map of the encoder, ``(B, C, n, n)``; arguments of :meth:`forward`."""
+        image, mask = inputs
+        maps, _ = self._encode(self.starting_point(image, mask), mask)
+        return maps[-1]
+
     def correction(self, filled: Tensor, mask: Tensor) -> Tensor:
         """What to add to :meth:`starting_point`, float32 ``(B, 3, S, S)``."""
+        maps, contrast = self._encode(filled, mask)
+        features = self._bottleneck(maps.pop())
+        correction: Tensor | None = None
+        for number in range(1, len(self.heads) + 1):
+            features = self.decoder[f"up{number}"](features)
+            if number == 1:
+                features = self.decoder["refine1"](features)
+            if self.skips:
+                features = torch.cat((features, maps.pop()), 1)
+            detail = self.heads[f"head{number}"](features).float()
+            correction = detail if correction is None else _doubled(correction) + detail
+        assert correction is not None
+        return _doubled(correction) * (_HEAD_GAIN * contrast)
+
+    def _encode(self, filled: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The maps of all levels, outermost first, and the contrast ``(B, 1, 1, 1)``."""
         mean, contrast = _surroundings(filled, mask)
         x = (filled - mean) / contrast
         if self.mask_channel:
@@ -187,19 +259,7 @@ class MembraneUNet(nn.Module):
                 features = torch.cat((features, x), 1)
             features = stage(features)
             maps.append(features)
-
-        features = self._bottleneck(maps.pop())
-        correction: Tensor | None = None
-        for number in range(1, len(self.heads) + 1):
-            features = self.decoder[f"up{number}"](features)
-            if number == 1:
-                features = self.decoder["refine1"](features)
-            if self.skips:
-                features = torch.cat((features, maps.pop()), 1)
-            detail = self.heads[f"head{number}"](features).float()
-            correction = detail if correction is None else _doubled(correction) + detail
-        assert correction is not None
-        return _doubled(correction) * (_HEAD_GAIN * contrast)
+        return maps, contrast
 
     def grown(self) -> MembraneUNet:
         """A network for images of twice the side, one level more, all others as they are.

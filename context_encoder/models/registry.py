@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from context_encoder.models.base import ContextEncoder
+from context_encoder.models.base import ContextEncoder, InpaintingNetwork, Network
 from context_encoder.utils.option_groups import OptionGroup, Preset
 from context_encoder.utils.registry import NameIn, Registry
 
-Network = TypeVar("Network", bound=type[ContextEncoder])
+Kind = TypeVar("Kind", bound=type[InpaintingNetwork])
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """An entry of the registry; see :func:`register_model`."""
 
-    network: type[ContextEncoder]
+    network: type[InpaintingNetwork]
     image_size: int
     summary: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -35,6 +35,16 @@ class ModelSpec:
         """Names of the class's options that the entry does not fix."""
         parameters = inspect.signature(self.network).parameters
         return tuple(p for p in parameters if p != "image_size" and p not in self.fixed)
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether its encoder works alone: for features, transfers and other pretexts."""
+        return issubclass(self.network, ContextEncoder)
+
+    @property
+    def sees_color(self) -> bool:
+        """Whether holes are shown to it in one colour."""
+        return self.network.inputs is Network.inputs
 
     @property
     def check_size(self) -> Callable[[int], None]:
@@ -64,8 +74,10 @@ def register_model(
     presets: Mapping[str, Preset] | None = None,
     aliases: tuple[str, ...] = (),
     default: bool = False,
-) -> Callable[[Network], Network]:
-    """Decorator that registers a subclass of :class:`ContextEncoder`.
+) -> Callable[[Kind], Kind]:
+    """Decorator that registers a subclass of :class:`InpaintingNetwork`.
+
+    Most are a :class:`ContextEncoder`; features and transfers need one.
 
     The class is called with the side of its square input in pixels, and with ``fixed`` and the
     values of ``options`` as keywords.
@@ -87,13 +99,13 @@ def register_model(
         presets: its presets for training. ``model`` selects the first with the chosen pretext,
             or else the first.
         aliases: former names.
-        default: whether it is trained when no network is named.
+        default: whether it is trained when neither a network nor a preset is named.
 
     Raises:
         RegistryError: the name is taken.
     """
 
-    def register(network: Network) -> Network:
+    def register(network: Kind) -> Kind:
         spec = ModelSpec(
             network,
             image_size,
@@ -118,7 +130,7 @@ def default_features_model() -> str:
     return MODELS.names(lambda spec: spec.features_default)[0]
 
 
-def build_model(name: str, *, image_size: int | None = None, **options: Any) -> ContextEncoder:
+def build_model(name: str, *, image_size: int | None = None, **options: Any) -> InpaintingNetwork:
     """Build a network with fresh weights, drawn from PyTorch's default generator.
 
     Args:
@@ -149,6 +161,24 @@ def build_model(name: str, *, image_size: int | None = None, **options: Any) -> 
             f"model {name!r} is registered with whole={spec.whole}, but predicts the region "
             f"{network.output_region} of {size} pixels; correct its registration in "
             f"{MODELS.source(MODELS.canonical(name))}"
+        )
+    return network
+
+
+def build_context_encoder(
+    name: str, *, image_size: int | None = None, **options: Any
+) -> ContextEncoder:
+    """:func:`build_model` for a network whose encoder works alone, as features need it.
+
+    Raises:
+        ValueError, TypeError: as :func:`build_model`; also for networks that need the mask.
+    """
+    network = build_model(name, image_size=image_size, **options)
+    if not isinstance(network, ContextEncoder):
+        others = ", ".join(MODELS.names(lambda spec: spec.gives_features))
+        raise ValueError(
+            f"model {name!r} fills holes and gives no features: its encoder needs the mask; "
+            f"there are {others}"
         )
     return network
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from context_encoder.config import TrainConfig
-from context_encoder.config.build import build_context_encoder
-from context_encoder.models import Backbone
+from context_encoder.config.build import build_network
+from context_encoder.models import Network
 from context_encoder.optimization import Learner
 
 #: Held-out images get the same holes, noise and patches in every run, whatever its seed.
@@ -74,9 +74,9 @@ class Pretext(ABC):
         return config.size
 
     @classmethod
-    def build(cls, config: TrainConfig) -> Backbone:
+    def build(cls, config: TrainConfig) -> Network:
         """The network of a resolved configuration, as in checkpoints, with fresh weights."""
-        return build_context_encoder(config)
+        return build_network(config)
 
     @classmethod
     def fixed_hole(cls, config: TrainConfig, output_side: int) -> tuple[int, int, int, int] | None:
@@ -115,7 +115,9 @@ class Pretext(ABC):
         """Evaluate the network, in eval mode, on held-out images (``epoch`` is 0).
 
         Returns:
-            Metrics per image, ``(B,)`` each, and the columns of the sample sheet.
+            Metrics per image, ``(B,)`` each, and the columns of the sample sheet. A metric
+            "contrast" is not averaged: images in which it is below
+            :data:`context_encoder.utils.metrics.FLAT_CONTRAST` are left out of all means.
         """
 
     @abstractmethod

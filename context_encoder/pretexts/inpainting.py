@@ -17,7 +17,7 @@ from context_encoder.masks import (
     build_mask_sampler,
     masks_with_fixed_hole,
 )
-from context_encoder.models import MODELS, ContextEncoder, build_discriminator
+from context_encoder.models import MODELS, InpaintingNetwork, build_discriminator
 from context_encoder.optimization import Learner
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
@@ -26,6 +26,7 @@ from context_encoder.pretexts.base import (
     Pretext,
     Samples,
 )
+from context_encoder.pretexts.baselines import fills_without_network
 from context_encoder.pretexts.losses import (
     discriminator_loss,
     generator_loss,
@@ -35,7 +36,8 @@ from context_encoder.pretexts.losses import (
 )
 from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import (
-    context_mean,
+    FLAT_CONTRAST,
+    hole_contrast,
     hole_mean,
     hole_metrics,
     psnr_from_squared_error,
@@ -49,6 +51,7 @@ class InpaintingOptions(OptionGroup):
 
     needs: ClassVar[tuple[Need, ...]] = (
         Need(("overlap_weight",), "overlap", lambda overlap: overlap != 0, "1 or more"),
+        Need(("normalize",), "loss", lambda loss: loss != "log-l2", "l2 or l1"),
         Need(("lr_discriminator_ratio",), "lambda_adv", lambda weight: weight != 0, "above 0"),
     )
     free_on_resume: ClassVar[frozenset[str]] = frozenset(
@@ -104,7 +107,7 @@ class Inpainting(Pretext):
     """Masks, joint loss, and a discriminator if the adversarial loss has a weight."""
 
     best_metric = "psnr"
-    model: ContextEncoder
+    model: InpaintingNetwork
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
@@ -115,6 +118,7 @@ class Inpainting(Pretext):
         self._validation_masks = self.masks.with_seed(VALIDATION_SEED)
         self.discriminator = build_discriminator(height) if self.options.lambda_adv > 0 else None
         self.fill = torch.tensor(config.fill_color(), device=device)
+        self._baselines: dict[tuple[int, ...], dict[str, Tensor]] = {}
 
     @classmethod
     def resolve(cls, config: TrainConfig) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class Inpainting(Pretext):
 
         # Forward
         with learner.autocast():
-            prediction = learner.network("model")(fill_masked(image, mask, self.fill))
+            prediction = learner.network("model")(*self.model.inputs(image, mask, self.fill))
 
         # Discriminator; batch norm must not mix real and predicted images in one batch.
         judged: dict[str, Tensor] = {}
@@ -175,7 +179,8 @@ class Inpainting(Pretext):
             loss_rec = reconstruction_loss(
                 prediction, target, weights, kind=self.config.loss, normalize=options.normalize
             )
-            if options.normalize == "mask" and learner.world_size > 1:
+            shared = options.normalize == "mask" and self.config.loss != "log-l2"
+            if shared and learner.world_size > 1:
                 loss_rec = loss_rec * share_of_weights(weights, learner.world_size)
             loss = options.lambda_rec * loss_rec
             if self.discriminator is not None:
@@ -197,17 +202,26 @@ class Inpainting(Pretext):
                 f"the mask kind {self.config.mask!r} drew an empty mask for the held-out sample "
                 f"{empty}; a mask needs at least one missing pixel"
             )
-        masked = fill_masked(image, mask, self.fill)
-        filled = complete(image, mask, self.model(masked), self._region)
+        prediction = self.model(*self.model.inputs(image, mask, self.fill))
+        filled = complete(image, mask, prediction, self._region)
         original, output = to_unit(image), to_unit(filled)
-        metrics = hole_metrics(output, original, mask)
-        for name, color in (
-            ("psnr_mean_fill", to_unit(self.fill).view(1, 3, 1, 1)),
-            ("psnr_context_mean_fill", context_mean(original, mask)),
-        ):
-            squared_error = hole_mean((color - original).square(), mask)
-            metrics[name] = psnr_from_squared_error(squared_error)
-        return metrics, [("original", original), ("input", to_unit(masked)), ("filled", output)]
+        metrics = hole_metrics(output, original, mask) | self._compared(samples.index, image, mask)
+        metrics["contrast"] = hole_contrast(original, mask)
+        masked = to_unit(fill_masked(image, mask, self.fill))
+        return metrics, [("original", original), ("input", masked), ("filled", output)]
+
+    def _compared(self, index: Tensor, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """PSNR of fills without a network, ``(B,)`` each; computed once, as holes are fixed."""
+        key = tuple(index.tolist())
+        if key not in self._baselines:
+            original = to_unit(image)
+            fills = fills_without_network(original, mask)
+            fills["mean_fill"] = to_unit(self.fill).view(1, 3, 1, 1)
+            self._baselines[key] = {
+                f"psnr_{name}": psnr_from_squared_error(hole_mean((fill - original).square(), mask))
+                for name, fill in fills.items()
+            }
+        return self._baselines[key]
 
     def describe(self) -> str:
         return f"{self.config.mask} masks"
@@ -215,18 +229,31 @@ class Inpainting(Pretext):
     def summary(self, metrics: dict[str, float]) -> list[str]:
         psnr = metrics["psnr"]
         lines = [
-            "hole of held-out photographs, PSNR averaged per image:",
-            f"  {'this network':<28} {psnr:6.2f} dB",
+            "hole of held-out photographs, PSNR of each image: mean, median, gain in the mean",
+            f"  {'this network':<28} {psnr:6.2f} {metrics['psnr_median']:6.2f} dB",
         ]
         for key, label in (
+            ("psnr_membrane", "membrane (no network)"),
+            ("psnr_telea", "OpenCV, Telea"),
             ("psnr_context_mean_fill", "mean of the surroundings"),
             ("psnr_mean_fill", "one mean colour"),
         ):
-            lines.append(f"  {label:<28} {metrics[key]:6.2f} dB   ({psnr - metrics[key]:+.2f} dB)")
+            if key in metrics:
+                lines.append(
+                    f"  {label:<28} {metrics[key]:6.2f} {metrics[f'{key}_median']:6.2f} dB"
+                    f"   ({psnr - metrics[key]:+.2f} dB)"
+                )
+        if "psnr_telea" not in metrics:
+            lines.append("  OpenCV, Telea: not compared, OpenCV is not installed")
         lines.append(
             f"  L1 {100 * metrics['l1']:.2f} %, L2 {100 * metrics['l2']:.2f} %, "
             f"SSIM {metrics['ssim']:.3f}"
         )
+        if metrics["excluded"]:
+            lines.append(
+                f"  {metrics['images']:.0f} images; {metrics['excluded']:.0f} more are left out: "
+                f"their hole is flat (contrast below {255 * FLAT_CONTRAST:g} of 255 levels)"
+            )
         return lines
 
     def advice(self, run: Path) -> list[str]:

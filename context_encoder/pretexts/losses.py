@@ -31,12 +31,41 @@ def overlap_weights(mask: Tensor, overlap: int, band_weight: float) -> Tensor:
     return hole + band_weight * (grown - hole)
 
 
+# Added to the mean squared error on [-1, 1], so that the logarithm of a perfect fill is finite
+# and its gradient small: 46 dB.
+_LEAST_ERROR = 1e-4
+
+
 def reconstruction_loss(
     prediction: Tensor, target: Tensor, weights: Tensor, *, kind: str, normalize: str
 ) -> Tensor:
-    """Masked L2 (the paper's equation 1) or L1 of the weighted elements, ``()`` float32."""
+    """The loss of the weighted elements, ``()`` float32.
+
+    Args:
+        prediction, target: ``(B, 3, H, W)``.
+        weights: ``(B, 1, H, W)``, see :func:`overlap_weights`.
+        kind: "l2" (the paper's equation 1), "l1", or "log-l2", see :func:`log_l2_loss`.
+        normalize: "mask" or "all", see :func:`cekernels.masked_l2_loss`; "log-l2" does without.
+    """
+    if kind == "log-l2":
+        return log_l2_loss(prediction, target, weights)
     loss = masked_l2_loss if kind == "l2" else masked_l1_loss
     return loss(prediction, target, weights, normalize=normalize)  # type: ignore[arg-type]
+
+
+def log_l2_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """The mean natural logarithm of each image's weighted mean squared error, ``()`` float32.
+
+    Up to a factor and a constant it is the mean PSNR (the loss of Chen et al. 2021, "HINet"). An
+    image with smooth surroundings, whose error is small, counts as much as any other.
+
+    Args:
+        prediction, target, weights: as in :func:`reconstruction_loss`. An image without weights
+            adds a constant.
+    """
+    squares = masked_l2_loss(prediction, target, weights, normalize="none")
+    elements = target.shape[1] * weights.sum((1, 2, 3), dtype=squares.dtype)
+    return (squares / elements.clamp(min=1e-6) + _LEAST_ERROR).log().mean()
 
 
 def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
@@ -56,7 +85,10 @@ def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
 
 
 def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:
-    """Mean squared ("l2") or absolute ("l1") error of all elements, ``()`` float32."""
+    """Mean squared ("l2") or absolute ("l1") error of all elements, ``()`` float32; or "log-l2",
+    see :func:`log_l2_loss`."""
+    if kind == "log-l2":
+        return log_l2_loss(prediction, target, torch.ones_like(target[:, :1], dtype=torch.bool))
     loss = F.mse_loss if kind == "l2" else F.l1_loss
     return loss(prediction.float(), target.float())
 

@@ -29,7 +29,13 @@ from context_encoder.pretexts.base import (
 )
 from context_encoder.pretexts.losses import whole_loss
 from context_encoder.pretexts.registry import register_pretext
-from context_encoder.utils.metrics import hole_mean, hole_metrics, psnr_from_squared_error, to_unit
+from context_encoder.utils.metrics import (
+    hole_contrast,
+    hole_mean,
+    hole_metrics,
+    psnr_from_squared_error,
+    to_unit,
+)
 from context_encoder.utils.option_groups import Need, OptionGroup
 
 _STREAM = zlib.crc32(b"corruption")
@@ -63,6 +69,7 @@ class Autoencoder(Pretext):
         output = to_unit(self.model(shown))
         everywhere = torch.ones_like(original[:, :1], dtype=torch.bool)
         metrics = hole_metrics(output, original, everywhere)
+        metrics["contrast"] = hole_contrast(original, everywhere)
         for name, baseline in self._baselines(original, given).items():
             squared_error = hole_mean((baseline - original).square(), everywhere)
             metrics[name] = psnr_from_squared_error(squared_error)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from cekernels import random_below
 from context_encoder.config import TrainConfig
-from context_encoder.config.build import build_context_encoder
+from context_encoder.config.build import build_feature_network
 from context_encoder.masks.base import sample_words
 from context_encoder.models.patch import DIRECTIONS, PatchNetwork, patch_map
 from context_encoder.optimization import Learner
@@ -197,7 +197,7 @@ class RelativePatch(Pretext):
         assert config.size is not None
         options = config.options(RelativePatchOptions)
         with torch.device("meta"):
-            encoder = build_context_encoder(config).encoder
+            encoder = build_feature_network(config).encoder
         # Sizes that fit the strides: one pixel less would give a smaller map.
         wanted = options.patch_size or config.size // 2
         near = range(max(1, wanted - _STRIDE), wanted + 2 * _STRIDE)
@@ -226,7 +226,7 @@ class RelativePatch(Pretext):
     @classmethod
     def build(cls, config: TrainConfig) -> PatchNetwork:
         # The decoder is built too, so that one seed gives all pretexts the same encoder weights.
-        whole = build_context_encoder(config)
+        whole = build_feature_network(config)
         return PatchNetwork(whole.image_size, whole.encoder, PatchGrid.of(config).patch)
 
     def _pairs(

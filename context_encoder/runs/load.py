@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from context_encoder.config import TrainConfig, in_words
-from context_encoder.models import Backbone
+from context_encoder.models import MODELS, Backbone, Network
 from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.runs.checkpoint import (
     MODEL_FILE,
@@ -29,13 +29,27 @@ from context_encoder.runs.checkpoint import (
 class LoadedModel:
     """A trained network in eval mode, and the checkpoint that it was loaded from."""
 
-    model: Backbone
+    model: Network
     config: TrainConfig
     step: int
     path: Path
 
+    def backbone(self) -> Backbone:
+        """The network, for features.
 
-def model_from_config(config: TrainConfig) -> Backbone:
+        Raises:
+            RunError: its encoder does not work alone.
+        """
+        if isinstance(self.model, Backbone):
+            return self.model
+        others = in_words(MODELS.names(lambda spec: spec.gives_features))
+        raise RunError(
+            f"{self.path} is a run of the network {self.config.model}, which fills holes and "
+            f"gives no features: its encoder needs the mask; train one of the networks {others}"
+        )
+
+
+def model_from_config(config: TrainConfig) -> Network:
     """The network of a configuration, with fresh weights."""
     return find_pretext(config.pretext).build(config)
 

@@ -24,9 +24,10 @@ from context_encoder.utils.cli import (
 
 _SUMMARY = """Train a context encoder to fill holes in photographs, or another pretext.
 
-    Without arguments: a small network on the packaged photographs, in about
-    two minutes on a CPU. `model` and `pretext` select the preset made for them, `preset` a named
-    one; every other option changes one value of it.
+    Without arguments: the network that corrects the membrane, on the packaged
+    photographs, in two to three minutes on two CPU cores. `model` and `pretext`
+    select the preset made for them, `preset` a named one; every other option
+    changes one value of it.
     """
 
 _EXTRA = (

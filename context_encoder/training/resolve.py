@@ -42,6 +42,12 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
             "predicts the central region only; use `model` "
             f"{in_words(MODELS.names(lambda spec: spec.whole))}"
         )
+    if not (task.fills_holes or model.gives_features):
+        raise ValueError(
+            f"`pretext` {config.pretext} trains on images without holes, `model` {config.model} "
+            "needs the mask of a hole; use `model` "
+            f"{in_words(MODELS.names(lambda spec: spec.gives_features))}"
+        )
     pretext = find_pretext(config.pretext)
     config = config.model_copy(update={"size": size})
     config = config.model_copy(update=pretext.resolve(config))

@@ -6,6 +6,7 @@ depend on (seed, step) alone, so a resumed run continues exactly.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.optim import Adam, Optimizer
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import PhotoFolder, make_loader, to_input
-from context_encoder.optimization import Learner, warmup_and_decay
+from context_encoder.optimization import Learner, moving_average, warmup_and_decay
 from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
     Checkpoint,
@@ -29,6 +30,9 @@ from context_encoder.training.loop import TrainingLoop, check_weights
 from context_encoder.training.validation import load_held_out, validate
 from context_encoder.utils.device import Processes
 from context_encoder.utils.image_grid import save_sheet
+
+# With an average, a checkpoint's network is the average; the trained weights are needed to go on.
+_TRAINED = "trained."
 
 
 class Trainer(TrainingLoop):
@@ -43,7 +47,9 @@ class Trainer(TrainingLoop):
 
     Attributes:
         pretext: the task, with its networks.
-        model: the network that checkpoints hold.
+        model: the network that is trained.
+        average: the moving average of its weights, which is validated and saved instead of them;
+            None without `ema`.
         latest: metrics of the last validation; empty before the first.
         best: metrics of the best validation so far and its "step".
         held_out: validation images, uint8 ``(N, 3, S, S)``; None before :meth:`fit`, and in
@@ -90,6 +96,7 @@ class Trainer(TrainingLoop):
             log_every=config.log_every,
             save_every=config.val_every,
         )
+        self.average = moving_average(self.model, config.ema) if config.ema else None
         # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)
         if checkpoint is not None:
@@ -156,18 +163,34 @@ class Trainer(TrainingLoop):
         )
         losses = self.pretext.train_step(samples, self.learner)
         self.learner.adjust_loss_scale()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return losses
 
     # --- validation and checkpoints -----------------------------------------------------------
 
     def validate(self) -> None:
         assert self.held_out is not None
-        found = validate(self.pretext, self.held_out, self.device, self.step)
+        with self._averaged():
+            found = validate(self.pretext, self.held_out, self.device, self.step)
         self.latest = found.metrics
         self.record("val", found.metrics)
         if self.run is not None:
             self.sheet = self.run.sample_path(self.step)
             save_sheet(self.sheet, found.sheet, panels=2 if len(found.sheet[0][1]) % 2 == 0 else 1)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones."""
+        if self.average is None:
+            yield
+            return
+        trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(trained)
 
     def save(self) -> None:
         if self.run is None:
@@ -196,9 +219,13 @@ class Trainer(TrainingLoop):
             "photos": {"count": len(self.photos.train), "digest": self._digest},
             "torch": torch.__version__,
         }
+        model = self.model.state_dict()
+        if self.average is not None:
+            training |= {f"{_TRAINED}{name}": value for name, value in model.items()}
+            model = self.average.module.state_dict()
         discriminator = self._parts.get("discriminator")
         return Checkpoint(
-            model=self.model.state_dict(),
+            model=model,
             discriminator=None if discriminator is None else discriminator.module.state_dict(),
             training=training,
             state=state,
@@ -213,6 +240,14 @@ class Trainer(TrainingLoop):
             )
         source = Path("the checkpoint")
         weights = {"model": checkpoint.model, "discriminator": checkpoint.discriminator}
+        if self.average is not None:
+            load_weights(self.average.module, checkpoint.model, source)
+            self.average.n_averaged.fill_(int(checkpoint.state["step"]))
+            weights["model"] = {
+                name.removeprefix(_TRAINED): value
+                for name, value in checkpoint.training.items()
+                if name.startswith(_TRAINED)
+            }
         for name, part in self._parts.items():
             load_weights(part.module, weights[name] or {}, source)
             load_optimizer(name, self.learner.optimizers[name], checkpoint.training)

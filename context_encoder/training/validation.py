@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from context_encoder.pretexts import Pretext, Samples
 from context_encoder.pretexts.base import Column
 from context_encoder.runs import Photos
 from context_encoder.training.loop import NonFiniteError
+from context_encoder.utils.metrics import FLAT_CONTRAST
 
 _BATCH = 32
 
@@ -22,7 +22,8 @@ _BATCH = 32
 class Validation:
     """What :func:`validate` found."""
 
-    #: Metrics, averaged over the images.
+    #: Metrics, averaged over the images that are not flat; "psnr_median" and so on; "excluded",
+    #: the number of flat images.
     metrics: dict[str, float]
     #: Columns of the sample sheet, on the CPU.
     sheet: list[Column]
@@ -53,7 +54,7 @@ def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) 
         step: the current step, for the error message.
 
     Raises:
-        NonFiniteError: a mean is not finite.
+        NonFiniteError: a metric is not finite.
     """
     config = pretext.config
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -70,11 +71,30 @@ def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) 
             for title, column in columns:
                 shown.setdefault(title, []).append(column.cpu())
     pretext.model.train()
-    means = {name: float(torch.cat(values).mean()) for name, values in per_image.items()}
-    if not all(map(math.isfinite, means.values())):
+    every = {name: torch.cat(parts).float().cpu() for name, parts in per_image.items()}
+    if not all(bool(found.isfinite().all()) for found in every.values()):
         raise NonFiniteError(
             f"the output for held-out images is not finite at step {step}; the checkpoints "
             "of earlier steps are kept. Lower `lr`."
         )
     rows = config.sample_rows
-    return Validation(means, [(title, torch.cat(parts)[:rows]) for title, parts in shown.items()])
+    return Validation(
+        _summarized(every),
+        [(title, torch.cat(parts)[:rows]) for title, parts in shown.items()],
+    )
+
+
+def _summarized(values: dict[str, Tensor]) -> dict[str, float]:
+    """Means over the images that are not flat, medians of PSNR, and how many were left out."""
+    contrast = values.pop("contrast", None)
+    if contrast is None:
+        return {name: float(found.mean()) for name, found in values.items()}
+    kept = contrast >= FLAT_CONTRAST
+    if not bool(kept.any()):
+        kept[:] = True
+    metrics: dict[str, float] = {}
+    for name, found in values.items():
+        metrics[name] = float(found[kept].mean())
+        if name.startswith("psnr"):
+            metrics[f"{name}_median"] = float(found[kept].quantile(0.5))
+    return {**metrics, "images": int(kept.sum()), "excluded": int((~kept).sum())}

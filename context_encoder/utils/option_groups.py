@@ -61,3 +61,5 @@ class Preset:
     values: dict[str, Any]
     #: Source of the values, for the documentation.
     source: str
+    #: Whether it is that of a run without options.
+    default: bool = False

@@ -40,8 +40,11 @@ def save_photos(
 
 
 def save_untrained(run: Path, seed: int, **options: Any) -> Path:
-    """A run folder as training writes it, with initial weights recorded as step 3."""
-    config = TrainConfig(size=32, **options)
+    """A run folder as training writes it, with initial weights recorded as step 3.
+
+    The network is the small one, unless the options name another.
+    """
+    config = TrainConfig(**{"size": 32, "preset": "laptop", **options})
     torch.manual_seed(seed)
     weights = model_from_config(config).state_dict()
     folder = RunFolder(run)
@@ -53,6 +56,6 @@ def save_untrained(run: Path, seed: int, **options: Any) -> Path:
 
 def make_trainer(photos: Path, **options: Any) -> Trainer:
     common = {"size": 32, "batch_size": 4, "workers": 0, "val_samples": 4, "data": photos}
-    config = TrainConfig(**{**common, **options})
+    config = TrainConfig(**{**common, "preset": "laptop", **options})
     files = Photos.from_config(config)
     return Trainer(resolve(config, files), files, torch.device("cpu"), Processes())

@@ -53,14 +53,15 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "anywhere"
-    assert train([*TINY, "--steps", "8", "--data", str(photos), "--out", str(path)]) == 0
+    options = [*TINY, "--preset", "laptop", "--steps", "8"]
+    assert train([*options, "--data", str(photos), "--out", str(path)]) == 0
     return path
 
 
 @pytest.fixture(scope="module")
 def central_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "centre"
-    options = [*TINY, "--steps", "8", "--mask", "central"]
+    options = [*TINY, "--preset", "laptop", "--steps", "8", "--mask", "central"]
     assert train([*options, "--data", str(photos), "--out", str(path)]) == 0
     return path
 

@@ -224,7 +224,8 @@ def test_same_contents(photos: list[Path], tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def run(photos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert train([*TINY, "--steps", "4", "--data", str(photos[0].parent), "--out", str(path)]) == 0
+    options = ["--preset", "laptop", "--steps", "4", "--data", str(photos[0].parent)]
+    assert train([*TINY, *options, "--out", str(path)]) == 0
     return path
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.models.membrane import membrane
@@ -47,6 +48,24 @@ def test_converges_to_the_exact_solution(
     assert errors[1] < 0.03
     assert errors[2] < 0.003
     assert errors[2] <= errors[1] <= errors[0] + 1e-6
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_cycles_converge_for_squares_that_fit_the_coarse_pixels(
+    size: int, generator: torch.Generator
+) -> None:
+    mask = torch.zeros(1, 1, size, size, dtype=torch.bool)
+    mask[..., size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = True
+    image = torch.rand(1, 1, size // 4, size // 4, generator=generator)
+    image = F.interpolate(image, size=size, mode="bilinear")
+    expected = exact(image, mask)
+    errors = [
+        (membrane(image, mask, cycles) - expected)[mask].square().mean().sqrt().item()
+        for cycles in (0, 2, 8, 16)
+    ]
+    assert errors[1] < 0.3 * errors[0]
+    assert errors[2] < 0.1 * errors[1]
+    assert errors[3] < 1e-4
 
 
 def test_linear_images_are_their_own_membrane() -> None:

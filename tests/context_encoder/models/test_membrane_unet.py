@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from context_encoder.models import build_context_encoder, build_model
 from context_encoder.models.membrane import membrane
 from context_encoder.models.membrane_unet import MembraneUNet
 
@@ -75,6 +76,26 @@ def test_what_the_hole_hides_makes_no_difference() -> None:
     with torch.no_grad():
         expected = network(image, mask)
         assert torch.equal(network(torch.where(mask, torch.nan, image), mask), expected)
+
+
+def test_it_is_called_with_image_and_mask_of_which_it_encodes_the_innermost_map() -> None:
+    network = with_heads(MembraneUNet(64))
+    image, mask = samples(64)
+    shown = network.inputs(image, mask, torch.zeros(3))
+    assert shown[0] is image
+    assert shown[1] is mask
+    seen: list[Tensor] = []
+    network.encoder["conv3"].register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        assert torch.equal(network.encode(*shown), seen[0])
+        hidden = network.encode(torch.where(mask, torch.nan, image), mask)
+        network(*shown)
+    assert torch.equal(hidden, seen[0])
+    assert torch.equal(seen[2], seen[0])
+    assert seen[0].shape == (2, 128, 8, 8)
+    assert build_model("membrane-unet").output_region == (0, 0, 64, 64)
+    with pytest.raises(ValueError, match="gives no features: its encoder needs the mask"):
+        build_context_encoder("membrane-unet")
 
 
 def test_brightness_and_contrast_pass_through() -> None:

@@ -26,6 +26,9 @@ from context_encoder.models import (
 from context_encoder.models.base import WholeMapConv2d, WholeMapConvTranspose2d
 from tests.helpers.small_models import on_meta, pictures, quick
 
+#: Those that see the image alone; for the other, see test_membrane_unet.py.
+NETWORKS = MODELS.names(lambda spec: spec.gives_features)
+
 
 @pytest.mark.parametrize("name", ["alexnet", "small"])
 @torch.no_grad()
@@ -79,7 +82,7 @@ def test_opposite_corners_meet_in_the_code(name: str) -> None:
     assert gradient[0, :, -1, -1].abs().min() > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_nothing_passes_the_bottleneck_by(name: str) -> None:
     model = quick(name).eval()
@@ -173,7 +176,7 @@ def test_same_seed_same_weights() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [*(pytest.param(lambda n=n: on_meta(n), id=n) for n in MODELS), lambda: Discriminator(64)],
+    [*(pytest.param(lambda n=n: on_meta(n), id=n) for n in NETWORKS), lambda: Discriminator(64)],
 )
 def test_batch_norm_keeps_pytorch_s_constants(module: Any) -> None:
     for layer in module().modules():
@@ -240,7 +243,7 @@ def test_output_range(name: str, output: str, low: float, high: float) -> None:
     assert prediction.amax().item() == pytest.approx(high, abs=0.01)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_prediction_fills_the_output_region(name: str) -> None:
     model = on_meta(name)
     size = default_image_size(name)
@@ -260,7 +263,7 @@ def test_defaults_agree_with_the_classes() -> None:
     assert center.bottleneck.code.conv.out_channels == 4000
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_weights_lie_in_three_parts(name: str) -> None:
     keys = on_meta(name).state_dict()
     assert {key.split(".")[0] for key in keys} == {"encoder", "bottleneck", "decoder"}
@@ -268,7 +271,7 @@ def test_weights_lie_in_three_parts(name: str) -> None:
     assert "decoder.up1.conv.weight" in keys
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_features_are_what_each_stage_gave(name: str) -> None:
     """A later in-place layer must not change returned maps."""
@@ -283,7 +286,7 @@ def test_features_are_what_each_stage_gave(name: str) -> None:
     assert torch.equal(model.decoder(x), model(pictures(model)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_weight_gets_a_gradient(name: str) -> None:
     model = quick(name).train()
     model(pictures(model)).square().sum().backward()

@@ -8,9 +8,12 @@ from scipy.ndimage import binary_dilation
 from context_encoder.pretexts.losses import (
     discriminator_loss,
     generator_loss,
+    log_l2_loss,
     overlap_weights,
     reconstruction_loss,
+    whole_loss,
 )
+from context_encoder.utils.metrics import hole_metrics
 
 
 @pytest.mark.parametrize("overlap", [1, 4, 7])
@@ -51,6 +54,46 @@ def test_reconstruction_loss_by_hand(kind: str, power: int) -> None:
     assert got.item() == pytest.approx(total / 11)
     got = reconstruction_loss(prediction, target, weights, kind=kind, normalize="all")
     assert got.item() == pytest.approx(total / 3)
+
+
+def test_log_l2_is_the_mean_psnr_in_other_units() -> None:
+    """Images whose errors differ a hundredfold; PSNR by the metric, on [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1
+    scale = torch.tensor([0.05, 0.2, 0.5, 1.0]).view(4, 1, 1, 1)
+    prediction = (target + scale * (torch.rand(target.shape, generator=generator) - 0.5)).clamp(-1)
+    prediction = prediction.clamp(-1, 1).requires_grad_()
+    mask = torch.rand(4, 1, 16, 16, generator=generator) < 0.4
+    loss = log_l2_loss(prediction, target, mask)
+    unit = ((prediction.detach() + 1) / 2, (target + 1) / 2)
+    psnr = hole_metrics(*unit, mask)["psnr"].double().mean()
+    # On [-1, 1] squared errors are 4 times as large; the least error costs the best image 0.4.
+    expected = 2 * np.log(2) - psnr * np.log(10) / 10
+    assert loss.item() == pytest.approx(expected.item(), abs=0.15)
+    assert loss.item() > expected.item()
+
+    # Exactly, with its gradient, in float64; as an entry of the losses.
+    error = (prediction.detach().double() - target.double()).requires_grad_()
+    per_image = [error[i][:, mask[i, 0]].square().mean() for i in range(4)]
+    exact = torch.stack([(e + 1e-4).log() for e in per_image]).mean()
+    exact.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+    loss.backward()
+    assert prediction.grad is not None
+    torch.testing.assert_close(prediction.grad.double(), error.grad, atol=1e-6, rtol=1e-4)
+    assert (prediction.grad[~mask.expand_as(target)] == 0).all()
+    for normalize in ("mask", "all"):
+        again = reconstruction_loss(prediction, target, mask, kind="log-l2", normalize=normalize)
+        assert torch.equal(again, loss)
+
+
+def test_log_l2_weighs_the_band_and_takes_whole_and_empty_images() -> None:
+    prediction, target = torch.zeros(2, 1, 1, 3), torch.tensor([[[[2.0, 3.0, 5.0]]]] * 2)
+    weights = torch.tensor([[[[1.0, 10.0, 0.0]]], [[[0.0, 0.0, 0.0]]]])
+    expected = (np.log((4 + 10 * 9) / 11 + 1e-4) + np.log(1e-4)) / 2
+    assert log_l2_loss(prediction, target, weights).item() == pytest.approx(expected, rel=1e-5)
+    whole = whole_loss(prediction, target, kind="log-l2")
+    assert whole.item() == pytest.approx(np.log(38 / 3 + 1e-4), rel=1e-5)
 
 
 def test_adversarial_halves() -> None:
