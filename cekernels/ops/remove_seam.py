@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
-from cekernels._register import Op
+from cekernels._register import Op, Sharding
 from cekernels._selfcheck import numbers
 
 
@@ -64,4 +66,14 @@ def _check() -> tuple[Tensor, Tensor]:
     return image, mask
 
 
-REMOVE_SEAM = Op(reference.remove_seam, fake=_fake, compiled=("cpp",), check=(_check,))
+def _sharding(image: Any, mask: Any) -> list[Sharding]:
+    return [([0], [0, 0]), ([1], [1, "whole"])]
+
+
+REMOVE_SEAM = Op(
+    reference.remove_seam,
+    fake=_fake,
+    compiled=("cpp",),
+    check=(_check,),
+    sharding=_sharding,
+)
