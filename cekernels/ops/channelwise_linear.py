@@ -61,7 +61,8 @@ def channelwise_linear(
     ):
         call = functools.partial(record, channelwise_linear, input, weight, bias)
         return call(activation=activation, impl=impl)  # type: ignore[no-any-return]
-    _checks.dtypes(op, "input", input, _checks.FLOATING)
+    if input.dtype not in _checks.FLOATING:
+        _checks.dtypes(op, "input", input, _checks.FLOATING)
     cast = autocast_dtype(input.device.type)
     if cast is not None:
         input, weight = _autocast(input, cast), _autocast(weight, cast)

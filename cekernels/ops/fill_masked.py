@@ -75,17 +75,16 @@ def fill_value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) 
             raise _does_not_fit(op, image, value) from error
     else:
         _checks.tensor(op, "value", value)
-        kept = value.dtype == image.dtype
-        if not kept and not image.is_floating_point() and value.is_floating_point():
-            raise _does_not_fit(op, image, value)
-        if not kept and (value.is_complex() or not _all_fit(image, value)):
-            raise _does_not_fit(op, image, value)
+        if value.dtype != image.dtype:
+            fraction = value.is_floating_point() and not image.is_floating_point()
+            if fraction or value.is_complex() or not _all_fit(image, value):
+                raise _does_not_fit(op, image, value)
     if value.dim() == 0:
         value = value.expand(channels)
     _checks.shape(op, "value", value, (channels,), "one number per channel")
     _checks.same_device(op, "value", value, "image", image)
     _checks.no_gradient(op, "value", value)
-    return value.to(image.dtype)
+    return value if value.dtype == image.dtype else value.to(image.dtype)
 
 
 def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:

@@ -120,7 +120,8 @@ def same(found, expected):
 x, w, b, g = (torch.randn(s) for s in ((6, 4, 2, 3), (4, 6, 6), (4, 6), (6, 4, 2, 3)))
 for activation in (None, "relu"):
     for placements in ((of_batch, whole, whole), (of_channels, of_batch, of_batch)):
-        tensors, plain = [leaf(*pair) for pair in zip((x, w, b), placements)], list(map(leaf, (x, w, b)))
+        tensors = [leaf(*pair) for pair in zip((x, w, b), placements)]
+        plain = list(map(leaf, (x, w, b)))
         with CommDebugMode() as communication:
             output = cekernels.channelwise_linear(*tensors, activation=activation)
         assert communication.get_total_counts() == 0
@@ -139,7 +140,8 @@ value = [1.0, 2.0]
 for placements in ((of_batch,) * 3, (of_channels, of_channels, whole)):
     for normalize in ("mask", "all", "sum", "none"):
         prediction, plain = leaf(p, placements[0]), leaf(p)
-        target, mask = (distribute_tensor(*a, [c]) for a, c in zip(((t, mesh), (m, mesh)), placements[1:]))
+        target = distribute_tensor(t, mesh, [placements[1]])
+        mask = distribute_tensor(m, mesh, [placements[2]])
         with CommDebugMode() as communication:
             loss = cekernels.masked_l2_loss(prediction, target, mask, normalize=normalize)
         assert (communication.get_total_counts() == 0) == (normalize in ("sum", "none"))
@@ -151,9 +153,10 @@ for placements in ((of_batch,) * 3, (of_channels, of_channels, whole)):
     filled = cekernels.fill_masked(prediction, mask, value)
     assert filled.placements == placements[:1]
     same(filled, cekernels.fill_masked(p, m, value))
-    boxes = [t for t in cekernels.pack_boxes([[[0, 0, 3, 3]], [], [[1, 1, 9, 9]], []])]
+    boxes = cekernels.pack_boxes([[[0, 0, 3, 3]], [], [[1, 1, 9, 9]], []])
     whole_boxes = [distribute_tensor(t, mesh, [whole]) for t in boxes]
-    for a, c in zip(cekernels.fill_boxes(prediction, 0.5, *whole_boxes), cekernels.fill_boxes(p, 0.5, *boxes)):
+    found = cekernels.fill_boxes(prediction, 0.5, *whole_boxes)
+    for a, c in zip(found, cekernels.fill_boxes(p, 0.5, *boxes)):
         same(a, c)
 from torch.utils.flop_counter import FlopCounterMode
 with FlopCounterMode(display=False) as counter:
@@ -215,7 +218,7 @@ def test_symbolic_trace_records_the_calls() -> None:
         masked_l2_loss,
         to_fixed_point,
     } <= called
-    with pytest.raises(TypeError, match="input must be a torch.Tensor, got int 3"):
+    with pytest.raises(TypeError, match=r"input must be a torch\.Tensor, got int 3"):
         channelwise_linear(3, model.layer.weight)  # type: ignore[arg-type]
 
 
