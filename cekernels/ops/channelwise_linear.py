@@ -72,7 +72,8 @@ def channelwise_linear(
     _checks.dims(op, "weight", weight, (3,), "(C, N_out, N_in)")
     _checks.same_dtype(op, "weight", weight, "input", input)
     _checks.same_device(op, "weight", weight, "input", input)
-    _checks.choice(op, "activation", activation, (None, "relu"))
+    if activation is not None:
+        _checks.choice(op, "activation", activation, (None, "relu"))
     maps = input.shape[2:]
     flat = input if input.dim() == 3 else input.flatten(2)
     channels, n_out, n_in = weight.shape
