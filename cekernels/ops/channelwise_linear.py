@@ -149,9 +149,9 @@ class ChannelwiseLinear(nn.Module):
         def parameter(name: str, *shape: int) -> nn.Parameter:
             return nn.Parameter(_checks.allocate(op, name, shape, device=device, dtype=dtype))
 
-        self.weight = parameter("weight", self.channels, n_out, n_in)
+        self.weight = parameter("weight (channels, out_size, in_size)", self.channels, n_out, n_in)
         if bias:
-            self.bias = parameter("bias", self.channels, n_out)
+            self.bias = parameter("bias (channels, out_size)", self.channels, n_out)
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()

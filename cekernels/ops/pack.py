@@ -115,6 +115,8 @@ def _device(items: Iterable[Any]) -> torch.device:
 def _points(op: str, name: str, value: Any, numbers: int, device: torch.device | str) -> Tensor:
     """Rows of ``numbers`` numbers, floating point."""
     try:
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+            value = torch.stack(tuple(value))
         points = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(

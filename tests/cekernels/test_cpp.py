@@ -638,6 +638,47 @@ def test_other_devices_are_refused_with_a_reason() -> None:
     assert reason == "runs on cpu tensors only, not on meta"
 
 
+def test_results_for_which_memory_is_not_enough_give_shape_and_bytes() -> None:
+    samples = torch.tensor([0, 1])
+    with pytest.raises(RuntimeError, match=r"^rasterize_boxes: out of memory: mask of shape "
+                       r"\(1, 1, 1048576, 1048576\) needs 1099511627776 bytes"):  # fmt: skip
+        kernel("rasterize_boxes")(BOXES, samples, 2**20, 2**20)
+    image = torch.zeros(1, 1, 1, 1).expand(2**20, 2**20, 2, 2)
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool).expand(2**20, 1, 2, 2)
+    with pytest.raises(RuntimeError, match=r"^fill_masked: out of memory: .* 17592186044416 bytes"):
+        kernel("fill_masked")(image, mask, torch.zeros(1).expand(2**20))
+    x, w = X[:1, :1, :1].expand(2**22, 2**10, 1), W[:1, :1, :1].expand(2**10, 2**10, 1)
+    with pytest.raises(RuntimeError, match=r"^channelwise_linear: out of memory: output of shape"):
+        kernel("channelwise_linear")(x, w, None, False)
+    with pytest.raises(RuntimeError, match=r"2\^63 bytes or more"):
+        kernel("rasterize_boxes")(BOXES, torch.tensor([0, 1, 1, 1, 1]), 2**31 - 1, 2**31 - 1)
+
+
+def test_an_unknown_instruction_set_is_an_error_in_every_op() -> None:
+    program = """
+import torch, cekernels
+x = torch.ones(1, 1, 1)
+boxes, offsets = torch.zeros(0, 4).int(), torch.tensor([0, 0])
+for call in (lambda: cekernels.channelwise_linear(x, x),
+             lambda: cekernels.rasterize_boxes(boxes, offsets, 1, 1),
+             lambda: cekernels.remove_seam(x[None], x[None] != 0)):
+    try:
+        print(call())
+    except ValueError as error:
+        print(error)
+from cekernels import info
+print(info.report().splitlines()[-1])
+"""
+    environment = {**os.environ, "CEKERNELS_ISA": "sse9", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    message = (
+        "environment variable CEKERNELS_ISA must be 'baseline', 'avx2' or 'avx512', got 'sse9'"
+    )
+    assert run.stdout.splitlines() == [message] * 3 + [f"_C.so runs with: {message}"], run.stderr
+
+
 # --- messages to the user -------------------------------------------------------------------------
 
 
