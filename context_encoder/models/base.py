@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         return outputs
 
     def _check_input(self, x: Tensor) -> None:
-        if isinstance(x, Proxy):  # in torch.fx.symbolic_trace, which has no shapes
+        if _is_proxy(x):
             return
         if not x.is_floating_point():
             raise TypeError(
@@ -153,7 +153,7 @@ class WholeMapConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Proxy) or x.device.type != "cpu" or x.shape[2:] != self.kernel_size:
+        if _is_proxy(x) or x.device.type != "cpu" or x.shape[2:] != self.kernel_size:
             return super().forward(x)
         return F.linear(x.flatten(1), self.weight.flatten(1))[:, :, None, None]
 
@@ -170,7 +170,7 @@ class WholeMapConvTranspose2d(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, kernel_size, bias=False)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if isinstance(input, Proxy) or input.device.type != "cpu" or input.shape[2:] != (1, 1):
+        if _is_proxy(input) or input.device.type != "cpu" or input.shape[2:] != (1, 1):
             return super().forward(input, output_size)
         product = input.flatten(1) @ self.weight.flatten(1)
         return product.view(-1, *self.weight.shape[1:])
@@ -179,6 +179,11 @@ class WholeMapConvTranspose2d(nn.ConvTranspose2d):
         super()._apply(fn, recurse)
         _make_contiguous_on_cpu(self.weight)
         return self
+
+
+def _is_proxy(x: object) -> bool:
+    """True in ``torch.fx.symbolic_trace``, where tensors have no shape or device yet."""
+    return isinstance(x, Proxy)
 
 
 def _make_contiguous_on_cpu(weight: Tensor) -> None:
