@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,8 @@ def load_library(name: str) -> str | None:
     path = _FOLDER / f"{name}.so"
     if not path.is_file():
         return f"not built: {path.name} is missing; install again"
+    if _is_cut_off(path):
+        return f"not built: {path.name} is cut off; install again"
     if (reason := _outdated(name, built)) is not None:
         warnings.warn(f"cekernels: {path.name} is not used: {reason}", RuntimeWarning, stacklevel=2)
         return reason
@@ -125,6 +128,23 @@ def load_library(name: str) -> str | None:
         cause = str(error.__cause__ or error)  # torch wraps the loader's error
         return f"built with torch {built['torch']} but cannot be loaded: {cause}; {_remedy(cause)}"
     return None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """True if an ELF file ends before its segments do: loading it would end the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+            return False  # for the loader to judge
+        (start,) = struct.unpack_from("=Q", header, 32)
+        size, count = struct.unpack_from("=HH", header, 54)
+        file.seek(start)
+        table = file.read(size * count)
+    if len(table) < size * count:
+        return True
+    segments = [struct.unpack_from("=IIQQQQ", table, size * i) for i in range(count)]
+    end = max((segment[2] + segment[5] for segment in segments), default=0)
+    return path.stat().st_size < end
 
 
 def _outdated(name: str, built: dict[str, Any]) -> str | None:

@@ -110,7 +110,7 @@ def random_below(words: Tensor, bound: Tensor | int) -> Tensor:
     else:
         _checks.tensor(op, "bound", bound)
         _checks.dtypes(op, "bound", bound, (torch.int64,))
-        if bound.dim():
+        if bound.dim() or bound.device.type != "cpu":  # as torch's operators do
             _checks.same_device(op, "bound", bound, "words", words)
         _broadcast(op, "words and bound", words, bound)
     return (words * bound) >> 32

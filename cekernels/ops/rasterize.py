@@ -7,6 +7,7 @@ bit for bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
 FillRule = Literal["nonzero", "evenodd"]
 _FILL_RULES = ("nonzero", "evenodd")
+_POLYGONS = ("vertices", "contour_offsets", "sample_offsets")
+_BOXES = ("boxes", "sample_offsets")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LARGEST_SIDE = (1 << 31) - 1
 
@@ -103,6 +106,10 @@ def rasterize_polygons(
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "rasterize_polygons"
+    if not _checks.tensors(op, _POLYGONS, vertices, contour_offsets, sample_offsets):
+        shapes = vertices, contour_offsets, sample_offsets
+        call = functools.partial(record, rasterize_polygons, *shapes, height, width)
+        return call(fill_rule=fill_rule, impl=impl)  # type: ignore[no-any-return]
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
     height = _checks.integer(op, "height", height, 0, _LARGEST_SIDE)
     width = _checks.integer(op, "width", width, 0, _LARGEST_SIDE)
@@ -133,6 +140,9 @@ def rasterize_boxes(
         TypeError, ValueError, ImplementationError: as for :func:`rasterize_polygons`.
     """
     op = "rasterize_boxes"
+    if not _checks.tensors(op, _BOXES, boxes, sample_offsets):
+        call = functools.partial(record, rasterize_boxes, boxes, sample_offsets, height, width)
+        return call(impl=impl)  # type: ignore[no-any-return]
     _check_boxes(op, boxes, sample_offsets)
     height = _checks.integer(op, "height", height, 0, _LARGEST_SIDE)
     width = _checks.integer(op, "width", width, 0, _LARGEST_SIDE)
@@ -166,7 +176,10 @@ def fill_polygons(
         TypeError, ValueError, ImplementationError: as for the two functions.
     """
     op = "fill_polygons"
-    _checks.tensor(op, "image", image)
+    shapes = vertices, contour_offsets, sample_offsets
+    if not _checks.tensors(op, ("image", *_POLYGONS), image, *shapes):
+        call = functools.partial(record, fill_polygons, image, value, *shapes)
+        return call(fill_rule=fill_rule, impl=impl)  # type: ignore[no-any-return]
     check_image(op, image)
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
     _check_batch(op, image, sample_offsets)
@@ -209,7 +222,9 @@ def fill_boxes(
         TypeError, ValueError, ImplementationError: as for the two functions.
     """
     op = "fill_boxes"
-    _checks.tensor(op, "image", image)
+    if not _checks.tensors(op, ("image", *_BOXES), image, boxes, sample_offsets):
+        call = functools.partial(record, fill_boxes, image, value, boxes, sample_offsets)
+        return call(impl=impl)  # type: ignore[no-any-return]
     check_image(op, image)
     _check_boxes(op, boxes, sample_offsets)
     _check_batch(op, image, sample_offsets)
@@ -225,7 +240,6 @@ def fill_boxes(
 
 
 def _check_offsets(op: str, name: str, offsets: Tensor, other_name: str, other: Tensor) -> None:
-    _checks.tensor(op, name, offsets)
     _checks.dims(op, name, offsets, (1,), "1-dimensional")
     _checks.dtypes(op, name, offsets, (torch.int64,))
     _checks.same_device(op, name, offsets, other_name, other)
@@ -240,7 +254,6 @@ def _check_polygons(
     sample_offsets: Tensor,
     fill_rule: str,
 ) -> None:
-    _checks.tensor(op, "vertices", vertices)
     _checks.dims(op, "vertices", vertices, (2,), "(V, 2)")
     _checks.shape(op, "vertices", vertices, (vertices.shape[0], 2), "(V, 2): x and y")
     _checks.dtypes(op, "vertices", vertices, (torch.int32,))
@@ -250,7 +263,6 @@ def _check_polygons(
 
 
 def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor) -> None:
-    _checks.tensor(op, "boxes", boxes)
     _checks.dims(op, "boxes", boxes, (2,), "(K, 4)")
     _checks.shape(op, "boxes", boxes, (boxes.shape[0], 4), "(K, 4): x0, y0, x1, y1")
     _checks.dtypes(op, "boxes", boxes, (torch.int32,))

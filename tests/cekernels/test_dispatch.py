@@ -180,6 +180,22 @@ def test_a_damaged_build_record_is_a_reason_not_a_crash(
     assert reason.endswith("rebuild with: python buildtools/native.py")
 
 
+@needs_cpp
+@pytest.mark.parametrize("length", [0, 3, 64, 100, 5000, 500_000])
+def test_a_library_that_is_cut_off_is_a_reason_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
+) -> None:
+    whole = (_backends._FOLDER / "_C.so").read_bytes()
+    (tmp_path / "_C.so").write_bytes(whole[:length])
+    monkeypatch.setattr(_backends, "_FOLDER", tmp_path)
+    monkeypatch.setattr(
+        _backends, "build_record", lambda: {"_C": {"built": True, "torch": "2.13.0"}}
+    )
+    reason = _backends.load_library.__wrapped__("_C")
+    assert reason is not None
+    assert reason.endswith("; install again")
+
+
 def test_a_library_of_other_sources_is_not_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

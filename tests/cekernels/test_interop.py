@@ -222,6 +222,25 @@ def test_symbolic_trace_records_the_calls() -> None:
         channelwise_linear(3, model.layer.weight)  # type: ignore[arg-type]
 
 
+def test_symbolic_trace_records_masks_and_fills() -> None:
+    boxes = cekernels.pack_boxes([[[0, 0, 2, 2]], [[1, 1, 4, 3]]])
+    polygons = cekernels.pack_polygons([[[[0, 0], [3, 0], [3, 3]]], []])
+
+    def draw(image: Tensor, boxes: Any, polygons: Any) -> tuple[Tensor, ...]:
+        flat, offsets = boxes
+        first, second, third = polygons
+        mask, area = cekernels.rasterize_boxes(flat, offsets, 4, 5)
+        other = cekernels.rasterize_polygons(first, second, third, 4, 5, fill_rule="evenodd")
+        filled, _, _ = cekernels.fill_boxes(image, 0.5, flat, offsets)
+        last = cekernels.fill_polygons(filled, [1.0, 2.0], first, second, third)
+        return mask, area, other[0], last[0], cekernels.remove_seam(last[0], mask)
+
+    arguments = random(2, 2, 4, 5), boxes, polygons
+    graph = torch.fx.symbolic_trace(draw)
+    for found, expected in zip(graph(*arguments), draw(*arguments), strict=True):
+        assert torch.equal(found, expected)
+
+
 # --- torch.export and its files -------------------------------------------------------------------
 
 LOAD = """
