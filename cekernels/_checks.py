@@ -6,6 +6,7 @@ import math
 import operator
 import reprlib
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -77,6 +78,20 @@ def _as_integer(op: str, name: str, value: Any) -> int:
         return operator.index(value)
     except (TypeError, RuntimeError) as error:
         raise wrong from error
+
+
+def number(op: str, name: str, value: Any) -> float:
+    """``value`` as a float; symbolic numbers are returned as they are."""
+    if isinstance(value, torch.SymFloat | torch.SymInt):
+        return value  # type: ignore[return-value]
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a number, got {describe(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{op}: {name} must fit a float, got {describe(value)}") from error
 
 
 def _bound(high: int) -> str:

@@ -208,8 +208,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         program = torch.export.export(model, (x,)).run_decompositions(table)
 
     Returns:
-        functions by overload: those of the layer, the losses and ``fill_masked``, with their
-        gradients.
+        functions by overload: ``channelwise_linear``, ``local_response_norm``, the losses and
+        ``fill_masked``, with their gradients.
     """
     return {
         overload: op.decomposition

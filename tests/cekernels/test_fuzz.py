@@ -97,6 +97,17 @@ def module(case: Case) -> Arguments:
     }
 
 
+def response_norm(case: Case) -> Arguments:
+    shape = [case.size(0, 4) for _ in range(case.one_of(3, 4))]
+    return {
+        "input": case.numbers(*shape, dtype=case.one_of(*FLOATING)),
+        "size": case.one_of(1, 2, 5, np.int64(3)),
+        "alpha": case.one_of(1e-4, 0.5, 0),
+        "beta": case.one_of(0.75, 0.5, np.float64(2.0)),
+        "k": case.one_of(1.0, 2),
+    }
+
+
 def loss(case: Case) -> Arguments:
     B, C, H, W = case.size(0, 3), case.size(1, 3), case.size(0, 5), case.size(0, 20)
     area = case.integers(1, 9, B, dtype=case.one_of(torch.int64, torch.float32, torch.float64))
@@ -218,6 +229,7 @@ def vote(case: Case) -> Arguments:
 FUNCTIONS: dict[str, Callable[[Case], Arguments]] = {
     "channelwise_linear": linear,
     "ChannelwiseLinear": module,
+    "local_response_norm": response_norm,
     "masked_l2_loss": loss,
     "masked_l1_loss": loss,
     "fill_masked": fill,
@@ -234,7 +246,7 @@ FUNCTIONS: dict[str, Callable[[Case], Arguments]] = {
     "patch_match": match,
     "patch_vote": vote,
 }
-OTHERS = {"Impl", "ImplementationError", "__version__", "decompositions"}
+OTHERS = {"Impl", "ImplementationError", "LocalResponseNorm", "__version__", "decompositions"}
 assert FUNCTIONS.keys() | OTHERS == set(cekernels.__all__)
 
 
