@@ -16,11 +16,14 @@ Environment variables:
 - ``CEKERNELS_NVCC_FLAGS``: additional flags for nvcc ("--use_fast_math"); they are recorded.
 
 ``cekernels/_build.json`` records the libraries built, their compilers and flags, and the reasons
-for those not built; ``python -m cekernels.info`` shows it.
+for those not built; ``python -m cekernels.info`` shows it. A digest of the sources is part of it:
+in an editable installation, the package does not load a library whose sources have changed since it
+was compiled, for example by a ``git pull``, and says how to rebuild it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -285,10 +288,24 @@ def build(folder: Path) -> dict[str, object]:
                 print(f"cekernels.{library.name} is not built: {library.skipped}")
             else:
                 _compile(library, target, Path(temporary))
-                record[library.name] = {"built": True, **library.record}
+                sources = source_digest(library.name)
+                record[library.name] = {"built": True, **library.record, "sources": sources}
                 print(f"cekernels.{library.name} built: {library.record}")
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(folder / RECORD)
     return record
+
+
+def source_digest(name: str) -> str:
+    """Digest of the sources of a library, as the package itself computes it."""
+    spec = importlib.util.spec_from_file_location("_sources", ROOT / "cekernels/_sources.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    digest: str = module.digest(CSRC, name)
+    return digest
 
 
 def _compile(library: Library, target: Path, temporary: Path) -> None:

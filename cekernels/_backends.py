@@ -8,12 +8,16 @@ import importlib
 import importlib.util
 import json
 import os
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import torch
+
+from cekernels import _sources
 
 if TYPE_CHECKING:
     from cekernels._register import Op
@@ -26,6 +30,7 @@ DEFAULT = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 _FOLDER = Path(__file__).resolve().parent
 _LIBRARIES = {"cpp": ("_C", "cpu"), "cuda": ("_C_cuda", "cuda")}
+_NAMES = [name for name, _ in _LIBRARIES.values()]
 
 
 class ImplementationError(RuntimeError):
@@ -75,10 +80,30 @@ def triton_interpreted() -> bool:
 def build_record() -> dict[str, dict[str, Any]]:
     """Build record of each library: compiler and flags, or the reason why it was not built."""
     try:
-        content: dict[str, dict[str, Any]] = json.loads((_FOLDER / "_build.json").read_text())
+        content: Any = json.loads((_FOLDER / "_build.json").read_text())
     except FileNotFoundError:
         return {}
-    return content
+    except (OSError, ValueError) as error:  # cut off, or not text
+        return dict.fromkeys(_NAMES, _damaged(str(error)))
+    if not isinstance(content, dict):
+        return dict.fromkeys(_NAMES, _damaged("not a table"))
+    return {name: _entry(value) for name, value in content.items()}
+
+
+def _entry(value: Any) -> dict[str, Any]:
+    """One library's part of the build record, or the reason why it cannot be used."""
+    if not isinstance(value, dict) or value.keys().isdisjoint(("built",)):
+        return _damaged("an entry is incomplete")
+    needed = "torch" if value["built"] else "reason"
+    return value if needed in value else _damaged(f"an entry has no {needed!r}")
+
+
+def _damaged(what: str) -> dict[str, Any]:
+    return {
+        "built": False,
+        "reason": f"the build record {_FOLDER / '_build.json'} cannot be read ({what}); install "
+        "again, or rebuild with: python buildtools/native.py",
+    }
 
 
 @functools.cache
@@ -92,12 +117,47 @@ def load_library(name: str) -> str | None:
     path = _FOLDER / f"{name}.so"
     if not path.is_file():
         return f"not built: {path.name} is missing; install again"
+    if _is_cut_off(path):
+        return f"not built: {path.name} is cut off; install again"
+    if (reason := _outdated(name, built)) is not None:
+        warnings.warn(f"cekernels: {path.name} is not used: {reason}", RuntimeWarning, stacklevel=2)
+        return reason
     try:
         torch.ops.load_library(path)
     except OSError as error:
         cause = str(error.__cause__ or error)  # torch wraps the loader's error
         return f"built with torch {built['torch']} but cannot be loaded: {cause}; {_remedy(cause)}"
     return None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """True if an ELF file ends before its segments do: loading it would end the process."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+            return False  # for the loader to judge
+        (start,) = struct.unpack_from("=Q", header, 32)
+        size, count = struct.unpack_from("=HH", header, 54)
+        file.seek(start)
+        table = file.read(size * count)
+    if len(table) < size * count:
+        return True
+    segments = [struct.unpack_from("=IIQQQQ", table, size * i) for i in range(count)]
+    end = max((segment[2] + segment[5] for segment in segments), default=0)
+    return path.stat().st_size < end
+
+
+def _outdated(name: str, built: dict[str, Any]) -> str | None:
+    """Reason if, in an editable installation, the sources are not those that were compiled."""
+    sources = _FOLDER.parent / "csrc"
+    if not (_FOLDER.parent / "buildtools" / "native.py").is_file() or not sources.is_dir():
+        return None
+    if built.get("sources") == _sources.digest(sources, name):
+        return None
+    return (
+        f"it was built from other sources than those in {sources}; "
+        "rebuild with: python buildtools/native.py"
+    )
 
 
 def load_libraries() -> None:

@@ -24,7 +24,7 @@ Implementations by dispatch key:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +33,15 @@ from torch import Tensor
 
 from cekernels import _auto, _backends
 from cekernels._backends import IMPLS, ImplementationError
-from cekernels._torch_internals import transforms_active
+from cekernels._torch_internals import register_decomposition, transforms_active
 
 # Must live as long as the process: torch removes the ops when the Library is deleted.
 LIBRARY = torch.library.Library("cekernels", "DEF")
 
 OPS: dict[str, Op] = {}
+
+#: Placements of the outputs and of the arguments of an op; see :class:`Op`.
+Sharding = tuple[list[int | str], list[int | str]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class Op:
         mutates: names of the arguments that are modified in place.
         compiled: the compiled implementations with a kernel for the op: "cpp", "cuda".
         check: functions that each return the arguments of one case of the GPU self-test.
+        decomposition: the reference without checks of values, in operations that tracers can
+            follow; None for an op that ONNX cannot express.
+        flops: number of floating-point operations from the shapes of the arguments, in the form of
+            ``torch.utils.flop_counter.register_flop_formula``; None for an op without products.
+        sharding: returns, from the arguments, pairs of the outputs' and the arguments' placements
+            in DTensors: an integer for the dimension of a shard, "whole" or "partial".
     """
 
     def __init__(
@@ -74,9 +83,15 @@ class Op:
         mutates: tuple[str, ...] = (),
         compiled: tuple[str, ...] = ("cpp", "cuda"),
         check: tuple[Callable[[], tuple[Any, ...]], ...] = (),
+        decomposition: Callable[..., Any] | None = None,
+        flops: Callable[..., int] | None = None,
+        sharding: Callable[..., Sequence[Sharding]] | None = None,
     ) -> None:
         self.name = reference.__name__
         self.reference = reference
+        self.decomposition = decomposition
+        self.flops = flops
+        self.sharding = sharding
         self.compiled = compiled
         self.has_formula = formula is not None
         self.check = check
@@ -99,13 +114,17 @@ class Op:
                 twin = "no_grad" if impl == "auto" else f"{impl}_no_grad"
                 self._plain[impl] = self._define(impl, twin)
                 self._differentiate(impl, formula)
+        if decomposition is not None:
+            for defined in self.overloads():
+                register_decomposition(defined, decomposition, self._fake)
         OPS[self.name] = self
 
     def _define(self, impl: str, overload: str) -> Callable[..., Any]:
         name = f"{self.name}.{overload}" if overload else self.name
-        qualified = f"cekernels::{name}"
         LIBRARY.define(name + self._schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, self._fake, lib=LIBRARY)
+        # torch.library.register_fake would do the same, and look up the source line of the caller
+        # for each of a hundred overloads: a third of the time that the import takes.
+        LIBRARY.impl(name, self._fake, "Meta")
         if impl in ("auto", "reference"):
             LIBRARY.impl(name, _without_autocast(self.reference), "CompositeExplicitAutograd")
         else:
@@ -141,6 +160,10 @@ class Op:
         LIBRARY.impl(self._differentiable[impl], function.apply, "Autograd")  # type: ignore[attr-defined]
         LIBRARY.impl(plain, torch.library.fallthrough_kernel, "Autograd")
 
+    def overloads(self) -> list[Any]:
+        """All overloads of the op."""
+        return list(dict.fromkeys((*self._differentiable.values(), *self._plain.values())))
+
     def without_formula(self, impl: str) -> Callable[..., Any]:
         """The overload of ``impl`` without an autograd formula."""
         return self._plain[impl]
@@ -173,6 +196,27 @@ class Op:
                 if tensor is not None and tensor.requires_grad:
                     return self._differentiable[impl]
         return self._plain[impl]
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The ops that can be replaced by plain torch operations, each with the function that does so.
+
+    A table for ``torch.export``: a program with these decompositions runs where this package is not
+    installed, without its kernels::
+
+        table = torch.export.default_decompositions() | cekernels.decompositions()
+        program = torch.export.export(model, (x,)).run_decompositions(table)
+
+    Returns:
+        functions by overload: ``channelwise_linear``, ``local_response_norm``, the losses and
+        ``fill_masked``, with their gradients.
+    """
+    return {
+        overload: op.decomposition
+        for op in OPS.values()
+        if op.decomposition is not None
+        for overload in op.overloads()
+    }
 
 
 def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:

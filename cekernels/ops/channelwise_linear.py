@@ -7,6 +7,7 @@ authors implement it as a convolution with a kernel of the map's size and one gr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,10 +17,13 @@ from torch import Tensor, nn
 
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
-from cekernels._register import Formula, Op, autocast_dtype
+from cekernels._interop import overrides, record
+from cekernels._register import Formula, Op, Sharding, autocast_dtype
 from cekernels._selfcheck import numbers
 
 Activation = Literal["relu"]
+_NAMES = ("input", "weight", "bias")
+_LARGEST = (1 << 63) - 1
 
 
 def channelwise_linear(
@@ -50,21 +54,31 @@ def channelwise_linear(
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "channelwise_linear"
-    _checks.tensor(op, "input", input)
-    _checks.tensor(op, "weight", weight)
-    if bias is not None:
-        _checks.tensor(op, "bias", bias)
-    _checks.dtypes(op, "input", input, _checks.FLOATING)
+    if not (
+        _checks.tensors(op, _NAMES, input, weight)
+        if bias is None
+        else _checks.tensors(op, _NAMES, input, weight, bias)
+    ):
+        call = functools.partial(record, channelwise_linear, input, weight, bias)
+        return call(activation=activation, impl=impl)  # type: ignore[no-any-return]
+    if input.dtype not in _checks.FLOATING:
+        _checks.dtypes(op, "input", input, _checks.FLOATING)
     cast = autocast_dtype(input.device.type)
     if cast is not None:
         input, weight = _autocast(input, cast), _autocast(weight, cast)
         bias = bias if bias is None else _autocast(bias, cast)
 
-    _checks.dims(op, "input", input, (3, 4), "(B, C, N) or (B, C, H, W)")
-    _checks.dims(op, "weight", weight, (3,), "(C, N_out, N_in)")
-    _checks.same_dtype(op, "weight", weight, "input", input)
-    _checks.same_device(op, "weight", weight, "input", input)
-    _checks.choice(op, "activation", activation, (None, "relu"))
+    # Conditions first: calls of the checks would be a large part of the time of a small call.
+    if input.dim() != 3:
+        _checks.dims(op, "input", input, (3, 4), "(B, C, N) or (B, C, H, W)")
+    if weight.dim() != 3:
+        _checks.dims(op, "weight", weight, (3,), "(C, N_out, N_in)")
+    if weight.dtype != input.dtype:
+        _checks.same_dtype(op, "weight", weight, "input", input)
+    if weight.device != input.device:
+        _checks.same_device(op, "weight", weight, "input", input)
+    if activation is not None:
+        _checks.choice(op, "activation", activation, (None, "relu"))
     maps = input.shape[2:]
     flat = input if input.dim() == 3 else input.flatten(2)
     channels, n_out, n_in = weight.shape
@@ -75,8 +89,10 @@ def channelwise_linear(
         )
     if bias is not None:
         _checks.shape(op, "bias", bias, (channels, n_out), "(C, N_out) of weight")
-        _checks.same_dtype(op, "bias", bias, "input", input)
-        _checks.same_device(op, "bias", bias, "input", input)
+        if bias.dtype != input.dtype:
+            _checks.same_dtype(op, "bias", bias, "input", input)
+        if bias.device != input.device:
+            _checks.same_device(op, "bias", bias, "input", input)
 
     kernel = LINEAR.kernel(impl, flat, weight, bias)
     output: Tensor = kernel(flat, weight, bias, activation == "relu")
@@ -109,9 +125,10 @@ class ChannelwiseLinear(nn.Module):
     Weights and biases are initialised uniformly in +-1/sqrt(N_in), as in ``torch.nn.Linear``.
 
     Raises:
-        TypeError, ValueError: a size that is not positive or not one or two integers; on a call,
-            maps of another size than an ``in_size`` ``(H, W)``, and the errors of
-            :func:`channelwise_linear`.
+        TypeError, ValueError: a size that is not positive or not one or two integers (NumPy's are
+            taken); on a call, maps of another size than an ``in_size`` ``(H, W)``, and the errors
+            of :func:`channelwise_linear`.
+        RuntimeError: not enough memory for the parameters.
     """
 
     def __init__(
@@ -128,18 +145,20 @@ class ChannelwiseLinear(nn.Module):
     ) -> None:
         super().__init__()
         op = "ChannelwiseLinear"
-        if not isinstance(channels, int) or channels < 1:
-            raise ValueError(f"{op}: channels must be a positive integer, got {channels!r}")
+        self.channels = _positive(op, "channels", "a positive integer", channels)
         _checks.choice(op, "activation", activation, (None, "relu"))
         _checks.choice(op, "impl", impl, IMPLS)
-        self.channels = channels
         self.in_size, n_in = _map_size(op, "in_size", in_size)
         self.out_size, n_out = _map_size(op, "out_size", in_size if out_size is None else out_size)
         self.activation: Activation | None = activation
         self.impl: Impl = impl
-        self.weight = nn.Parameter(torch.empty(channels, n_out, n_in, device=device, dtype=dtype))
+
+        def parameter(name: str, *shape: int) -> nn.Parameter:
+            return nn.Parameter(_checks.allocate(op, name, shape, device=device, dtype=dtype))
+
+        self.weight = parameter("weight (channels, out_size, in_size)", self.channels, n_out, n_in)
         if bias:
-            self.bias = nn.Parameter(torch.empty(channels, n_out, device=device, dtype=dtype))
+            self.bias = parameter("bias (channels, out_size)", self.channels, n_out)
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -151,15 +170,18 @@ class ChannelwiseLinear(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 4 and isinstance(self.in_size, tuple):
-            expected = (*input.shape[:2], *self.in_size)
-            _checks.shape("ChannelwiseLinear", "input", input, expected, "maps of in_size")
-        output = channelwise_linear(
-            input, self.weight, self.bias, activation=self.activation, impl=self.impl
+        if overrides(input):
+            settings = self.in_size, self.out_size, self.activation, self.impl
+            return record(channelwise_linear_layer, input, self.weight, self.bias, *settings)  # type: ignore[no-any-return]
+        return channelwise_linear_layer(
+            input,
+            self.weight,
+            self.bias,
+            self.in_size,
+            self.out_size,
+            self.activation,
+            self.impl,
         )
-        if input.dim() == 4 and isinstance(self.out_size, tuple):
-            return output.reshape(*output.shape[:2], *self.out_size)
-        return output
 
     def extra_repr(self) -> str:
         return (
@@ -168,12 +190,45 @@ class ChannelwiseLinear(nn.Module):
         )
 
 
+def channelwise_linear_layer(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_size: int | tuple[int, int],
+    out_size: int | tuple[int, int],
+    activation: Activation | None,
+    impl: Impl,
+) -> Tensor:
+    """The layer as one function, which is one node in a graph of ``torch.fx.symbolic_trace``."""
+    op = "ChannelwiseLinear"
+    _checks.tensor(op, "input", input)
+    maps = input.dim() == 4
+    if maps and isinstance(in_size, tuple):
+        _checks.shape(op, "input", input, (*input.shape[:2], *in_size), "maps of in_size")
+    output = channelwise_linear(input, weight, bias, activation=activation, impl=impl)
+    if maps and isinstance(out_size, tuple):
+        return output.reshape(*output.shape[:2], *out_size)
+    return output
+
+
 def _map_size(op: str, name: str, value: int | Sequence[int]) -> tuple[int | tuple[int, int], int]:
     """The size of a map as the module stores it, and its number of locations."""
-    sides = tuple(value) if isinstance(value, Sequence) else (value,)
-    if len(sides) not in (1, 2) or not all(isinstance(n, int) and n >= 1 for n in sides):
-        raise ValueError(f"{op}: {name} must be a positive integer or two (H, W), got {value!r}")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1]), math.prod(sides)
+    many = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    sides: tuple[Any, ...] = tuple(value) if many else (value,)  # type: ignore[arg-type]
+    expected = "a positive integer or two (H, W)"
+    if len(sides) not in (1, 2):
+        raise ValueError(f"{op}: {name} must be {expected}, got {value!r}")
+    sizes = [_positive(op, name, expected, side, value) for side in sides]
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1]), math.prod(sizes)
+
+
+def _positive(op: str, name: str, expected: str, value: object, whole: object = None) -> int:
+    """``value`` as a positive int; ``whole`` is the argument that it is part of."""
+    try:
+        return _checks.integer(op, name, value, 1, _LARGEST)
+    except (TypeError, ValueError) as error:
+        given = value if whole is None else whole
+        raise ValueError(f"{op}: {name} must be {expected}, got {given!r}") from error
 
 
 # --- the op and its derivatives ---------------------------------------------------------------
@@ -262,15 +317,61 @@ def _backward_check() -> tuple[Any, ...]:
     return numbers(70, 3, 36, start=4), input, weight, output, True, True, True
 
 
+def _forward_flops(
+    input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Any = None
+) -> int:
+    """One multiplication and one addition per weight and sample, as torch counts products."""
+    return 2 * input[0] * math.prod(weight)
+
+
+def _backward_flops(
+    grad_output: Sequence[int],
+    input: Sequence[int],
+    weight: Sequence[int],
+    output: Sequence[int] | None,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    out_shape: Any = None,
+) -> int:
+    return _forward_flops(input, weight) * (needs_input + needs_weight)
+
+
+def _forward_sharding(input: Any, weight: Any, bias: Any, relu: bool) -> list[Sharding]:
+    return [
+        ([0], [0, "whole", "whole", "whole"]),  # the batch
+        ([1], [1, 0, 0, "whole"]),  # the channels
+    ]
+
+
+def _backward_sharding(
+    grad_output: Any, input: Any, weight: Any, output: Any, *needs: bool
+) -> list[Sharding]:
+    def where_needed(*placements: int | str) -> list[int | str]:
+        return [p if need else "whole" for p, need in zip(placements, needs, strict=True)]
+
+    whole: list[int | str] = ["whole"] * 3
+    return [
+        (where_needed(0, "partial", "partial"), [0, 0, "whole", 0, *whole]),
+        (where_needed(1, 0, 0), [1, 1, 0, 1, *whole]),
+    ]
+
+
 LINEAR = Op(
     reference.channelwise_linear,
     fake=_forward_fake,
     formula=Formula(_forward_context, _forward_backward),
     check=(_forward_check,),
+    decomposition=reference.channelwise_linear,
+    flops=_forward_flops,
+    sharding=_forward_sharding,
 )
 LINEAR_BACKWARD = Op(
     reference.channelwise_linear_backward,
     fake=_backward_fake,
     formula=Formula(_backward_context, _backward_backward),
     check=(_backward_check,),
+    decomposition=reference.channelwise_linear_backward,
+    flops=_backward_flops,
+    sharding=_backward_sharding,
 )

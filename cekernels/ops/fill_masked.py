@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,7 +13,8 @@ from torch import Tensor
 
 from cekernels import _checks, reference
 from cekernels._backends import Impl
-from cekernels._register import Formula, Op
+from cekernels._interop import record
+from cekernels._register import Formula, Op, Sharding
 from cekernels._selfcheck import numbers
 
 
@@ -25,10 +29,12 @@ def fill_masked(
 
     Args:
         image: ``(B, C, H, W)``, any dtype except complex.
-        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, uint8 or floating point; set where not 0.
+        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``, bool, integer or floating point; set where not
+            0.
         value: one number, or one per channel as a sequence or a tensor ``(C,)``. On a GPU, pass a
             tensor on that device: a sequence is copied in every call. An integer image requires
-            whole numbers, or an integer tensor.
+            whole numbers, or an integer tensor. A number that the image's dtype cannot hold is an
+            error; the values of a tensor on a GPU, or in a compiled graph, are not checked.
         impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
 
     Returns:
@@ -40,9 +46,10 @@ def fill_masked(
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "fill_masked"
-    _checks.tensor(op, "mask", mask)
+    if not _checks.tensors(op, ("image", "mask"), image, mask):
+        return record(fill_masked, image, mask, value, impl=impl)  # type: ignore[no-any-return]
     check_image(op, image)
-    _checks.mask(op, mask, "image", image)
+    mask = _checks.mask(op, mask, "image", image)
     filled: Tensor = FILL.kernel(impl, image)(image, mask, fill_value(op, image, value))
     return filled
 
@@ -51,10 +58,11 @@ def fill_masked(
 
 
 def check_image(op: str, image: Tensor) -> None:
-    _checks.tensor(op, "image", image)
     _checks.dims(op, "image", image, (4,), "(B, C, H, W)")
     if image.is_complex():
         raise TypeError(f"{op}: image must be real, got a {_checks.describe(image)}")
+    if image.dtype.itemsize > 8 or image.is_quantized:
+        raise TypeError(f"{op}: image has an unsupported dtype, got a {_checks.describe(image)}")
 
 
 def fill_value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) -> Tensor:
@@ -63,27 +71,58 @@ def fill_value(op: str, image: Tensor, value: float | Sequence[float] | Tensor) 
     if not isinstance(value, Tensor):
         try:
             value = _numbers(image, value)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise _does_not_fit(op, image, value) from error
-    elif value.is_floating_point() and not image.is_floating_point():
-        raise _does_not_fit(op, image, value)
+    else:
+        _checks.tensor(op, "value", value)
+        if value.dtype != image.dtype:
+            fraction = value.is_floating_point() and not image.is_floating_point()
+            if fraction or value.is_complex() or not _all_fit(image, value):
+                raise _does_not_fit(op, image, value)
     if value.dim() == 0:
         value = value.expand(channels)
     _checks.shape(op, "value", value, (channels,), "one number per channel")
     _checks.same_device(op, "value", value, "image", image)
     _checks.no_gradient(op, "value", value)
-    return value.to(image.dtype)
+    return value if value.dtype == image.dtype else value.to(image.dtype)
 
 
 def _numbers(image: Tensor, value: float | Sequence[float]) -> Tensor:
-    numbers = (value,) if isinstance(value, int | float) else value
-    if not image.is_floating_point():
-        for number in numbers:
-            if not (_checks.is_integer(number) or float(number).is_integer()):
-                raise TypeError("a fraction would be truncated")
-    if isinstance(value, int | float):
-        return image.new_full((image.shape[1],), value)
-    return torch.tensor(value, dtype=image.dtype, device=image.device)
+    one = isinstance(value, int | float | Real | torch.SymInt | torch.SymFloat)
+    numbers = (value,) if one else value
+    for number in numbers:  # type: ignore[union-attr]
+        if not _fits(image.dtype, number):
+            raise ValueError("it would be changed")
+    if one:
+        return image.new_full((image.shape[1],), value)  # type: ignore[arg-type]
+    if type(image) in _checks.PLAIN:
+        return torch.tensor(value, dtype=image.dtype, device=image.device)
+    # of the image's own class: a DTensor does not mix with plain tensors
+    return torch.stack([image.new_full((), number) for number in value])  # type: ignore[union-attr]
+
+
+def _fits(dtype: torch.dtype, number: Any) -> bool:
+    """Whether a number keeps its value in ``dtype``, apart from the rounding of a fraction."""
+    if isinstance(number, torch.SymInt | torch.SymFloat):
+        return True
+    if dtype.is_floating_point:
+        number = float(number)
+        # not the infinity that it would round to
+        return not math.isfinite(number) or abs(number) <= torch.finfo(dtype).max
+    whole = operator.index(number) if hasattr(number, "__index__") else float(number)
+    if not math.isfinite(whole) or whole != int(whole):
+        return False
+    if dtype == torch.bool:  # True where it is not 0
+        return True
+    limits = torch.iinfo(dtype)
+    return limits.min <= whole <= limits.max
+
+
+def _all_fit(image: Tensor, value: Tensor) -> bool:
+    """Whether all numbers of a tensor fit, as far as they can be read."""
+    if not _checks.readable(value) or value.numel() > image.shape[1]:
+        return True
+    return all(_fits(image.dtype, number) for number in value.flatten().tolist())
 
 
 def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
@@ -121,10 +160,17 @@ def _check(size: tuple[int, int]) -> tuple[Any, ...]:
     return numbers(2, 3, *size), mask, torch.tensor([2.0, -3.0, 4.0])
 
 
+def _sharding(image: Any, mask: Any, value: Any) -> list[Sharding]:
+    mask_channels = 1 if mask.shape[1] > 1 else "whole"
+    return [([0], [0, 0, "whole"]), ([1], [1, mask_channels, 0])]
+
+
 FILL = Op(
     reference.fill_masked,
     fake=_fake,
     formula=Formula(_context, _backward),
     # Single pixels; and vectors of 16 bytes, in more than one block.
     check=(lambda: _check((17, 18)), lambda: _check((40, 32))),
+    decomposition=reference.fill_masked,
+    sharding=_sharding,
 )

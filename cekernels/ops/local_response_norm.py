@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
-from cekernels._register import Formula, Op
+from cekernels._interop import record
+from cekernels._register import Formula, Op, Sharding
 from cekernels._selfcheck import numbers
 from cekernels.reference.local_response_norm import dense_format
 
@@ -33,7 +35,7 @@ def local_response_norm(
 
     Args:
         input: ``(B, C, H, W)`` or ``(B, C, N)``, floating point.
-        size: channels in the window, at least 1.
+        size: channels in the window, from 1 to 65536.
         alpha, beta, k: see above. Fastest with a beta of 0.75.
         impl: "auto", or the implementation to force: "reference" or "cpp".
 
@@ -46,16 +48,30 @@ def local_response_norm(
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "local_response_norm"
-    _checks.tensor(op, "input", input)
+    if not _checks.tensors(op, ("input",), input):
+        call = functools.partial(record, local_response_norm, input, size, alpha, beta, k)
+        return call(impl=impl)  # type: ignore[no-any-return]
     _checks.dtypes(op, "input", input, _checks.FLOATING)
     _checks.dims(op, "input", input, (3, 4), "(B, C, H, W) or (B, C, N)")
-    if not _checks.is_integer(size) or size < 1:
-        raise ValueError(f"{op}: size must be a positive integer, got {size!r}")
+    size = _size(op, size)
+    alpha, beta, k = (
+        _checks.number(op, name, value)
+        for name, value in (("alpha", alpha), ("beta", beta), ("k", k))
+    )
     _checks.choice(op, "impl", impl, IMPLS)
     maps = input if input.dim() == 4 else input.unsqueeze(3)
     kernel = LOCAL_RESPONSE_NORM.kernel(impl, maps)
-    output: Tensor = kernel(maps, int(size), float(alpha), float(beta), float(k))
+    output: Tensor = kernel(maps, size, alpha, beta, k)
     return output if input.dim() == 4 else output.squeeze(3)
+
+
+def _size(op: str, size: object) -> int:
+    try:
+        return _checks.integer(op, "size", size, 1, 1 << 16)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{op}: size must be a positive integer, got {size!r} (at most 65536)"
+        ) from error
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
@@ -103,6 +119,14 @@ def _backward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(next(grads) if t.requires_grad else None for t in leaves), None, None, None, None
 
 
+def _sharding(input: Any, *_: Any) -> list[Sharding]:
+    return [([0], [0, *["whole"] * 4])]
+
+
+def _backward_sharding(grad_output: Any, input: Any, *_: Any) -> list[Sharding]:
+    return [([0], [0, 0, *["whole"] * 4])]
+
+
 def _check() -> tuple[Any, ...]:
     """Without the squares, and divided by 1: exact."""
     return numbers(2, 7, 3, 5), 5, 0.0, 0.75, 1.0
@@ -118,6 +142,8 @@ LOCAL_RESPONSE_NORM = Op(
     formula=Formula(_context, _backward),
     compiled=("cpp",),
     check=(_check,),
+    decomposition=reference.local_response_norm,
+    sharding=_sharding,
 )
 LOCAL_RESPONSE_NORM_BACKWARD = Op(
     reference.local_response_norm_backward,
@@ -125,4 +151,6 @@ LOCAL_RESPONSE_NORM_BACKWARD = Op(
     formula=Formula(_backward_context, _backward_backward),
     compiled=("cpp",),
     check=(_backward_check,),
+    decomposition=reference.local_response_norm_backward,
+    sharding=_backward_sharding,
 )

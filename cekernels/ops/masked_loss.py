@@ -11,12 +11,14 @@ from torch import Tensor
 
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
-from cekernels._register import Formula, Op, autocast_dtype
+from cekernels._interop import record
+from cekernels._register import Formula, Op, Sharding
 from cekernels._selfcheck import numbers
 from cekernels._torch_internals import transforms_active
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
+_NAMES = ("prediction", "target", "mask")
 _NORMALIZE = ("mask", "all", "sum", "none")
 
 
@@ -33,10 +35,11 @@ def masked_l2_loss(
 
     Args:
         prediction: ``(B, C, H, W)``, floating point.
-        target: shape, dtype and device of ``prediction``.
-        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``. bool or uint8: elements are included where it is
-            not 0. Floating point: the weight of each element (for example 1 in the hole and 10 in
-            the overlap band); where it is 0 the element is excluded, even if NaN or infinite.
+        target: shape and device of ``prediction``; any real dtype. Two dtypes are promoted to
+            their common one, as in ``torch.nn.functional.mse_loss``.
+        mask: ``(B, 1, H, W)`` or ``(B, C, H, W)``. bool or integer: elements are included where it
+            is not 0. Floating point: the weight of each element (for example 1 in the hole and 10
+            in the overlap band); where it is 0 the element is excluded, even if NaN or infinite.
         normalize: the divisor of the weighted sum. "mask": the sum of the weights over all
             elements, channels included (a weighted mean; 0 for an empty mask). "all": ``B C H W``,
             as in the released code. "sum": none. "none": none, with one sum per sample.
@@ -47,13 +50,15 @@ def masked_l2_loss(
     Returns:
         ``()``, or ``(B,)`` for "none"; float32, or float64 for float64 inputs. Prediction and
         target have gradients, which can be differentiated again; the mask has none.
-        Under autocast, prediction and target may differ in dtype and are promoted.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask
             or area that requires a gradient.
         ImplementationError: the forced implementation cannot handle the call.
     """
+    if not _checks.tensors("masked_l2_loss", _NAMES, prediction, target, mask):
+        call = functools.partial(record, masked_l2_loss, prediction, target, mask)
+        return call(normalize=normalize, area=area, impl=impl)  # type: ignore[no-any-return]
     args = _checked("masked_l2_loss", prediction, target, mask, area, normalize, impl)
     loss: Tensor = _kernel(impl, *args, normalize)(*args, 2, normalize)[0]
     return loss
@@ -72,6 +77,9 @@ def masked_l1_loss(
 
     Arguments, result and errors as for :func:`masked_l2_loss`; the gradient at equality is 0.
     """
+    if not _checks.tensors("masked_l1_loss", _NAMES, prediction, target, mask):
+        call = functools.partial(record, masked_l1_loss, prediction, target, mask)
+        return call(normalize=normalize, area=area, impl=impl)  # type: ignore[no-any-return]
     args = _checked("masked_l1_loss", prediction, target, mask, area, normalize, impl)
     loss: Tensor = _kernel(impl, *args, normalize)(*args, 1, normalize)[0]
     return loss
@@ -86,18 +94,17 @@ def _checked(
     normalize: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The tensors after the argument checks; under autocast promoted to a common dtype."""
-    for name, value in (("prediction", prediction), ("target", target), ("mask", mask)):
-        _checks.tensor(op, name, value)
+    """The tensors after the argument checks, prediction and target in a common dtype."""
     _checks.dims(op, "prediction", prediction, (4,), "(B, C, H, W)")
     _checks.dtypes(op, "prediction", prediction, _checks.FLOATING)
-    if target.is_floating_point() and autocast_dtype(prediction.device.type) is not None:
+    if target.dtype != prediction.dtype:
+        if target.is_complex() or target.is_floating_point():
+            _checks.dtypes(op, "target", target, _checks.FLOATING)
         wider = torch.promote_types(prediction.dtype, target.dtype)
         prediction, target = prediction.to(wider), target.to(wider)
     _checks.shape(op, "target", target, prediction.shape, "that of prediction")
-    _checks.same_dtype(op, "target", target, "prediction", prediction)
     _checks.same_device(op, "target", target, "prediction", prediction)
-    _checks.mask(op, mask, "prediction", prediction)
+    mask = _checks.mask(op, mask, "prediction", prediction)
     _checks.choice(op, "normalize", normalize, _NORMALIZE)
     _checks.choice(op, "impl", impl, IMPLS)
     if area is not None:
@@ -125,11 +132,14 @@ def _kernel(
 
     One pass requires that the normalization is known beforehand. It is not used in float16, where a
     gradient without its loss scale would underflow, nor in a compiled graph, whose backward pass
-    must not modify a tensor of its forward pass in place.
+    must not modify a tensor of its forward pass in place, nor for tensors of another class, such as
+    a DTensor, which may not support that.
     """
     if (
         prediction.device.type in ONE_PASS_DEVICES
         and prediction.dtype != torch.float16
+        and type(prediction) in _checks.PLAIN
+        and type(target) in _checks.PLAIN
         and (area is not None or normalize != "mask")
         and torch.is_grad_enabled()
         and (prediction.requires_grad or target.requires_grad)
@@ -240,6 +250,31 @@ def _scale_gradient_fake(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> N
     return None
 
 
+def _loss_sharding(
+    prediction: Any, target: Any, mask: Any, area: Any, power: int, normalize: str
+) -> list[Sharding]:
+    """Of sums only: the divisors of the means are those of the whole batch."""
+    if normalize not in ("sum", "none"):
+        return []
+    per_sample = normalize == "none"
+    mask_channels = 1 if mask.shape[1] > 1 else "whole"
+    return [
+        ([0 if per_sample else "partial", "whole"], [0, 0, 0, 0, "whole", "whole"]),
+        (["partial", "whole"], [1, 1, mask_channels, "whole", "whole", "whole"]),
+    ]
+
+
+def _gradient_sharding(
+    grad_loss: Any, scale: Any, prediction: Any, target: Any, mask: Any, power: int
+) -> list[Sharding]:
+    of_loss = 0 if len(grad_loss.shape) else "whole"
+    mask_channels = 1 if mask.shape[1] > 1 else "whole"
+    return [
+        ([0], [of_loss, "whole", 0, 0, 0, "whole"]),
+        ([1], ["whole", "whole", 1, 1, mask_channels, "whole"]),
+    ]
+
+
 # Image sizes of the self-test: single pixels; and vectors of 16 bytes, in more than one block.
 _SIZES = ((9, 7), (40, 32))
 
@@ -280,12 +315,16 @@ LOSS = Op(
     fake=_loss_fake,
     formula=Formula(_loss_context, _loss_backward),
     check=_at_each_size(_loss_check),
+    decomposition=reference.masked_loss,
+    sharding=_loss_sharding,
 )
 LOSS_BACKWARD = Op(
     reference.masked_loss_backward,
     fake=_gradient_fake,
     formula=Formula(_gradient_context, _gradient_backward),
     check=_at_each_size(_gradient_check),
+    decomposition=reference.masked_loss_backward,
+    sharding=_gradient_sharding,
 )
 # On the CPU one pass is no faster than two.
 LOSS_AND_GRADIENT = Op(

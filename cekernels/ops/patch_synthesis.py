@@ -57,7 +57,7 @@ def patch_match(
         sweeps: how many.
         first_sweep: number of the first one, which the random search depends on. n sweeps from 0
             are the same as k from 0 and n - k from k.
-        seed: of the random search.
+        seed: of the random search; of 64 bits.
         impl: "auto", or the implementation to force: "reference", "cpp".
 
     Returns:
@@ -69,14 +69,15 @@ def patch_match(
         ImplementationError: the forced implementation cannot serve the call.
     """
     op = "patch_match"
-    _check_image(op, image, radius, max_offset)
+    radius, max_offset = _check_image(op, image, radius, max_offset)
     height, width = image.shape[:2]
     _check_plane(op, "guide", guide, image, (torch.int16,), (height, width, COLORS))
     _check_plane(op, "source", source, image, (torch.bool, torch.uint8), (height, width))
     _check_plane(op, "field", field, image, (torch.int32,), (height, width))
-    _check_range(op, "guide_weight", guide_weight, 0, 1 << 16)
-    _check_range(op, "sweeps", sweeps, 0, 1 << 20)
-    _check_range(op, "first_sweep", first_sweep, 0, 1 << 31)
+    guide_weight = _checks.integer(op, "guide_weight", guide_weight, 0, 1 << 16)
+    sweeps = _checks.integer(op, "sweeps", sweeps, 0, 1 << 20)
+    first_sweep = _checks.integer(op, "first_sweep", first_sweep, 0, 1 << 31)
+    seed = _checks.integer(op, "seed", seed, -1 << 63, (1 << 63) - 1)
     _checks.choice(op, "impl", impl, IMPLS)
     matched, cost = PATCH_MATCH.kernel(impl)(
         image, guide, source, field, radius, guide_weight, max_offset, sweeps, first_sweep, seed
@@ -116,12 +117,14 @@ def patch_vote(
         ImplementationError: the forced implementation cannot serve the call.
     """
     op = "patch_vote"
-    _check_image(op, image, radius, max_offset)
+    radius, max_offset = _check_image(op, image, radius, max_offset)
     plane = tuple(image.shape[:2])
     _check_plane(op, "field", field, image, (torch.int32,), plane)
     _check_plane(op, "cost", cost, image, (torch.int32,), plane)
     _check_plane(op, "mask", mask, image, (torch.bool, torch.uint8), plane)
     _check_plane(op, "depth", depth, image, (torch.int16,), plane)
+    if not isinstance(best, bool):
+        raise TypeError(f"{op}: best must be True or False, got {_checks.describe(best)}")
     _checks.choice(op, "impl", impl, IMPLS)
     voted: Tensor = PATCH_VOTE.kernel(impl)(
         image, field, cost, mask, depth, radius, max_offset, best
@@ -129,7 +132,8 @@ def patch_vote(
     return voted
 
 
-def _check_image(op: str, image: Tensor, radius: int, max_offset: int) -> None:
+def _check_image(op: str, image: Tensor, radius: int, max_offset: int) -> tuple[int, int]:
+    """Check them; the radius and the offset as integers of Python."""
     _checks.tensor(op, "image", image)
     _checks.dims(op, "image", image, (3,), "(H, W, C)")
     _checks.dtypes(op, "image", image, (torch.int16,))
@@ -138,8 +142,10 @@ def _check_image(op: str, image: Tensor, radius: int, max_offset: int) -> None:
             f"{op}: image must have {COLORS} to {_MOST_CHANNELS} channels, got a "
             f"{_checks.describe(image)}"
         )
-    _check_range(op, "radius", radius, 0, _MOST_RADIUS)
-    _check_range(op, "max_offset", max_offset, 0, LARGEST)
+    return (
+        _checks.integer(op, "radius", radius, 0, _MOST_RADIUS),
+        _checks.integer(op, "max_offset", max_offset, 0, LARGEST),
+    )
 
 
 def _check_plane(
@@ -154,13 +160,6 @@ def _check_plane(
     _checks.dtypes(op, name, value, dtypes)
     _checks.shape(op, name, value, shape, "as image")
     _checks.same_device(op, name, value, "image", image)
-
-
-def _check_range(op: str, name: str, value: int, low: int, high: int) -> None:
-    if not _checks.is_integer(value):
-        raise TypeError(f"{op}: {name} must be an integer, got {_checks.describe(value)}")
-    if not low <= value <= high:
-        raise ValueError(f"{op}: {name} must be in {low}..{high}, got {value}")
 
 
 # --- the ops ----------------------------------------------------------------------------------

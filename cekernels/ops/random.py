@@ -8,6 +8,7 @@ synchronizes with a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from cekernels._backends import Impl, ImplementationError
 from cekernels._register import Op
 
 _WORD = 0xFFFFFFFF
+_LARGEST = (1 << 63) - 1
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -39,31 +41,45 @@ def philox4x32(
         counters under one key give different quadruples.
 
     Raises:
-        TypeError: a tensor that is not int64.
-        ValueError: counters on different devices, an unknown ``impl``.
+        TypeError: a tensor that is not int64, or another number of words.
+        ValueError: words on different devices or of shapes that do not broadcast, an unknown
+            ``impl``.
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "philox4x32"
+    if not isinstance(counter, Sequence) or len(counter) != 4:
+        raise TypeError(f"{op}: counter must be four tensors, got {_checks.describe(counter)}")
     for word in counter:
         _checks.tensor(op, "counter", word)
         _checks.dtypes(op, "counter", word, (torch.int64,))
     for word in counter[1:]:
         _checks.same_device(op, "counter", word, "counter[0]", counter[0])
+    if not isinstance(key, Sequence) or len(key) != 2:
+        raise TypeError(f"{op}: key must be two words, got {_checks.describe(key)}")
+    operands = [*counter]
+    words = []
+    for part in key:
+        if isinstance(part, Tensor):
+            _checks.tensor(op, "key", part)
+            _checks.dtypes(op, "key", part, (torch.int64,))
+            _checks.same_device(op, "key", part, "counter[0]", counter[0])
+            operands.append(part)
+        elif type(part) is not int:
+            part = _checks.integer(op, "key", part, -_LARGEST - 1, _LARGEST)
+        words.append(part)
+    _broadcast(op, "counter and key", *operands)
     kernel = PHILOX.kernel(impl)
-    k0, k1 = key
-    if isinstance(k0, int) and isinstance(k1, int):
-        words: Tensor = kernel(*counter, k0 & _WORD, k1 & _WORD)
+    if len(operands) == len(counter):
+        k0, k1 = (int(part) & _WORD for part in words)
+        drawn: Tensor = kernel(*counter, k0, k1)
     else:
-        for part in key:
-            if isinstance(part, Tensor):
-                _checks.dtypes(op, "key", part, (torch.int64,))
         if impl not in ("auto", "reference"):
             raise ImplementationError(
                 f"{op}: impl={impl!r} cannot handle this call: only the reference takes tensors "
                 "as key"
             )
-        words = reference.philox4x32(*counter, k0, k1)  # type: ignore[arg-type]
-    c0, c1, c2, c3 = words.unbind(-1)
+        drawn = reference.philox4x32(*counter, *words)  # type: ignore[arg-type]
+    c0, c1, c2, c3 = drawn.unbind(-1)
     return c0, c1, c2, c3
 
 
@@ -83,16 +99,29 @@ def random_below(words: Tensor, bound: Tensor | int) -> Tensor:
 
     Raises:
         TypeError: a tensor that is not int64.
-        ValueError: an integer ``bound`` outside 1..2**31.
+        ValueError: an integer ``bound`` outside 1..2**31, or a tensor on another device or of a
+            shape that does not broadcast.
     """
     op = "random_below"
     _checks.tensor(op, "words", words)
     _checks.dtypes(op, "words", words, (torch.int64,))
-    if isinstance(bound, Tensor):
+    if not isinstance(bound, Tensor):
+        bound = _checks.integer(op, "bound", bound, 1, 1 << 31)
+    else:
+        _checks.tensor(op, "bound", bound)
         _checks.dtypes(op, "bound", bound, (torch.int64,))
-    elif not 1 <= bound <= 1 << 31:
-        raise ValueError(f"{op}: bound must be in 1..2**31, got {bound}")
+        if bound.dim() or bound.device.type != "cpu":  # as torch's operators do
+            _checks.same_device(op, "bound", bound, "words", words)
+        _broadcast(op, "words and bound", words, bound)
     return (words * bound) >> 32
+
+
+def _broadcast(op: str, names: str, *tensors: Tensor) -> None:
+    try:
+        torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    except RuntimeError as error:
+        given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"{op}: {names} must broadcast together, got shapes {given}") from error
 
 
 # --- the op -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ bit for bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cekernels import _checks, reference
 from cekernels._backends import Impl
+from cekernels._interop import record
 from cekernels._register import Formula, Op
 from cekernels._selfcheck import numbers
 from cekernels._torch_internals import transforms_active
@@ -23,13 +25,19 @@ from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
 FillRule = Literal["nonzero", "evenodd"]
 _FILL_RULES = ("nonzero", "evenodd")
+_POLYGONS = ("vertices", "contour_offsets", "sample_offsets")
+_BOXES = ("boxes", "sample_offsets")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_LARGEST_SIDE = (1 << 31) - 1
 
 
 def to_fixed_point(pixels: Tensor) -> Tensor:
     """Convert coordinates in pixels to int32 in units of 1/256 pixel.
 
     Args:
-        pixels: any shape; floating point (finite) or integer.
+        pixels: any shape; floating point or integer. NaN and infinities are an error on the CPU.
+            On a GPU and in compiled graphs they are not looked for: an infinity is clamped like any
+            number beyond the limit, and NaN gives an arbitrary coordinate.
 
     Returns:
         int32 of the same shape; rounded to nearest, ties to even, and clamped to +-2**20 pixels
@@ -37,11 +45,21 @@ def to_fixed_point(pixels: Tensor) -> Tensor:
 
     Raises:
         TypeError: not a tensor, or neither floating point nor integer.
+        ValueError: NaN or infinite coordinates, on the CPU.
     """
     op = "to_fixed_point"
-    _checks.tensor(op, "pixels", pixels)
-    if pixels.is_complex() or pixels.dtype == torch.bool:
+    if not _checks.tensors(op, ("pixels",), pixels):
+        return record(to_fixed_point, pixels)  # type: ignore[no-any-return]
+    floating = pixels.is_floating_point()
+    if pixels.dtype not in (_checks.FLOATING if floating else _INTEGERS):
         raise TypeError(f"{op}: pixels must be real numbers, got a {_checks.describe(pixels)}")
+    if floating and _checks.readable(pixels) and not (finite := pixels.isfinite()).all():
+        count = pixels.numel() - int(finite.sum())
+        first = tuple((~finite).nonzero()[0].tolist())
+        raise ValueError(
+            f"{op}: pixels must be finite, got {count} NaN or infinite of {pixels.numel()}, the "
+            f"first at index {first}"
+        )
     # the result would overflow float16 from 256 pixels on
     wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     limit = COORDINATE_LIMIT // SUBPIXELS
@@ -60,15 +78,17 @@ def rasterize_polygons(
 ) -> tuple[Tensor, Tensor]:
     """Rasterize a batch of polygons, with any number of closed contours per sample.
 
+    :func:`pack_polygons` makes the first three arguments from a list of contours per image.
+
     Args:
         vertices: int32 ``(V, 2)``, (x, y) in 1/256 pixel; see :func:`to_fixed_point`. They may
             lie outside the image; beyond +-2**20 pixels they are clamped.
-        contour_offsets: int64 ``(K + 1,)``, non-decreasing: contour k has the vertices
+        contour_offsets: int64 ``(K + 1,)``, non-decreasing, from 0 to V: contour k has the vertices
             ``contour_offsets[k]`` to ``contour_offsets[k + 1]`` (exclusive) and is closed
             automatically.
-        sample_offsets: int64 ``(B + 1,)``, non-decreasing: sample b has the contours
+        sample_offsets: int64 ``(B + 1,)``, non-decreasing, from 0 to K: sample b has the contours
             ``sample_offsets[b]`` to ``sample_offsets[b + 1]`` (exclusive).
-        height, width: size of the masks in pixels.
+        height, width: size of the masks in pixels, below 2**31.
         fill_rule: "nonzero" (contours of the same orientation form a union, opposite ones cut
             holes) or "evenodd" (any contour inside another cuts a hole), over all contours of a
             sample.
@@ -79,14 +99,20 @@ def rasterize_polygons(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; on the CPU
-            also offsets that decrease or are out of range. On a GPU the values of the offsets are
-            not checked (that would synchronize with the GPU): invalid offsets give a wrong mask,
-            never an out-of-bounds access.
+            also offsets that decrease or do not run from 0 to the total. On a GPU the values of the
+            offsets are not checked (that would synchronize with the GPU): invalid offsets give a
+            wrong mask, never an out-of-bounds access.
+        RuntimeError: not enough memory for the mask.
         ImplementationError: the forced implementation cannot handle the call.
     """
     op = "rasterize_polygons"
+    if not _checks.tensors(op, _POLYGONS, vertices, contour_offsets, sample_offsets):
+        shapes = vertices, contour_offsets, sample_offsets
+        call = functools.partial(record, rasterize_polygons, *shapes, height, width)
+        return call(fill_rule=fill_rule, impl=impl)  # type: ignore[no-any-return]
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
-    _check_size(op, height, width)
+    height = _checks.integer(op, "height", height, 0, _LARGEST_SIDE)
+    width = _checks.integer(op, "width", width, 0, _LARGEST_SIDE)
     kernel = POLYGONS.kernel(impl)
     mask, area = kernel(vertices, contour_offsets, sample_offsets, height, width, fill_rule)
     return mask, area
@@ -97,12 +123,14 @@ def rasterize_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Rasterize a batch of axis-parallel boxes: the mask of a sample is the union of its boxes.
 
+    :func:`pack_boxes` makes the first two arguments from a list of boxes per image.
+
     Args:
         boxes: int32 ``(K, 4)``, (x0, y0, x1, y1) in 1/256 pixel; a pixel is inside when its
             centre has x0 <= x < x1 and y0 <= y < y1. A box with x1 <= x0 or y1 <= y0 is empty.
-        sample_offsets: int64 ``(B + 1,)``, non-decreasing: sample b has the boxes
+        sample_offsets: int64 ``(B + 1,)``, non-decreasing, from 0 to K: sample b has the boxes
             ``sample_offsets[b]`` to ``sample_offsets[b + 1]`` (exclusive).
-        height, width: size of the masks in pixels.
+        height, width: size of the masks in pixels, below 2**31.
         impl: as for :func:`rasterize_polygons`.
 
     Returns:
@@ -112,8 +140,12 @@ def rasterize_boxes(
         TypeError, ValueError, ImplementationError: as for :func:`rasterize_polygons`.
     """
     op = "rasterize_boxes"
+    if not _checks.tensors(op, _BOXES, boxes, sample_offsets):
+        call = functools.partial(record, rasterize_boxes, boxes, sample_offsets, height, width)
+        return call(impl=impl)  # type: ignore[no-any-return]
     _check_boxes(op, boxes, sample_offsets)
-    _check_size(op, height, width)
+    height = _checks.integer(op, "height", height, 0, _LARGEST_SIDE)
+    width = _checks.integer(op, "width", width, 0, _LARGEST_SIDE)
     mask, area = BOXES.kernel(impl)(boxes, sample_offsets, height, width)
     return mask, area
 
@@ -144,6 +176,10 @@ def fill_polygons(
         TypeError, ValueError, ImplementationError: as for the two functions.
     """
     op = "fill_polygons"
+    shapes = vertices, contour_offsets, sample_offsets
+    if not _checks.tensors(op, ("image", *_POLYGONS), image, *shapes):
+        call = functools.partial(record, fill_polygons, image, value, *shapes)
+        return call(fill_rule=fill_rule, impl=impl)  # type: ignore[no-any-return]
     check_image(op, image)
     _check_polygons(op, vertices, contour_offsets, sample_offsets, fill_rule)
     _check_batch(op, image, sample_offsets)
@@ -186,6 +222,9 @@ def fill_boxes(
         TypeError, ValueError, ImplementationError: as for the two functions.
     """
     op = "fill_boxes"
+    if not _checks.tensors(op, ("image", *_BOXES), image, boxes, sample_offsets):
+        call = functools.partial(record, fill_boxes, image, value, boxes, sample_offsets)
+        return call(impl=impl)  # type: ignore[no-any-return]
     check_image(op, image)
     _check_boxes(op, boxes, sample_offsets)
     _check_batch(op, image, sample_offsets)
@@ -200,16 +239,7 @@ def fill_boxes(
 # --- checks -----------------------------------------------------------------------------------
 
 
-def _check_size(op: str, height: int, width: int) -> None:
-    for name, value in (("height", height), ("width", width)):
-        if not _checks.is_integer(value):
-            raise TypeError(f"{op}: {name} must be an integer, got {_checks.describe(value)}")
-        if value < 0:
-            raise ValueError(f"{op}: {name} must not be negative, got {value}")
-
-
 def _check_offsets(op: str, name: str, offsets: Tensor, other_name: str, other: Tensor) -> None:
-    _checks.tensor(op, name, offsets)
     _checks.dims(op, name, offsets, (1,), "1-dimensional")
     _checks.dtypes(op, name, offsets, (torch.int64,))
     _checks.same_device(op, name, offsets, other_name, other)
@@ -224,7 +254,6 @@ def _check_polygons(
     sample_offsets: Tensor,
     fill_rule: str,
 ) -> None:
-    _checks.tensor(op, "vertices", vertices)
     _checks.dims(op, "vertices", vertices, (2,), "(V, 2)")
     _checks.shape(op, "vertices", vertices, (vertices.shape[0], 2), "(V, 2): x and y")
     _checks.dtypes(op, "vertices", vertices, (torch.int32,))
@@ -234,7 +263,6 @@ def _check_polygons(
 
 
 def _check_boxes(op: str, boxes: Tensor, sample_offsets: Tensor) -> None:
-    _checks.tensor(op, "boxes", boxes)
     _checks.dims(op, "boxes", boxes, (2,), "(K, 4)")
     _checks.shape(op, "boxes", boxes, (boxes.shape[0], 4), "(K, 4): x0, y0, x1, y1")
     _checks.dtypes(op, "boxes", boxes, (torch.int32,))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
-from cekernels._register import Op
+from cekernels._interop import record
+from cekernels._register import Op, Sharding
 from cekernels._selfcheck import numbers
 
 
@@ -36,11 +39,11 @@ def remove_seam(image: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
         ImplementationError: the forced implementation cannot serve the call.
     """
     op = "remove_seam"
-    _checks.tensor(op, "image", image)
+    if not _checks.tensors(op, ("image", "mask"), image, mask):
+        return record(remove_seam, image, mask, impl=impl)  # type: ignore[no-any-return]
     _checks.dims(op, "image", image, (4,), "(B, C, H, W)")
     _checks.dtypes(op, "image", image, _checks.FLOATING)
     _checks.no_gradient(op, "image", image)
-    _checks.tensor(op, "mask", mask)
     _checks.dtypes(op, "mask", mask, (torch.bool, torch.uint8))
     _checks.shape(op, "mask", mask, (image.shape[0], 1, *image.shape[2:]), "one per image")
     _checks.same_device(op, "mask", mask, "image", image)
@@ -64,4 +67,14 @@ def _check() -> tuple[Tensor, Tensor]:
     return image, mask
 
 
-REMOVE_SEAM = Op(reference.remove_seam, fake=_fake, compiled=("cpp",), check=(_check,))
+def _sharding(image: Any, mask: Any) -> list[Sharding]:
+    return [([0], [0, 0]), ([1], [1, "whole"])]
+
+
+REMOVE_SEAM = Op(
+    reference.remove_seam,
+    fake=_fake,
+    compiled=("cpp",),
+    check=(_check,),
+    sharding=_sharding,
+)

@@ -24,6 +24,12 @@ def masked_difference(prediction: Tensor, target: Tensor, weight: Tensor) -> Ten
     return torch.where(weight != 0, prediction.to(weight.dtype) - target.to(weight.dtype), 0)
 
 
+def _total(area: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the areas: of integers exactly, of floating point in the wider dtype."""
+    wider = torch.promote_types(area.dtype, dtype) if area.is_floating_point() else torch.int64
+    return area.sum(dtype=wider).to(dtype)
+
+
 def masked_loss(
     prediction: Tensor,
     target: Tensor,
@@ -41,7 +47,7 @@ def masked_loss(
 
     scale = torch.ones((), dtype=dtype, device=prediction.device)
     if normalize == "mask":
-        total = weight.sum() if area is None else area.sum().to(dtype)
+        total = weight.sum() if area is None else _total(area, dtype)
         total = total * (prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0)
         scale = torch.where(total > 0, 1 / total, 0)
     elif normalize == "all":

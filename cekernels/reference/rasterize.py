@@ -28,10 +28,10 @@ def _validate(op: str, name: str, offsets: Tensor, limit: int, what: str) -> Non
     if offsets.device.type != "cpu":
         return
     values = offsets.tolist()  # for a few numbers several times faster than tensor ops
-    if values[0] < 0 or values[-1] > limit or values != sorted(values):
+    if values[0] != 0 or values[-1] != limit or values != sorted(values):
         raise ValueError(
-            f"{op}: {name} must be non-decreasing within 0..{limit}, the number of {what}, "
-            f"got {values if len(values) <= 16 else '...'} "
+            f"{op}: {name} must be non-decreasing within 0..{limit}, the number of {what}, and "
+            f"run from the one to the other, got {values if len(values) <= 16 else '...'} "
             f"(first {values[0]}, last {values[-1]})"
         )
 
@@ -114,7 +114,7 @@ def rasterize_polygons(
     """Masks, bool ``(B, 1, H, W)``, and their areas in pixels, int64 ``(B,)``.
 
     Raises:
-        ValueError: on the CPU, offsets that decrease or are out of range.
+        ValueError: on the CPU, offsets that decrease or do not run from 0 to the total.
     """
     _validate_polygons("rasterize_polygons", vertices, contour_offsets, sample_offsets)
     return _polygons(vertices, contour_offsets, sample_offsets, height, width, fill_rule)
@@ -140,7 +140,7 @@ def rasterize_boxes(
     """Union of the boxes per sample, bool ``(B, 1, H, W)``, and its area, int64 ``(B,)``.
 
     Raises:
-        ValueError: on the CPU, offsets that decrease or are out of range.
+        ValueError: on the CPU, offsets that decrease or do not run from 0 to the total.
     """
     _validate("rasterize_boxes", "sample_offsets", sample_offsets, boxes.shape[0], "boxes")
     return _boxes(boxes, sample_offsets, height, width)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from cekernels import ChannelwiseLinear, fill_masked
@@ -118,6 +119,8 @@ class Backbone(Network):
         return outputs
 
     def _check_input(self, x: Tensor) -> None:
+        if _is_proxy(x):
+            return
         if not x.is_floating_point():
             raise TypeError(
                 f"{type(self).__name__} takes floating point in [-1, 1], got {x.dtype}; "
@@ -195,7 +198,7 @@ class WholeMapConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or tuple(x.shape[2:]) != self.kernel_size:
+        if _is_proxy(x) or x.device.type != "cpu" or x.shape[2:] != self.kernel_size:
             return super().forward(x)
         return F.linear(x.flatten(1), self.weight.flatten(1))[:, :, None, None]
 
@@ -212,7 +215,7 @@ class WholeMapConvTranspose2d(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, kernel_size, bias=False)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if input.device.type != "cpu" or tuple(input.shape[2:]) != (1, 1):
+        if _is_proxy(input) or input.device.type != "cpu" or input.shape[2:] != (1, 1):
             return super().forward(input, output_size)
         product = input.flatten(1) @ self.weight.flatten(1)
         return product.view(-1, *self.weight.shape[1:])
@@ -221,6 +224,11 @@ class WholeMapConvTranspose2d(nn.ConvTranspose2d):
         super()._apply(fn, recurse)
         _make_contiguous_on_cpu(self.weight)
         return self
+
+
+def _is_proxy(x: object) -> bool:
+    """True in ``torch.fx.symbolic_trace``, where tensors have no shape or device yet."""
+    return isinstance(x, Proxy)
 
 
 def _make_contiguous_on_cpu(weight: Tensor) -> None:

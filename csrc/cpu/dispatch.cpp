@@ -1,6 +1,8 @@
 // Selection of the instruction set of the CPU kernels.
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "kernels.h"
 
@@ -11,6 +13,13 @@ const char* instruction_set() {
   static const char* const chosen = [] {
     const char* limit = std::getenv("CEKERNELS_ISA");
     if (limit == nullptr) limit = "";
+    bool known = *limit == '\0';
+    for (const char* name : {"baseline", "avx2", "avx512"}) known |= std::strcmp(limit, name) == 0;
+    if (!known) {
+      throw std::invalid_argument(
+          "environment variable CEKERNELS_ISA must be 'baseline', 'avx2' or 'avx512', got '" +
+          std::string(limit) + "'");
+    }
 #ifdef CEK_X86
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&

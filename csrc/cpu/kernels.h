@@ -39,7 +39,8 @@ CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
 #undef CEK_DECLARE_RUN
 
 // "baseline", "avx2" or "avx512": the best supported by this machine, limited by the environment
-// variable CEKERNELS_ISA. Determined once, at the first call.
+// variable CEKERNELS_ISA. Determined once, at the first call; throws std::invalid_argument if that
+// variable is none of them.
 const char* instruction_set();
 
 template <class Params>
@@ -57,11 +58,13 @@ void dispatch(const Params& p) {
 void run(const Shapes& p);
 template <>
 inline void dispatch(const Shapes& p) {
+  instruction_set();  // for its check of the environment
   run(p);
 }
 void run(const RemoveSeam& p);
 template <>
 inline void dispatch(const RemoveSeam& p) {
+  instruction_set();
   run(p);
 }
 

@@ -10,6 +10,11 @@
 namespace cekernels {
 namespace {
 
+constexpr const char* kOp = "channelwise_linear";
+
+// In place of a gradient that is not needed.
+Tensor none(const Tensor& like) { return empty(kOp, "gradient", like, like.scalar_type(), {0}); }
+
 // --- large maps: torch's batched product ---------------------------------------------------------
 
 // True if torch's batched product is faster than the kernel, by the number of weights per channel.
@@ -41,15 +46,11 @@ Tensor call(const char* name, const char* overload, const Operands&... operands)
 }
 
 // A contiguous copy: autograd does not allow in-place changes of an output that is a view.
-Tensor own(const Tensor& result) {
-  Tensor copy = empty(result, result.scalar_type(),
-                      {result.size(0), result.size(1), result.size(2)});
-  return torch::stable::copy_(copy, result);
-}
+Tensor own(const Tensor& result) { return copy(kOp, "output", result); }
 
 // a @ b per channel. These shim functions ignore autocast, unlike calls through the dispatcher.
 Tensor batched_product(const Tensor& a, const Tensor& b) {
-  Tensor product = empty(a, a.scalar_type(), {a.size(0), a.size(1), b.size(2)});
+  Tensor product = empty(kOp, "product", a, a.scalar_type(), {a.size(0), a.size(1), b.size(2)});
   STABLE_TORCH_ERROR_CODE_CHECK(CEK_SHIM(bmm_out)(product.get(), a.get(), b.get()));
   return product;
 }
@@ -59,7 +60,8 @@ Tensor by_channel(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 Tensor large_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                      bool relu) {
   const Tensor x = by_channel(input), w = torch::stable::transpose(weight, 1, 2);
-  Tensor product = empty(input, input.scalar_type(), {x.size(0), x.size(1), w.size(2)});
+  Tensor product = empty(kOp, "product", input, input.scalar_type(),
+                         {x.size(0), x.size(1), w.size(2)});
   if (bias.has_value()) {
     const Tensor row = torch::stable::unsqueeze(*bias, 1);
     STABLE_TORCH_ERROR_CODE_CHECK(
@@ -82,14 +84,13 @@ std::tuple<Tensor, Tensor, Tensor> large_backward(const Tensor& grad_output, con
   }
   const ScalarType type = grad.scalar_type();
   const Tensor g = by_channel(grad);
-  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight)))
-                                  : empty(grad, type, {0});
+  Tensor grad_input = needs_input ? own(by_channel(batched_product(g, weight))) : none(grad);
   Tensor grad_weight = needs_weight
                            ? batched_product(torch::stable::transpose(g, 1, 2), by_channel(input))
-                           : empty(grad, type, {0});
-  Tensor grad_bias = empty(grad, type, {0});
+                           : none(grad);
+  Tensor grad_bias = none(grad);
   if (needs_bias) {
-    grad_bias = empty(grad, type, {weight.size(0), weight.size(1)});
+    grad_bias = empty(kOp, "gradient of bias", grad, type, {weight.size(0), weight.size(1)});
     const int64_t batch = 0;
     torch::stable::sum_out(grad_bias, grad, torch::headeronly::IntHeaderOnlyArrayRef(&batch, 1));
   }
@@ -119,7 +120,8 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
   }
   floating(op, "input", input);
   if (is_large(weight, false)) return large_forward(input, weight, bias, relu);
-  input = dense(input), weight = dense(weight);
+  input = dense(op, "input", input);
+  weight = dense(op, "weight", weight);
   LinearForward p{};
   p.dtype = floating(op, "input", input);
   p.batch = input.size(0), p.channels = input.size(1), p.n_in = input.size(2);
@@ -129,12 +131,12 @@ Tensor channelwise_linear(Tensor input, Tensor weight, OptionalTensor bias, bool
   p.weight = weight.const_data_ptr();
   p.weight_channel = weight.stride(0), p.weight_row = weight.stride(1);
   if (bias.has_value()) {
-    bias = dense(*bias);
+    bias = dense(op, "bias", *bias);
     p.bias = bias->const_data_ptr(), p.bias_channel = bias->stride(0);
   }
   p.relu = relu;
   p.products = float32_products(p.dtype);
-  Tensor output = empty(input, input.scalar_type(), {p.batch, p.channels, p.n_out});
+  Tensor output = empty(op, "output", input, input.scalar_type(), {p.batch, p.channels, p.n_out});
   p.output = output.mutable_data_ptr();
   if (output.numel() > 0) execute(input, p);
   return output;
@@ -163,7 +165,9 @@ std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(Tensor grad_outpu
     return large_backward(grad_output, input, weight, output, needs_input, needs_weight,
                           needs_bias);
   }
-  grad_output = dense(grad_output), input = dense(input), weight = dense(weight);
+  grad_output = dense(op, "grad_output", grad_output);
+  input = dense(op, "input", input);
+  weight = dense(op, "weight", weight);
   p.grad_output = grad_output.const_data_ptr();
   p.grad_batch = grad_output.stride(0), p.grad_channel = grad_output.stride(1);
   p.input = input.const_data_ptr();
@@ -171,16 +175,16 @@ std::tuple<Tensor, Tensor, Tensor> channelwise_linear_backward(Tensor grad_outpu
   p.weight = weight.const_data_ptr();
   p.weight_channel = weight.stride(0), p.weight_row = weight.stride(1);
   if (output.has_value()) {
-    output = dense(*output);
+    output = dense(op, "output", *output);
     p.output = output->const_data_ptr();
     p.output_batch = output->stride(0), p.output_channel = output->stride(1);
   }
-  Tensor grad_input = needs_input ? empty(input, type, {p.batch, p.channels, p.n_in})
-                                  : empty(input, type, {0});
-  Tensor grad_weight = needs_weight ? empty(input, type, {p.channels, p.n_out, p.n_in})
-                                    : empty(input, type, {0});
-  Tensor grad_bias = needs_bias ? empty(input, type, {p.channels, p.n_out})
-                                : empty(input, type, {0});
+  const auto gradient = [&](const char* name, bool needed, std::initializer_list<int64_t> sizes) {
+    return needed ? empty(op, name, input, type, sizes) : none(input);
+  };
+  Tensor grad_input = gradient("gradient of input", needs_input, {p.batch, p.channels, p.n_in});
+  Tensor grad_weight = gradient("gradient of weight", needs_weight, {p.channels, p.n_out, p.n_in});
+  Tensor grad_bias = gradient("gradient of bias", needs_bias, {p.channels, p.n_out});
   p.grad_input = needs_input ? grad_input.mutable_data_ptr() : nullptr;
   p.grad_weight = needs_weight ? grad_weight.mutable_data_ptr() : nullptr;
   p.grad_bias = needs_bias ? grad_bias.mutable_data_ptr() : nullptr;

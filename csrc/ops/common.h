@@ -121,47 +121,91 @@ inline void expect_value(const char* op, const Tensor& value, const Tensor& imag
   expect_type(op, "value", value, image.scalar_type());
 }
 
-// The operand itself if its last dimension is contiguous, else a contiguous copy.
-inline Tensor dense(const Tensor& t) {
-  const int64_t d = t.dim();
-  const bool is = d == 0 || t.numel() == 0 || t.size(d - 1) <= 1 || t.stride(d - 1) == 1;
-  return is ? t : torch::stable::contiguous(t);
-}
-
-// An uninitialised tensor on the device of `like`, whose dimensions lie in memory in this order,
-// the last one innermost.
-inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t> sizes,
-                    std::initializer_list<int64_t> order) {
+// An uninitialised tensor on the device of `like`, whose dimensions lie in memory in this order, the
+// last one innermost; `name` is for the error if there is not enough memory.
+inline Tensor empty(const char* op, const char* name, const Tensor& like, ScalarType type,
+                    const int64_t* sizes, const int64_t* order, size_t dims, size_t element_size) {
   int64_t strides[4] = {1, 1, 1, 1};
   int64_t running = 1;
-  for (size_t i = order.size(); i-- > 0;) {
-    const int64_t d = order.begin()[i];
+  bool countable = true;
+  for (size_t i = dims; i-- > 0;) {
+    const int64_t d = order[i];
     strides[d] = running;
-    const int64_t size = sizes.begin()[d] > 1 ? sizes.begin()[d] : 1;
-    if (__builtin_mul_overflow(running, size, &running)) fail("output", "has too many elements");
+    const int64_t size = sizes[d] > 1 ? sizes[d] : 1;
+    countable = countable && !__builtin_mul_overflow(running, size, &running);
   }
+  int64_t bytes = 0;
+  countable = countable && !__builtin_mul_overflow(running, int64_t(element_size), &bytes);
+  const auto describe = [&] {
+    std::string text = std::string(name) + " of shape (";
+    for (size_t d = 0; d < dims; ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+    return text + (dims == 1 ? ",)" : ")");
+  };
+  const auto refuse = [&](const std::string& what) {
+    throw std::runtime_error(std::string(op) + ": " + what);
+  };
+  if (!countable) refuse(describe() + " would have 2^63 bytes or more");
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(),
-                                                         strides, dtype,
+  const auto error = aoti_torch_empty_strided(int64_t(dims), sizes, strides, dtype,
 #ifdef CEK_CUDA
-                                                         aoti_torch_device_type_cuda(),
+                                              aoti_torch_device_type_cuda(),
 #else
-                                                         aoti_torch_device_type_cpu(),
+                                              aoti_torch_device_type_cpu(),
 #endif
-                                                         like.get_device_index(), &handle));
+                                              like.get_device_index(), &handle);
+  if (error != TORCH_SUCCESS) {
+    refuse("out of memory: " + describe() + " needs " + std::to_string(bytes) + " bytes");
+  }
   return Tensor(handle);
 }
 
-// An uninitialised contiguous tensor on the device of `like`.
-inline Tensor empty(const Tensor& like, ScalarType type, std::initializer_list<int64_t> sizes) {
-  switch (sizes.size()) {
-    case 0: return empty(like, type, sizes, {});
-    case 1: return empty(like, type, sizes, {0});
-    case 2: return empty(like, type, sizes, {0, 1});
-    case 3: return empty(like, type, sizes, {0, 1, 2});
-    default: return empty(like, type, sizes, {0, 1, 2, 3});
+inline size_t size_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+    case ScalarType::Long: return 8;
+    case ScalarType::Float:
+    case ScalarType::Int: return 4;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+    case ScalarType::Short: return 2;
+    default: return 1;
   }
+}
+
+inline Tensor empty(const char* op, const char* name, const Tensor& like, ScalarType type,
+                    std::initializer_list<int64_t> sizes, const int64_t* order) {
+  const size_t bytes = type == like.scalar_type() ? like.element_size() : size_of(type);
+  return empty(op, name, like, type, sizes.begin(), order, sizes.size(), bytes);
+}
+
+constexpr int64_t kContiguous[4] = {0, 1, 2, 3};
+
+// An uninitialised contiguous tensor.
+inline Tensor empty(const char* op, const char* name, const Tensor& like, ScalarType type,
+                    std::initializer_list<int64_t> sizes) {
+  return empty(op, name, like, type, sizes, kContiguous);
+}
+
+// A contiguous copy.
+inline Tensor copy(const char* op, const char* name, const Tensor& t) {
+  int64_t sizes[4] = {};
+  for (int64_t d = 0; d < t.dim(); ++d) sizes[d] = t.size(d);
+  Tensor fresh = empty(op, name, t, t.scalar_type(), sizes, kContiguous, size_t(t.dim()),
+                       t.element_size());
+  return torch::stable::copy_(fresh, t);
+}
+
+// The operand itself if its last dimension is contiguous, else a contiguous copy.
+inline Tensor dense(const char* op, const char* name, const Tensor& t) {
+  const int64_t d = t.dim();
+  const bool is = d == 0 || t.numel() == 0 || t.size(d - 1) <= 1 || t.stride(d - 1) == 1;
+  return is ? t : copy(op, name, t);
+}
+
+// The operand itself if it is contiguous, else a copy.
+inline Tensor contiguous(const char* op, const char* name, const Tensor& t) {
+  return t.is_contiguous() ? t : copy(op, name, t);
 }
 
 template <class Params>
@@ -172,7 +216,7 @@ inline void execute(const Tensor& on, const Params& p) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   const int64_t bytes = int64_t(cuda::workspace_bytes(p));
   std::optional<Tensor> workspace;
-  if (bytes > 0) workspace = empty(on, ScalarType::Byte, {bytes});
+  if (bytes > 0) workspace = empty("kernel", "working memory", on, ScalarType::Byte, {bytes});
   const char* error = cuda::run(p, bytes > 0 ? workspace->mutable_data_ptr() : nullptr, stream);
   if (error != nullptr) throw std::runtime_error(std::string("cekernels: CUDA error: ") + error);
 #else

@@ -23,8 +23,13 @@ int64_t thread_count() { return int64_t(torch::stable::get_num_threads()); }
 }  // namespace cpu
 }  // namespace cekernels
 
-// Instruction set used by the CPU kernels, for `python -m cekernels.info`.
+// Instruction set used by the CPU kernels, or the error, for `python -m cekernels.info`.
 extern "C" __attribute__((visibility("default"))) const char* cekernels_instruction_set() {
-  return cekernels::cpu::instruction_set();
+  try {
+    return cekernels::cpu::instruction_set();
+  } catch (const std::exception& error) {
+    static const std::string message = error.what();
+    return message.c_str();
+  }
 }
 #endif

@@ -17,10 +17,10 @@ bool is_dense(const Tensor& t, bool channels_last) {
   return true;
 }
 
-Tensor empty_as(const Tensor& t, bool channels_last) {
-  const std::initializer_list<int64_t> sizes = {t.size(0), t.size(1), t.size(2), t.size(3)};
-  return channels_last ? empty(t, t.scalar_type(), sizes, {0, 2, 3, 1})
-                       : empty(t, t.scalar_type(), sizes);
+Tensor empty_as(const char* op, const char* name, const Tensor& t, bool channels_last) {
+  constexpr int64_t last[4] = {0, 2, 3, 1};
+  return empty(op, name, t, t.scalar_type(), {t.size(0), t.size(1), t.size(2), t.size(3)},
+               channels_last ? last : kContiguous);
 }
 
 Tensor normalize(const char* op, Tensor input, OptionalTensor grad, int64_t size, double alpha,
@@ -38,14 +38,14 @@ Tensor normalize(const char* op, Tensor input, OptionalTensor grad, int64_t size
     expect_type(op, "grad_output", *grad, input.scalar_type());
   }
   p.channels_last = !is_dense(input, false) && is_dense(input, true);
-  if (!is_dense(input, p.channels_last)) input = torch::stable::contiguous(input);
-  Tensor output = empty_as(input, p.channels_last);
+  if (!is_dense(input, p.channels_last)) input = copy(op, "input", input);
+  Tensor output = empty_as(op, "output", input, p.channels_last);
   if (output.numel() == 0) return output;
   if (grad.has_value() && !is_dense(*grad, p.channels_last)) {
     // In the layout of the input.
-    Tensor copy = empty_as(*grad, p.channels_last);
-    torch::stable::copy_(copy, *grad);
-    grad = copy;
+    Tensor same = empty_as(op, "grad_output", *grad, p.channels_last);
+    torch::stable::copy_(same, *grad);
+    grad = same;
   }
   p.input = input.const_data_ptr();
   p.grad_output = grad.has_value() ? grad->const_data_ptr() : nullptr;

@@ -17,10 +17,12 @@ void mask_operand(const char* op, Tensor& mask, const Tensor& image, Params& p) 
     floating(op, "mask (unless bool or uint8)", mask);
     p.mask_dtype = p.dtype == DType::f64 ? DType::f64 : DType::f32;
     if (mask.scalar_type() != accumulator(p.dtype)) {
-      mask = torch::stable::to(mask, accumulator(p.dtype));
+      Tensor weights = empty(op, "mask as weights", image, accumulator(p.dtype),
+                             {mask.size(0), mask.size(1), mask.size(2), mask.size(3)});
+      mask = torch::stable::copy_(weights, mask);
     }
   }
-  mask = dense(mask);
+  mask = dense(op, "mask", mask);
   p.mask_channels = mask.size(1);
   CEK_CHECK(op, p.mask_channels == 1 || p.mask_channels == p.channels,
             "mask must have 1 channel or as many as the image");
@@ -52,7 +54,8 @@ void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& m
   mask_operand(op, mask, prediction, p);
   CEK_CHECK(op, power == 1 || power == 2, "power must be 1 or 2");
   p.power = int32_t(power);
-  prediction = dense(prediction), target = dense(target);
+  prediction = dense(op, "prediction", prediction);
+  target = dense(op, "target", target);
   p.prediction = planes(prediction), p.target = planes(target);
 }
 
@@ -83,14 +86,14 @@ std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor&
     p.area = area->const_data_ptr(), p.area_stride = area->stride(0);
   }
   const ScalarType type = accumulator(p.dtype);
-  Tensor loss = p.normalize == Normalize::none ? empty(prediction, type, {p.batch})
-                                               : empty(prediction, type, {});
-  Tensor scale = empty(prediction, type, {});
+  Tensor loss = p.normalize == Normalize::none ? empty(op, "loss", prediction, type, {p.batch})
+                                               : empty(op, "loss", prediction, type, {});
+  Tensor scale = empty(op, "scale", prediction, type, {});
   p.loss = loss.mutable_data_ptr(), p.scale = scale.mutable_data_ptr();
   if (gradient != nullptr) {
     CEK_CHECK(op, area.has_value() || p.normalize != Normalize::mask,
               "area must be given if normalize is mask");
-    *gradient = empty(prediction, prediction.scalar_type(),
+    *gradient = empty(op, "gradient", prediction, prediction.scalar_type(),
                       {p.batch, p.channels, p.height, p.width});
     p.grad = (*gradient)->mutable_data_ptr();
   }
@@ -139,7 +142,7 @@ Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, T
   expect_type(op, "scale", scale, type);
   p.scale = scale.const_data_ptr();
   grad_loss_operand(op, grad_loss, prediction, p);
-  Tensor grad = empty(prediction, prediction.scalar_type(),
+  Tensor grad = empty(op, "gradient", prediction, prediction.scalar_type(),
                       {p.batch, p.channels, p.height, p.width});
   p.grad = grad.mutable_data_ptr();
   if (grad.numel() > 0) execute(prediction, p);

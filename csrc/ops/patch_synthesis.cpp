@@ -49,8 +49,8 @@ std::tuple<Tensor, Tensor> patch_match(Tensor image, Tensor guide, Tensor source
   CEK_CHECK(op, is_bytes(source), "source must be bool or uint8");
   expect(op, "field", field, image, {p.height, p.width});
   expect_type(op, "field", field, ScalarType::Int);
-  image = torch::stable::contiguous(image), guide = torch::stable::contiguous(guide);
-  source = torch::stable::contiguous(source), field = torch::stable::contiguous(field);
+  image = contiguous(op, "image", image), guide = contiguous(op, "guide", guide);
+  source = contiguous(op, "source", source), field = contiguous(op, "field", field);
   expect_field(op, field, radius);
   CEK_CHECK(op, guide_weight >= 0 && guide_weight <= 1 << 16, "guide_weight must be in 0..65536");
   CEK_CHECK(op, max_offset >= 0 && max_offset <= 1020, "max_offset must be in 0..1020");
@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor> patch_match(Tensor image, Tensor guide, Tensor source
   p.field = static_cast<const int32_t*>(field.const_data_ptr());
   p.guide_weight = guide_weight, p.max_offset = max_offset;
   p.sweeps = sweeps, p.first_sweep = first_sweep, p.seed = uint64_t(seed);
-  Tensor matched = empty(image, ScalarType::Int, {p.height, p.width});
-  Tensor cost = empty(image, ScalarType::Int, {p.height, p.width});
+  Tensor matched = empty(op, "field", image, ScalarType::Int, {p.height, p.width});
+  Tensor cost = empty(op, "cost", image, ScalarType::Int, {p.height, p.width});
   p.matched = static_cast<int32_t*>(matched.mutable_data_ptr());
   p.cost = static_cast<int32_t*>(cost.mutable_data_ptr());
   execute(image, p);
@@ -83,9 +83,9 @@ Tensor patch_vote(Tensor image, Tensor field, Tensor cost, Tensor mask, Tensor d
   expect(op, "depth", depth, image, {p.height, p.width});
   expect_type(op, "depth", depth, ScalarType::Short);
   CEK_CHECK(op, max_offset >= 0 && max_offset <= 1020, "max_offset must be in 0..1020");
-  image = torch::stable::contiguous(image), field = torch::stable::contiguous(field),
-  cost = torch::stable::contiguous(cost);
-  mask = torch::stable::contiguous(mask), depth = torch::stable::contiguous(depth);
+  image = contiguous(op, "image", image), field = contiguous(op, "field", field),
+  cost = contiguous(op, "cost", cost);
+  mask = contiguous(op, "mask", mask), depth = contiguous(op, "depth", depth);
   expect_field(op, field, radius);
   p.image = static_cast<const int16_t*>(image.const_data_ptr());
   p.field = static_cast<const int32_t*>(field.const_data_ptr());
@@ -93,7 +93,7 @@ Tensor patch_vote(Tensor image, Tensor field, Tensor cost, Tensor mask, Tensor d
   p.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
   p.depth = static_cast<const int16_t*>(depth.const_data_ptr());
   p.max_offset = max_offset, p.best = best;
-  Tensor output = empty(image, ScalarType::Short, {p.height, p.width, p.channels});
+  Tensor output = empty(op, "output", image, ScalarType::Short, {p.height, p.width, p.channels});
   p.output = static_cast<int16_t*>(output.mutable_data_ptr());
   execute(image, p);
   return output;

@@ -19,11 +19,18 @@ Tensor remove_seam(Tensor image, Tensor mask) {
             "image must have fewer than 2^31 pixels");
   expect(op, "mask", mask, image, {p.batch, 1, p.height, p.width});
   CEK_CHECK(op, is_bytes(mask), "mask must be bool or uint8");
-  image = torch::stable::contiguous(torch::stable::to(image, ScalarType::Float)),
-  mask = torch::stable::contiguous(mask);
+  if (type == ScalarType::Float) {
+    image = contiguous(op, "image", image);
+  } else {
+    Tensor single = empty(op, "image in float32", image, ScalarType::Float,
+                          {p.batch, p.channels, p.height, p.width});
+    image = torch::stable::copy_(single, image);
+  }
+  mask = contiguous(op, "mask", mask);
   p.image = static_cast<const float*>(image.const_data_ptr());
   p.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
-  Tensor output = empty(image, ScalarType::Float, {p.batch, p.channels, p.height, p.width});
+  Tensor output = empty(op, "output", image, ScalarType::Float,
+                        {p.batch, p.channels, p.height, p.width});
   p.output = static_cast<float*>(output.mutable_data_ptr());
   execute(image, p);
   return torch::stable::to(output, type);

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -558,3 +559,41 @@ def test_the_output_may_be_changed_in_place(shape: tuple[int, ...], impl: Any) -
     with torch.no_grad():
         kept = channelwise_linear(input, weight, impl=impl)
     kept += torch.zeros(shape, requires_grad=True)
+
+
+def test_module_takes_integers_where_nn_linear_does() -> None:
+    for size in (np.int64(6), torch.tensor(6)):
+        layer = ChannelwiseLinear(size, size, (np.int32(2), 3))  # type: ignore[arg-type]
+        nn.Linear(size, size)  # type: ignore[arg-type]
+        assert layer.weight.shape == (6, 6, 6)
+        assert layer(torch.zeros(1, 6, 6)).shape == (1, 6, 6)
+        assert (layer.channels, layer.in_size, layer.out_size) == (6, 6, (2, 3))
+        assert all(type(n) is int for n in (layer.channels, layer.in_size, *layer.out_size))  # type: ignore[misc]
+
+
+# --- errors of memory and size ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((2**20, 2**20), RuntimeError, r"out of memory: weight .* \(1048576, 1048576, 1048576\) n"),
+        ((2**40, 4), RuntimeError, r"\(1099511627776, 4, 4\) needs 70,368,744,177,664 bytes"),
+        ((2**31, 2**31), ValueError, r"would need .* bytes: 2\*\*63 or more"),
+    ],
+)
+def test_parameters_that_do_not_fit_give_shape_and_bytes(
+    arguments: tuple[int, int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^ChannelwiseLinear: .*{message}"):
+        ChannelwiseLinear(*arguments)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)], layout=layout)
+    with pytest.raises(TypeError, match=r"^channelwise_linear: input must be dense, got a nested"):
+        channelwise_linear(nested, torch.zeros(2, 3, 3))
+    with pytest.raises(TypeError, match=r"^ChannelwiseLinear: input must be dense, got a nested"):
+        ChannelwiseLinear(2, 3)(nested)

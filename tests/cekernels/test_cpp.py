@@ -291,8 +291,9 @@ def test_gradients_round_to_the_nearest_16_bit_number(dtype: torch.dtype) -> Non
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    samples, contours = draw(st.integers(0, 4)), draw(st.integers(0, 5))
     count = draw(st.integers(0, 24))
+    contours = draw(st.integers(1 if count else 0, 5))
+    samples = draw(st.integers(1 if contours else 0, 4))
     reach = draw(st.sampled_from([600, 3000, 12000, 2**31 - 1]))
     step = draw(st.sampled_from([1, 64, 128, 256]))
     height, width = draw(st.integers(0, 40)), draw(st.integers(0, 40))
@@ -301,8 +302,8 @@ def shapes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int, int]:
     vertices = torch.tensor(flat, dtype=torch.int64).reshape(-1, 4) // step * step
 
     def offsets(pieces: int, total: int) -> Tensor:
-        cuts = draw(st.lists(st.integers(0, total), min_size=pieces + 1, max_size=pieces + 1))
-        return torch.tensor(sorted(cuts))
+        cuts = draw(st.lists(st.integers(0, total), min_size=pieces, max_size=pieces))
+        return torch.tensor([0, *sorted(cuts[1:]), total][: pieces + 1])
 
     return (
         vertices.to(torch.int32),
@@ -334,7 +335,10 @@ def test_polygons_are_bit_identical(
 @given(shapes())
 def test_boxes_are_bit_identical(shape: tuple[Tensor, Tensor, Tensor, int, int]) -> None:
     boxes, _, samples, height, width = shape
+    if len(samples) == 1:
+        boxes = boxes[:0]
     samples = samples.clamp(max=boxes.shape[0])
+    samples[-1] = boxes.shape[0]
     expected = reference.rasterize_boxes(boxes, samples, height, width)
     found = cpp.rasterize_boxes(boxes, samples, height, width)
     assert torch.equal(found[0], expected[0])
@@ -422,6 +426,7 @@ def test_every_instruction_set_agrees(name: str) -> None:
 X, W = torch.zeros(50, 2, 4), torch.zeros(2, 3, 4)
 IMAGE, MASK = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5, dtype=torch.bool)
 POINTS, OFFSETS = torch.zeros(4, 2, dtype=torch.int32), torch.tensor([0, 1])
+CONTOURS = torch.tensor([0, 4])
 
 
 @pytest.mark.parametrize(
@@ -441,7 +446,7 @@ POINTS, OFFSETS = torch.zeros(4, 2, dtype=torch.int32), torch.tensor([0, 1])
         ("masked_loss", (IMAGE, IMAGE, MASK, None, 2, "mean"), "normalize"),
         ("fill_masked", (IMAGE, MASK, torch.zeros(2)), "value must have size 3"),
         ("fill_masked", (IMAGE, MASK, torch.zeros(3).double()), "value has the wrong dtype"),
-        ("rasterize_polygons", (POINTS, OFFSETS, OFFSETS, -1, 4, "evenodd"), "negative"),
+        ("rasterize_polygons", (POINTS, CONTOURS, OFFSETS, -1, 4, "evenodd"), "negative"),
         ("rasterize_polygons", (POINTS.long(), OFFSETS, OFFSETS, 4, 4, "evenodd"), "wrong dtype"),
         ("rasterize_polygons", (POINTS, OFFSETS[:0], OFFSETS, 4, 4, "evenodd"), "not be empty"),
         ("rasterize_polygons", (POINTS, OFFSETS, OFFSETS, 4, 4, "winding"), "fill_rule"),
@@ -461,9 +466,9 @@ VALID: dict[str, tuple[object, ...]] = {
     "masked_loss": (IMAGE, IMAGE, MASK, torch.zeros(2), 2, "mask"),
     "masked_loss_backward": (SUM, SUM, IMAGE, IMAGE, MASK, 2),
     "fill_masked": (IMAGE, MASK, VALUE),
-    "rasterize_polygons": (POINTS, OFFSETS, OFFSETS, 4, 5, "nonzero"),
+    "rasterize_polygons": (POINTS, CONTOURS, OFFSETS, 4, 5, "nonzero"),
     "rasterize_boxes": (BOXES, OFFSETS, 4, 5),
-    "fill_polygons": (IMAGE[:1], VALUE, POINTS, OFFSETS, OFFSETS, "nonzero"),
+    "fill_polygons": (IMAGE[:1], VALUE, POINTS, CONTOURS, OFFSETS, "nonzero"),
     "fill_boxes": (IMAGE[:1], VALUE, BOXES, OFFSETS),
     **{name: OPS[name].check[0]() for name in ("patch_match", "patch_vote")},
     "local_response_norm": (IMAGE, 5, 1e-4, 0.75, 1.0),
@@ -564,10 +569,10 @@ def test_any_arguments_may_be_wrong_together(op: str, data: st.DataObject) -> No
 
 
 def test_results_too_large_to_count_are_refused() -> None:
-    samples = torch.zeros(10, dtype=torch.int64)
+    samples = torch.tensor([0] * 9 + [1])
     for size in (2**31 - 1, 2**31, 2**62):
         with pytest.raises(RuntimeError):
-            kernel("rasterize_polygons")(POINTS, OFFSETS, samples, size, size, "evenodd")
+            kernel("rasterize_polygons")(POINTS, CONTOURS, samples, size, size, "evenodd")
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
@@ -602,7 +607,10 @@ def test_elements_far_apart(dim: int) -> None:
 
 
 @pytest.mark.parametrize("op", ["rasterize_polygons", "fill_polygons"])
-@pytest.mark.parametrize("offsets", [[0, 5], [-1, 4], [3, 2], [-(2**62), 2**62], [4] * 20 + [0]])
+@pytest.mark.parametrize(
+    "offsets",
+    [[0, 5], [-1, 4], [3, 2], [-(2**62), 2**62], [4] * 20 + [0], [0, 3], [1, 4], [0]],
+)
 def test_offsets_that_no_shape_can_have_are_refused(op: str, offsets: list[int]) -> None:
     """Also in compiled graphs, where the public function cannot read values."""
     arguments = list(VALID[op])
@@ -628,6 +636,47 @@ def test_operands_in_any_layout() -> None:
 def test_other_devices_are_refused_with_a_reason() -> None:
     reason = _backends.why_not(LINEAR, "cpp", (torch.empty(1, 1, 1, device="meta"),))
     assert reason == "runs on cpu tensors only, not on meta"
+
+
+def test_results_for_which_memory_is_not_enough_give_shape_and_bytes() -> None:
+    samples = torch.tensor([0, 1])
+    with pytest.raises(RuntimeError, match=r"^rasterize_boxes: out of memory: mask of shape "
+                       r"\(1, 1, 1048576, 1048576\) needs 1099511627776 bytes"):  # fmt: skip
+        kernel("rasterize_boxes")(BOXES, samples, 2**20, 2**20)
+    image = torch.zeros(1, 1, 1, 1).expand(2**20, 2**20, 2, 2)
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool).expand(2**20, 1, 2, 2)
+    with pytest.raises(RuntimeError, match=r"^fill_masked: out of memory: .* 17592186044416 bytes"):
+        kernel("fill_masked")(image, mask, torch.zeros(1).expand(2**20))
+    x, w = X[:1, :1, :1].expand(2**22, 2**10, 1), W[:1, :1, :1].expand(2**10, 2**10, 1)
+    with pytest.raises(RuntimeError, match=r"^channelwise_linear: out of memory: output of shape"):
+        kernel("channelwise_linear")(x, w, None, False)
+    with pytest.raises(RuntimeError, match=r"2\^63 bytes or more"):
+        kernel("rasterize_boxes")(BOXES, torch.tensor([0, 1, 1, 1, 1]), 2**31 - 1, 2**31 - 1)
+
+
+def test_an_unknown_instruction_set_is_an_error_in_every_op() -> None:
+    program = """
+import torch, cekernels
+x = torch.ones(1, 1, 1)
+boxes, offsets = torch.zeros(0, 4).int(), torch.tensor([0, 0])
+for call in (lambda: cekernels.channelwise_linear(x, x),
+             lambda: cekernels.rasterize_boxes(boxes, offsets, 1, 1),
+             lambda: cekernels.remove_seam(x[None], x[None] != 0)):
+    try:
+        print(call())
+    except ValueError as error:
+        print(error)
+from cekernels import info
+print(info.report().splitlines()[-1])
+"""
+    environment = {**os.environ, "CEKERNELS_ISA": "sse9", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    message = (
+        "environment variable CEKERNELS_ISA must be 'baseline', 'avx2' or 'avx512', got 'sse9'"
+    )
+    assert run.stdout.splitlines() == [message] * 3 + [f"_C.so runs with: {message}"], run.stderr
 
 
 # --- messages to the user -------------------------------------------------------------------------

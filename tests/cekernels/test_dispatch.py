@@ -24,6 +24,7 @@ from cekernels import (
     _auto,
     _backends,
     _selfcheck,
+    _sources,
     channelwise_linear,
     fill_boxes,
     masked_l2_loss,
@@ -159,6 +160,65 @@ def test_a_library_that_does_not_load_is_a_reason_not_a_crash(
     assert reason is not None
     assert reason.startswith("built with torch 2.13.0 but cannot be loaded: ")
     assert reason.endswith("; install again")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"_C": {"built": tr', b"", b"[]", b"\xff\xfe\x00", b'{"_C": 3}', b'{"_C": {}}',
+     b'{"_C": {"built": true}}', b'{"_C": {"built": false}}', None],
+)  # fmt: skip
+def test_a_damaged_build_record_is_a_reason_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    record = tmp_path / "_build.json"
+    record.mkdir() if content is None else record.write_bytes(content)
+    monkeypatch.setattr(_backends, "_FOLDER", tmp_path)
+    monkeypatch.setattr(_backends, "build_record", _backends.build_record.__wrapped__)
+    reason = _backends.load_library.__wrapped__("_C")
+    assert reason is not None
+    assert reason.startswith(f"not built: the build record {record} cannot be read (")
+    assert reason.endswith("rebuild with: python buildtools/native.py")
+
+
+@needs_cpp
+@pytest.mark.parametrize("length", [0, 3, 64, 100, 5000, 500_000])
+def test_a_library_that_is_cut_off_is_a_reason_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
+) -> None:
+    whole = (_backends._FOLDER / "_C.so").read_bytes()
+    (tmp_path / "_C.so").write_bytes(whole[:length])
+    monkeypatch.setattr(_backends, "_FOLDER", tmp_path)
+    monkeypatch.setattr(
+        _backends, "build_record", lambda: {"_C": {"built": True, "torch": "2.13.0"}}
+    )
+    reason = _backends.load_library.__wrapped__("_C")
+    assert reason is not None
+    assert reason.endswith("; install again")
+
+
+def test_a_library_of_other_sources_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In an editable installation: sources that change after the build, as by git pull."""
+    package, sources = tmp_path / "cekernels", tmp_path / "csrc"
+    for folder in (package, tmp_path / "buildtools", sources / "ops", sources / "cpu"):
+        folder.mkdir(parents=True)
+    (tmp_path / "buildtools/native.py").touch()
+    (package / "_C.so").write_bytes(b"no library")
+    (sources / "cpu/a.cpp").write_text("int a;")
+    built = {"built": True, "torch": "2.13.0", "sources": _sources.digest(sources, "_C")}
+    monkeypatch.setattr(_backends, "_FOLDER", package)
+    monkeypatch.setattr(_backends, "build_record", lambda: {"_C": built})
+    load = _backends.load_library.__wrapped__
+    assert "cannot be loaded" in str(load("_C")), "the sources are those of the record"
+    os.utime(sources / "cpu/a.cpp", (0, 0))
+    (sources / "notes.txt").touch()
+    assert "cannot be loaded" in str(load("_C")), "only the contents of sources count"
+    (sources / "cpu/a.cpp").write_text("int b;")
+    with pytest.warns(RuntimeWarning, match=r"_C\.so is not used: it was built from other sources"):
+        assert str(load("_C")).endswith("rebuild with: python buildtools/native.py")
+    (tmp_path / "buildtools/native.py").unlink()
+    assert "cannot be loaded" in str(load("_C")), "an installed package has no sources beside it"
 
 
 def test_auto_takes_the_first_that_serves(machine: Machine) -> None:

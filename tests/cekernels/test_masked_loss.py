@@ -172,6 +172,50 @@ def test_area_given_is_area_counted(loss: Loss, kind: str) -> None:
     torch.testing.assert_close(loss(prediction, target, mask, area=2 * area), counted / 2)
 
 
+@LOSSES
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_float32_areas_of_a_float64_loss_are_summed_in_float64(loss: Loss, impl: Any) -> None:
+    """2**24 + 1 has no float32."""
+    prediction, target = torch.ones(2, 1, 1, 1).double(), torch.zeros(2, 1, 1, 1).double()
+    mask = torch.ones(2, 1, 1, 1, dtype=torch.bool)
+    area = torch.tensor([2.0**24, 1.0], dtype=torch.float32)
+    result = loss(prediction, target, mask, area=area, impl=impl)
+    assert result.item() == 2 / (2**24 + 1)
+
+
+@LOSSES
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integer_masks_select_where_they_are_not_zero(loss: Loss, dtype: torch.dtype) -> None:
+    prediction, target = image_pair(2, 3, 4, 5)
+    mask = holes(2, 1, 4, 5)
+    for value in (1, 7, -1):
+        found = loss(prediction.requires_grad_(), target, (value * mask).to(dtype))
+        assert torch.equal(found, loss(prediction, target, mask))
+        found.backward()
+
+
+@LOSSES
+@pytest.mark.parametrize(
+    ("of_prediction", "of_target"),
+    [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float32),
+     (torch.float32, torch.float64), (torch.float64, torch.float16),
+     (torch.float32, torch.uint8), (torch.float32, torch.int64), (torch.float64, torch.int8)],
+)  # fmt: skip
+def test_dtypes_are_promoted_as_by_the_losses_of_torch(
+    loss: Loss, of_prediction: torch.dtype, of_target: torch.dtype
+) -> None:
+    prediction, target = image_pair(2, 3, 4, 5)
+    prediction = prediction.to(of_prediction).requires_grad_()
+    target = (5 * target.abs()).to(of_target)
+    full = torch.ones(2, 1, 4, 5, dtype=torch.bool)
+    theirs = (F.mse_loss if loss is masked_l2_loss else F.l1_loss)(prediction, target)
+    result = loss(prediction, target, full)
+    torch.testing.assert_close(result, theirs)
+    (grad,) = torch.autograd.grad(result, prediction)
+    torch.testing.assert_close(grad, torch.autograd.grad(theirs, prediction)[0])
+    assert grad.dtype == of_prediction
+
+
 # --- elements outside the mask ----------------------------------------------------------------
 
 
@@ -392,11 +436,10 @@ def test_autocast_promotes_and_keeps_the_loss_in_float32(loss: Loss, compiled: b
     assert result.dtype == torch.float32
     assert grad.dtype == torch.bfloat16
     torch.testing.assert_close(result, loss(prediction.float(), target, mask), rtol=0, atol=0)
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(TypeError, match=r"target must have the dtype of prediction"),
-    ):
-        loss(prediction, target.to(torch.uint8), mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        pixels = step(prediction, (target * 50).to(torch.uint8), mask)
+    whole = (target * 50).to(torch.uint8).float()
+    torch.testing.assert_close(pixels, loss(prediction.float(), whole, mask), rtol=0, atol=0)
 
 
 @LOSSES
@@ -426,10 +469,10 @@ P, M, A = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5), torch.zeros(2)
         (ValueError, "prediction", P[0], r"must be \(B, C, H, W\), got .* shape \(3, 4, 5\)"),
         (TypeError, "prediction", P.int(), r"must have dtype float16, .* got a int32"),
         (ValueError, "target", P[:1], r"must have shape \(2, 3, 4, 5\) .*prediction.* \(1, 3"),
-        (TypeError, "target", P.double(), r"must have the dtype of prediction, torch.float32"),
+        (TypeError, "target", P * 1j, r"must have dtype float16, .* got a complex64"),
         (ValueError, "target", P.to("meta"), r"must be on the device of prediction, cpu, got"),
         (ValueError, "mask", M[:, 0], r"must be \(B, 1, H, W\) or \(B, C, H, W\), got a"),
-        (TypeError, "mask", M.int(), r"must have dtype bool, uint8, float16, .* got a int32"),
+        (TypeError, "mask", M * 1j, r"must have dtype bool, uint8, int8, .* got a complex64"),
         (ValueError, "mask", P[:, :2], r"must have shape \(2, 3, 4, 5\) .*1 channel.* \(2, 2, "),
         (ValueError, "mask", M[:1], r"must have shape \(2, 1, 4, 5\) .* got .* \(1, 1, 4, 5\)"),
         (ValueError, "mask", M[..., :1], r"must have shape \(2, 1, 4, 5\) .* \(2, 1, 4, 1\)"),

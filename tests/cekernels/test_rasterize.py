@@ -171,18 +171,22 @@ def test_empty_batches_and_masks() -> None:
         assert boxes([[(0, 0, 999, 999)]], height, width).shape == (1, height, width)
 
 
-def test_offsets_may_leave_vertices_and_contours_out() -> None:
-    a, b, c = rectangle(0, 0, 1, 1), rectangle(1, 1, 2, 2), rectangle(2, 2, 3, 3)
-    vertices, contour_offsets, _ = pack([[a, b, c]])
-    mask, _ = rasterize_polygons(vertices, contour_offsets, torch.tensor([1, 1, 2]), 3, 3)
-    assert drawn(mask[0, 0]) == ["...", "...", "..."]
-    assert drawn(mask[1, 0]) == ["...", ".#.", "..."]
-    mask, _ = rasterize_polygons(vertices, contour_offsets[1:3], torch.tensor([0, 1]), 3, 3)
-    assert drawn(mask[0, 0]) == ["...", ".#.", "..."]
-    flat = torch.tensor([[0, 0, 256, 256], [256, 256, 512, 512], [512, 512, 768, 768]])
-    mask, _ = rasterize_boxes(flat.int(), torch.tensor([1, 2, 2]), 3, 3)
-    assert drawn(mask[0, 0]) == ["...", ".#.", "..."]
-    assert not mask[1].any()
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_offsets_leave_no_vertices_contours_or_boxes_out(impl: Any) -> None:
+    """Two squares of 64 pixels: offsets of one would drop the other."""
+    vertices, contours, samples = pack([[rectangle(0, 0, 8, 8), rectangle(8, 8, 16, 16)]])
+    for wrong in ([0, 4], [0, 4, 7], [1, 4, 8], [4, 8]):
+        with pytest.raises(ValueError, match=r"contour_offsets must be .* within 0\.\.8, .*got"):
+            rasterize_polygons(vertices, torch.tensor(wrong), samples, 16, 16, impl=impl)
+    for wrong in ([0, 1], [1, 2], [1, 1, 2], [0]):
+        with pytest.raises(ValueError, match=r"sample_offsets must be .* within 0\.\.2, .*got"):
+            rasterize_polygons(vertices, contours, torch.tensor(wrong), 16, 16, impl=impl)
+    assert rasterize_polygons(vertices, contours, samples, 16, 16, impl=impl)[1].item() == 128
+    flat = torch.tensor([[0, 0, 256, 256], [256, 256, 512, 512], [512, 512, 768, 768]]).int()
+    for wrong in ([1, 2, 3], [0, 1, 2], [0]):
+        with pytest.raises(ValueError, match=r"sample_offsets must be .* within 0\.\.3, .*got"):
+            rasterize_boxes(flat, torch.tensor(wrong), 3, 3, impl=impl)
+    assert rasterize_boxes(flat, torch.tensor([0, 3, 3]), 3, 3, impl=impl)[1].tolist() == [3, 0]
 
 
 # --- against exact geometry -----------------------------------------------------------------------
@@ -323,8 +327,16 @@ def test_to_fixed_point() -> None:
         assert fixed.tolist() == expected
     assert to_fixed_point(torch.tensor([300.25], dtype=torch.float16)).tolist() == [76864]
     assert to_fixed_point(torch.tensor([[3, -4]])).tolist() == [[768, -1024]]
-    far = torch.tensor([1e9, -1e9, math.inf, -math.inf])
-    assert to_fixed_point(far).tolist() == [2**28, -(2**28), 2**28, -(2**28)]
+    far = torch.tensor([1e9, -1e9, 3e38])
+    assert to_fixed_point(far).tolist() == [2**28, -(2**28), 2**28]
+    assert to_fixed_point(torch.zeros(0, 2)).shape == (0, 2)
+    for bad in (math.nan, math.inf, -math.inf):
+        message = r"^to_fixed_point: pixels must be finite, got 1 .* of 4, the first at .* \(1, 0\)"
+        with pytest.raises(ValueError, match=message):
+            to_fixed_point(torch.tensor([[0.0, 1.0], [bad, 2.0]]))
+    # a graph reads no values
+    compiled = torch.compile(to_fixed_point, fullgraph=True, backend="eager")
+    assert compiled(torch.tensor([1.0, math.inf])).tolist() == [256, 2**28]
     for wrong in (1.5, torch.tensor([True]), torch.tensor([1j])):
         with pytest.raises(TypeError, match=r"^to_fixed_point: pixels must be .*, got "):
             to_fixed_point(wrong)  # type: ignore[arg-type]
@@ -541,6 +553,13 @@ OFFSETS = r"must be non-decreasing within 0\.\."
             (ValueError, "sample_offsets", I64([2, 1]), OFFSETS + r"3, .* got \[2, 1\]"),
             (ValueError, "height", -1, r"must not be negative, got -1"),
             (ValueError, "width", -2, r"must not be negative, got -2"),
+            (ValueError, "width", 2**31, r"must be in 0..2\*\*31 - 1, got 2147483648"),
+            (ValueError, "height", 2**63, r"must be in 0..2\*\*31 - 1, got 92233"),
+            (TypeError, "height", torch.tensor(3.7), r"must be an integer, got float32 tensor"),
+            (TypeError, "height", torch.tensor([3]), r"must be an integer, got int64 tensor"),
+            (TypeError, "height", torch.ones((), device="meta").int(), r"must be .* call .item"),
+            (TypeError, "width", True, r"must be an integer, got bool True"),
+            (TypeError, "height", np.float64(4), r"must be an integer, got float64"),
             (TypeError, "height", 4.0, r"must be an integer, got float 4.0"),
             (TypeError, "width", "5", r"must be an integer, got str '5'"),
             (ValueError, "fill_rule", "winding", r"must be one of 'nonzero', 'evenodd', got 'wi"),
@@ -567,7 +586,7 @@ OFFSETS = r"must be non-decreasing within 0\.\."
             (TypeError, "image", IMAGE.to_sparse(), r"must be dense, got a torch.sparse_coo"),
             (TypeError, "mask", None, r"must be a torch.Tensor, got NoneType None"),
             (ValueError, "mask", MASK[0], r"must be \(B, 1, H, W\) or .* shape \(1, 4, 5\)"),
-            (TypeError, "mask", MASK.long(), r"must have dtype bool, uint8, .* got a int64"),
+            (TypeError, "mask", MASK * 1j, r"must have dtype bool, uint8, .* got a complex64"),
             (ValueError, "mask", MASK[:1], r"must have shape \(2, 1, 4, 5\) \(that of image, or"),
             (ValueError, "mask", MASK.to("meta"), r"must be on the device of image, cpu"),
             (ValueError, "mask", MASK.float().requires_grad_(), r"has no gradient here"),
@@ -586,7 +605,20 @@ OFFSETS = r"must be non-decreasing within 0\.\."
             (TypeError, "value", [1.0, 0.5, 2.0], r"must be .* fits an image of torch.uint8, got"),
             (TypeError, "value", torch.zeros(3), r"must be .* fits .* got float32 tensor"),
             (TypeError, "value", 300, r"must be .* that fits an image of torch.uint8, got int 300"),
+            (TypeError, "value", -1, r"must be .* that fits an image of torch.uint8, got int -1"),
+            (TypeError, "value", [0, -1, 0], r"must be .* that fits an image .* got list \[0, -1"),
+            (TypeError, "value", 256.0, r"must be .* that fits an image .* got float 256.0"),
+            (TypeError, "value", math.inf, r"must be .* that fits an image .* got float inf"),
+            (TypeError, "value", torch.tensor(300), r"must be .* that fits .* got int64 tensor"),
+            (TypeError, "value", torch.tensor([0, -1, 9]), r"must be .* that fits .* int64 tensor"),
             (TypeError, "value", (300, 0, 0), r"must be .* that fits an image .* got tuple \(300"),
+        ),
+        *refusal(
+            fill_masked,
+            FILL | {"image": IMAGE.half()},
+            (TypeError, "value", 1e5, r"must be .* that fits an image of torch.float16, got float"),
+            (TypeError, "value", torch.tensor(1e5), r"must be .* fits .* got float32 tensor"),
+            (TypeError, "value", torch.tensor(1j), r"must be .* fits .* got complex64 tensor"),
         ),
         *refusal(
             fill_polygons,
