@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from context_encoder.data.mask_images import ImageLike, InpaintError
+from context_encoder.data.mask_images import ImageLike, InpaintError, InputOptions
 from context_encoder.inpainting.fill import fill_holes, separate_small_holes
 from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
@@ -132,11 +132,12 @@ class HoleFiller:
         *,
         boxes: Sequence[Sequence[int]] | None = None,
         progress: bool = False,
+        **reading: Any,
     ) -> Inpainted[FillReport]:
         """Fill the holes of one image.
 
         Args:
-            image, mask, boxes, progress: see :meth:`Inpainter.__call__`.
+            image, mask, boxes, progress, reading: see :meth:`Inpainter.__call__`.
 
         Returns:
             As :meth:`Inpainter.__call__`.
@@ -144,7 +145,8 @@ class HoleFiller:
         Raises:
             As :meth:`Inpainter.__call__`.
         """
-        picture, missing, notes = read_with_mask(image, mask, boxes)
+        picture, hole, notes = read_with_mask(image, mask, boxes, InputOptions(**reading))
+        missing = hole.mask
         given = (picture.rgb() + 1) * _HALF_RANGE
         with hole_bar(int(missing.sum()), show=progress) as bar:
             filled = fill_holes(
@@ -155,8 +157,7 @@ class HoleFiller:
                 seed=self.seed,
                 progress=bar.update,
             )
-        result = picture.filled(missing, filled / _HALF_RANGE - 1)
-        return Inpainted(result, missing, self._report(missing, notes))
+        return Inpainted.of(picture, hole, filled / _HALF_RANGE - 1, self._report(missing, notes))
 
     def _predict(
         self, image: NDArray[np.float32], missing: NDArray[np.bool_]
