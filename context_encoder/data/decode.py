@@ -228,7 +228,7 @@ class OpenImage:
         )
 
 
-class _Refused(ValueError):
+class _Refused(ValueError):  # noqa: N818 - what was done, not what went wrong
     """Pixels that are read and cannot be taken; the message says why."""
 
 

@@ -153,8 +153,8 @@ def read_mask(
         note = _nothing(name, planes, options)
         if not meant:
             raise InpaintError(
-                f"{note}; `invert_mask` swaps what is filled and kept, `mask_channel` reads another "
-                "channel, `allow_unusual_mask` fills nothing"
+                f"{note}; `invert_mask` fills what is black, `mask_channel` reads another channel, "
+                "`allow_unusual_mask` fills nothing"
             )
     elif _MOST < share < 1 and not meant:
         raise InpaintError(

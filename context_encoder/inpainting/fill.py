@@ -90,4 +90,5 @@ def fill_holes(
             )
         else:
             filled[large] = guide[large]
-    return np.where(mask[..., None], np.clip(filled, 0, 255), image)
+    filled[mask] = np.clip(filled[mask], 0, 255)
+    return filled

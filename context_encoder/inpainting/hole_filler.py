@@ -147,7 +147,9 @@ class HoleFiller:
         """
         picture, hole, notes = read_with_mask(image, mask, boxes, InputOptions(**reading))
         missing = hole.mask
-        given = (picture.rgb() + 1) * _HALF_RANGE
+        given = picture.rgb()  # changed in place: large images need the memory
+        given += 1
+        given *= _HALF_RANGE
         with hole_bar(int(missing.sum()), show=progress) as bar:
             filled = fill_holes(
                 given,
@@ -157,7 +159,10 @@ class HoleFiller:
                 seed=self.seed,
                 progress=bar.update,
             )
-        return Inpainted.of(picture, hole, filled / _HALF_RANGE - 1, self._report(missing, notes))
+        del given
+        filled /= _HALF_RANGE
+        filled -= 1
+        return Inpainted.of(picture, hole, filled, self._report(missing, notes))
 
     def _predict(
         self, image: NDArray[np.float32], missing: NDArray[np.bool_]

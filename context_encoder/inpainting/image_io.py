@@ -123,7 +123,7 @@ class Picture:
         """
         mask = hole.mask
         pixels = self.pixels.copy()
-        color = np.clip((rgb[mask] + 1) / 2, 0, 1)
+        color = np.clip((rgb[mask] + 1) / 2, 0, 1)  # of the hole only
         channels = pixels.shape[2] if pixels.ndim == 3 else 1
         if channels <= 2:
             color = (color @ LUMA)[:, None]
