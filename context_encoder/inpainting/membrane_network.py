@@ -43,10 +43,14 @@ def predict_holes(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArra
     network = included_network()
     # The seam of a hole of zeros removed: the harmonic continuation of its surroundings.
     filled = remove_seam(np.where(mask[..., None], np.float32(0), image), mask)
-    membrane = filled / np.float32(127.5) - 1
+    filled /= np.float32(127.5)  # in place: large images need the memory
+    filled -= 1
     size = network.image_size
     holes = plan_windows(mask, WindowGeometry(size, (0, 0, size, size)))
     windows = [window for hole in holes for window in hole.windows]
-    predicted = membrane + membrane_corrections(network, membrane, mask, windows)
-    levels = np.clip((predicted + 1) * np.float32(127.5), 0, 255)
-    return np.where(mask[..., None], levels, image)
+    filled += membrane_corrections(network, filled, mask, windows)
+    filled += 1
+    filled *= np.float32(127.5)
+    np.clip(filled, 0, 255, out=filled)
+    np.copyto(filled, image, where=~mask[..., None])
+    return filled
