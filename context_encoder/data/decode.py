@@ -60,6 +60,16 @@ _PHOTOMETRIC = {
 _SAVE_OTHERWISE = "save it with 8 or 16 bits per channel"
 
 _ORIENTATION = 0x0112
+# From an upright image to the stored one.
+_AS_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 # Without a handler of its own, Pillow's log about unusual files goes to the terminal.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -109,6 +119,7 @@ class OpenImage:
         self.pillow = pillow
         self.file = file
         self.page = page
+        self._orientation: int | None = None
 
     @property
     def format(self) -> str | None:
@@ -132,6 +143,11 @@ class OpenImage:
     @property
     def orientation(self) -> int:
         """EXIF orientation, 1 to 8."""
+        if self._orientation is None:
+            self._orientation = self._read_orientation()
+        return self._orientation
+
+    def _read_orientation(self) -> int:
         try:
             if self.pillow is None:
                 assert self.page is not None
@@ -165,6 +181,8 @@ class OpenImage:
             raise ValueError(f"the pixels cannot be decoded ({_first_line(error)})") from error
         image = self.pillow
         assert image is not None
+        # Pillow turns TIFF files upright when it decodes them, and no others.
+        turn = self.orientation if image.format == "TIFF" else 1
         if min_side is not None:
             image.draft(None, (min_side, min_side))  # only JPEG has drafts
         with _libtiff_silenced() if image.format == "TIFF" else contextlib.nullcontext():
@@ -174,6 +192,8 @@ class OpenImage:
                 raise
             except Exception as error:  # some decoders give only a code such as "-2"
                 raise ValueError(f"the pixels cannot be decoded ({error})") from error
+        if turn in _AS_STORED and self._read_orientation() == 1:
+            image = image.transpose(_AS_STORED[turn])
         if image.mode == "F":
             return Samples(np.asarray(image))
         if image.mode == "I" or image.mode.startswith("I;16"):

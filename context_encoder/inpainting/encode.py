@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def _for_jpeg(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _encoded(
+    pixels: NDArray[Any], kind: str, kept: Mapping[str, Any], extra: Mapping[str, Any]
+) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about damaged EXIF data
+        return _encoded_as(pixels, kind, kept, extra)
+
+
+def _encoded_as(
     pixels: NDArray[Any], kind: str, kept: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> bytes:
     if kind == "TIFF":

@@ -109,11 +109,7 @@ def tiff(
         entries += struct.pack(order + "HHI", tag, kind, len(numbers)) + data.ljust(4, b"\0")
     start = {"<": b"II*\0", ">": b"MM\0*"}[order]
     return (
-        start
-        + struct.pack(order + "IH", 8, count)
-        + entries
-        + struct.pack(order + "I", 0)
-        + blob
+        start + struct.pack(order + "IH", 8, count) + entries + struct.pack(order + "I", 0) + blob
     )
 
 

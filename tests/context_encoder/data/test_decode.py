@@ -171,6 +171,22 @@ def test_arrays_are_turned_as_the_definition_says(orientation: int) -> None:
     assert np.array_equal(turned_upright(stored(upright, orientation), orientation), upright)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_stored_pixels_of_a_turned_tiff(orientation: int, bits: int, tmp_path: Path) -> None:
+    upright = values(3, bits=bits).astype(f"u{bits // 8}")
+    data = with_tifffile(
+        stored(upright, orientation), photometric="rgb", extratags=[(274, 3, 1, orientation, True)]
+    )
+    (tmp_path / "a.tif").write_bytes(data)
+    picture = read_picture(tmp_path / "a.tif")
+    assert np.array_equal(picture.pixels, upright)
+    assert ("turned upright" in " ".join(picture.notes)) == (orientation > 1)
+    eight = as_rgb(stored(upright, orientation))
+    as_stored = np.asarray(read_image(tmp_path / "a.tif", upright=False))
+    assert np.abs(as_stored - eight).max() <= 0.51
+
+
 def test_pillows_limit_is_restored_also_with_several_threads(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(with_pillow(Image.new("RGB", (4, 4)), "PNG"))
     before = Image.MAX_IMAGE_PIXELS

@@ -102,7 +102,10 @@ def test_the_fill_fades_into_the_image():
     result = constant()(image, mask, feather=4)
     row = result.pixels[20, :, 0].astype(int)
     # Linear, from the image at a distance of 5 to the fill in the hole.
-    assert row[5:11].tolist() == [10, *(round(10 + (COLOR[0] - 10) * k / 5) for k in (1, 2, 3, 4, 5))]
+    assert row[5:11].tolist() == [
+        10,
+        *(round(10 + (COLOR[0] - 10) * k / 5) for k in (1, 2, 3, 4, 5)),
+    ]
     assert (result.pixels[mask] == COLOR).all()
     assert np.array_equal(result.pixels[~result.mask], image[~result.mask])
     assert result.mask[20].tolist() == [6 <= x < 44 for x in range(50)]
