@@ -102,10 +102,8 @@ def test_the_fill_fades_into_the_image():
     result = constant()(image, mask, feather=4)
     row = result.pixels[20, :, 0].astype(int)
     # Linear, from the image at a distance of 5 to the fill in the hole.
-    assert row[5:11].tolist() == [
-        10,
-        *(round(10 + (COLOR[0] - 10) * k / 5) for k in (1, 2, 3, 4, 5)),
-    ]
+    steps = (10 + (COLOR[0] - 10) * k / 5 for k in range(6))
+    assert row[5:11].tolist() == [round(step) for step in steps]
     assert (result.pixels[mask] == COLOR).all()
     assert np.array_equal(result.pixels[~result.mask], image[~result.mask])
     assert result.mask[20].tolist() == [6 <= x < 44 for x in range(50)]
@@ -165,7 +163,6 @@ def test_the_command_writes_nothing_and_names_the_option(tmp_path, capsys):
 def test_the_options_reach_the_mask(tmp_path, capsys):
     image = np.full((40, 50, 3), 90, np.uint8)
     Image.fromarray(image).save(tmp_path / "photo.png")
-    y, x = np.mgrid[:40, :50]
     red = np.zeros((40, 50, 3), np.uint8)
     red[...] = 255
     red[20, 25, 0] = 0
