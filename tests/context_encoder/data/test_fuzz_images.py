@@ -73,8 +73,8 @@ def test_every_altered_file_is_read_or_refused(
     image = picture()
     read = refused = 0
     slowest, lines = 0.0, set()
-    end = time.process_time() + SECONDS
-    while time.process_time() < end or read + refused < 50:
+    end, latest = time.process_time() + SECONDS, time.monotonic() + 2 * SECONDS
+    while (time.process_time() < end and time.monotonic() < latest) or min(read, refused) < 20:
         name, data = draw.choice(files)
         path.write_bytes(altered(data, draw))
         begin = time.process_time()
@@ -98,15 +98,14 @@ def test_every_altered_file_is_read_or_refused(
                 kept.write_bytes(path.read_bytes())
                 raise AssertionError(f"{name}, kept as {kept}") from error
             read += 1
-            if hasattr(result, "pixels") and result.pixels.size < 2**16:
+            # Writing waits for the disk, so not every time.
+            if hasattr(result, "pixels") and result.pixels.size < 2**16 and read % 7 == 0:
                 write_picture(result.pixels, result.info, out)
                 again = read_picture(out)
                 assert again.pixels.dtype == result.pixels.dtype, name
                 assert np.array_equal(again.pixels, result.pixels), name
         slowest = max(slowest, time.process_time() - begin)
     assert lines == {0}
-    assert read > 20
-    assert refused > 20
     assert slowest < 10, "seconds of CPU time for one small file"
     assert capfd.readouterr().err == ""
     assert not recwarn.list

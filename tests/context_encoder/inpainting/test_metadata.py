@@ -110,6 +110,7 @@ def test_a_resolution_that_the_format_cannot_hold_is_left_out(density, suffix, t
     assert not (kept and told)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, as this test reads
 @pytest.mark.parametrize(
     "bad",
     [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"],
