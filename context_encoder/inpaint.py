@@ -81,7 +81,7 @@ class Arguments:
     allow_unusual_mask: Annotated[
         bool,
         arg(
-            help="Use a mask that fills nothing or more than 90 %%, or that has the grey levels "
+            help="Use a mask that fills nothing or more than 90 %, or that has the grey levels "
             "of a photograph, instead of refusing it."
         ),
     ] = False

@@ -147,10 +147,11 @@ def read_mask(
         # What is exactly half white is filled in either polarity.
         level = 1 - level
     mask: Mask = level >= 0.5
+    strongest = float(level.max()) if level.size else 0.0
     del level
     share = float(np.count_nonzero(mask)) / mask.size
     if share == 0:
-        note = _nothing(name, planes, options)
+        note = _nothing(name, strongest, options)
         if not meant:
             raise InpaintError(
                 f"{note}; `invert_mask` fills what is black, `mask_channel` reads another channel, "
@@ -455,10 +456,12 @@ def _grey(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return eight if eight.ndim == 2 else np.asarray(Image.fromarray(eight).convert("L"))
 
 
-def _resembles(eight: NDArray[np.uint8], picture: NDArray[np.uint8], where: Mask | None) -> float:
+def _resembles(
+    eight: NDArray[np.uint8], picture: NDArray[np.uint8], where: Mask | None, by: int = _SAME
+) -> float:
     """Which part of a mask's pixels are those of the image."""
     step = max(1, int((eight.shape[0] * eight.shape[1] / _LOOKED_AT) ** 0.5))
-    same = ~_differs(eight[::step, ::step], picture[::step, ::step], _SAME)
+    same = ~_differs(eight[::step, ::step], picture[::step, ::step], by)
     if where is not None:
         same = same[where[::step, ::step]]
     return float(same.mean()) if same.size else 0.0
@@ -472,7 +475,9 @@ def _differs(eight: NDArray[np.uint8], picture: NDArray[Any], by: int = _PAINTED
 
 def _painted(eight: NDArray[np.uint8], picture: NDArray[np.uint8]) -> Mask:
     """The painted parts of a copy of the image, also where its colours are near the brush's."""
-    painted = _differs(eight, picture)
+    # A copy without loss shows a faint brush too.
+    exact = _resembles(eight, picture, None, by=0) >= 0.5
+    painted = _differs(eight, picture, 2 if exact else _PAINTED)
     if not painted.any():
         return painted
     brush = np.median(eight[painted], axis=0).astype(np.int16)
@@ -498,11 +503,10 @@ def _name(source: ImageLike) -> str:
     return f"mask {os.fspath(source)}" if isinstance(source, str | os.PathLike) else "the mask"
 
 
-def _nothing(name: str, planes: _Planes, options: InputOptions) -> str:
+def _nothing(name: str, brightest: float, options: InputOptions) -> str:
     """Why nothing is filled."""
     if options.invert_mask:
         return f"nothing to fill: {name} is nowhere black"
-    brightest = float(planes.luminance().max()) if planes.color.size else 0.0
     hint = ""
     if 0 < brightest <= 1 / 255 * 1.001:
         hint = "; it looks like a mask of 0 and 1: multiply it by 255"

@@ -52,10 +52,13 @@ def rgba(color: NDArray | tuple[int, ...], alpha: NDArray) -> Image.Image:
     return Image.fromarray(np.dstack((colors, alpha)).astype(np.uint8))
 
 
-def on(ground: NDArray | tuple[int, ...], color: tuple[int, ...]) -> Image.Image:
+def on(
+    ground: NDArray | tuple[int, ...], color: tuple[int, ...], opacity: float = 1.0
+) -> Image.Image:
     """The shape in a colour on another, or on a picture."""
     grounds = np.broadcast_to(np.asarray(ground, np.uint8), (HEIGHT, WIDTH, 3))
-    return Image.fromarray(np.where(shape()[..., None], np.uint8(color), grounds).astype(np.uint8))
+    mixed = opacity * np.array(color) + (1 - opacity) * grounds
+    return Image.fromarray(np.where(shape()[..., None], mixed, grounds).astype(np.uint8))
 
 
 def grey(values: NDArray) -> Image.Image:
@@ -126,6 +129,10 @@ MARKS = [
     OddMask("green JPEG on white", lambda: jpeg(on((255,) * 3, (0, 200, 0)), 90), about=True),
     OddMask("red on the image", lambda: on(picture(), (255, 0, 0))),
     OddMask("white on the image", lambda: on(picture(), (255, 255, 255))),
+    OddMask(
+        "a half-transparent brush on the image",
+        lambda: on(picture(), (255, 0, 0), opacity=0.5),
+    ),
     OddMask("red on a JPEG of it", lambda: jpeg(on(picture(), (255, 0, 0)), 92), about=True),
     OddMask("erased", lambda: rgba(picture(), OUT)),
     OddMask("erased, black below", lambda: rgba(picture() * ~shape()[..., None], OUT)),
@@ -143,6 +150,7 @@ REFUSED = [
     OddMask("all white", lambda: grey(IN * 0 + 255), "covers the whole image"),
     OddMask("all transparent", lambda: rgba((0, 0, 0), IN * 0), "nowhere white"),
     OddMask("labels 0 and 1", lambda: grey(shape()), "multiply it by 255"),
+    OddMask("a faint brush", lambda: rgba((0, 0, 0), shape() * 100), "at its brightest 39"),
     OddMask("too dark", lambda: grey(shape() * 100), "at its brightest 39"),
     OddMask("the image", lambda: Image.fromarray(picture()), "many grey levels"),
     OddMask("a grey photograph", lambda: Image.fromarray(picture()).convert("L"), "grey levels"),
