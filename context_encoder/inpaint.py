@@ -12,10 +12,12 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from context_encoder.data.mask_images import InpaintError
+from context_encoder.data.decode import MAX_MEGAPIXELS
+from context_encoder.data.mask_images import InpaintError, InputOptions, MaskChannel
 from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller, Texture, texture_strength
 from context_encoder.inpainting.inpainter import Inpainter
 from context_encoder.inpainting.jobs import (
+    Settings,
     check_hole,
     fill_file,
     fill_folder,
@@ -23,7 +25,7 @@ from context_encoder.inpainting.jobs import (
     plan_folder,
 )
 from context_encoder.runs import Which
-from context_encoder.utils.cli import DONE, FAILED, parse_arguments, run_command
+from context_encoder.utils.cli import DONE, FAILED, PARTLY, parse_arguments, run_command
 from context_encoder.utils.options import with_options
 
 
@@ -34,8 +36,8 @@ class Arguments:
     Without --checkpoint, small holes are filled by linear prediction from the pixels around
     them; for larger ones the network that is included predicts the content, and the image's own
     patches supply the texture. With --checkpoint, a trained network of yours fills them. Pixels
-    outside the mask come back bit for bit. Lines tell what was done. Exit status 1: no image of
-    the folder could be filled.
+    outside the mask come back bit for bit. Lines tell what was done. Exit status 3: some images of
+    a folder were skipped, and are listed; 1: all were.
     """
 
     image: tyro.conf.Positional[
@@ -51,8 +53,8 @@ class Arguments:
         Path,
         arg(
             metavar="OUT",
-            help="File to write: .png, .tif or .webp (lossless). For a folder of images: a "
-            "folder, for PNG files of the same names.",
+            help="File to write: .png, .tif or .webp (lossless), or .jpg (quality 95, changes all "
+            "pixels). For a folder of images: a folder, for PNG files of the same names.",
         ),
     ]
     checkpoint: Annotated[
@@ -67,10 +69,30 @@ class Arguments:
         Path | None,
         arg(
             metavar="MASK",
-            help="Image of the same size, white = fill. For a folder of images: one mask for "
-            "all, or a folder with a mask of the same name (any suffix) for each.",
+            help="Image of the same size, white = fill; or a shape on transparent, or the image "
+            "with parts erased. For a folder of images: one mask for all, or a folder with masks "
+            "named like the images: x.png, x_mask.png or x_mask001.png for x.jpg.",
         ),
     ] = None
+    invert_mask: Annotated[bool, arg(help="Fill what the mask keeps: black = fill.")] = False
+    mask_channel: Annotated[
+        MaskChannel, arg(help="What of the mask to read; auto chooses (docs/inputs.md).")
+    ] = "auto"
+    allow_unusual_mask: Annotated[
+        bool,
+        arg(
+            help="Use a mask that fills nothing or more than 90 %, or that has the grey levels "
+            "of a photograph, instead of refusing it."
+        ),
+    ] = False
+    grow: Annotated[int, arg(metavar="N", help="Grow the hole by N pixels on all sides.")] = 0
+    feather: Annotated[
+        int,
+        arg(
+            metavar="N",
+            help="Fade the fill into the image over N pixels around the hole, which change too.",
+        ),
+    ] = 0
     box: tyro.conf.UseAppendAction[
         Annotated[
             tuple[tuple[int, int, int, int], ...],
@@ -102,6 +124,12 @@ class Arguments:
         ),
     ] = True
     batch_size: Annotated[int, arg(help="Windows that the network fills at a time.")] = 16
+    strip_metadata: Annotated[
+        bool, arg(help="Leave EXIF and XMP out; colour profile and resolution are kept.")
+    ] = False
+    max_megapixels: Annotated[
+        float, arg(metavar="N", help="Refuse images of more than N million pixels.")
+    ] = MAX_MEGAPIXELS
     overwrite: Annotated[bool, arg(help="Replace files that are already there.")] = False
 
 
@@ -145,24 +173,35 @@ def _check_options(args: Arguments) -> None:
 def _fill(args: Arguments) -> int:
     check_hole(args.mask, args.box)
     _check_options(args)
+    options = InputOptions(
+        invert_mask=args.invert_mask,
+        mask_channel=args.mask_channel,
+        allow_unusual_mask=args.allow_unusual_mask,
+        grow=args.grow,
+        feather=args.feather,
+        max_megapixels=args.max_megapixels,
+    )
+    settings = Settings(args.box or None, options, args.strip_metadata)
     # Everything that can be wrong with the arguments comes before the network, which takes long.
     many = args.image.is_dir()
     if many:
-        jobs = plan_folder(args.image, args.out, args.mask)
+        jobs, notes = plan_folder(args.image, args.out, args.mask)
     else:
         jobs = [plan_file(args.image, args.out, args.mask, overwrite=args.overwrite)]
     inpainter = _inpainter(args)
-    boxes = args.box or None
     if not many:
-        print("\n".join(fill_file(inpainter, jobs[0], boxes=boxes)))
+        print(with_options("\n".join(fill_file(inpainter, jobs[0], settings))))
         print(f"saved {args.out}")
         return DONE
-    result = fill_folder(inpainter, jobs, boxes=boxes, overwrite=args.overwrite)
+    result = fill_folder(inpainter, jobs, settings, overwrite=args.overwrite)
     print(f"filled {result.filled} of {len(jobs)} images, saved in {args.out}")
+    for note in notes:
+        print(note, file=sys.stderr)
     if result.skipped:
         lines = [f"skipped {len(result.skipped)}:", *result.skipped]
         print(with_options("\n  ".join(lines)), file=sys.stderr)
-    return DONE if result.filled else FAILED
+        return PARTLY if result.filled else FAILED
+    return DONE
 
 
 if __name__ == "__main__":

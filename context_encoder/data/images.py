@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import stat
 import unicodedata
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from context_encoder.data.decode import (
+    MAX_MEGAPIXELS,
+    WHITE,
+    Samples,
+    UnreadableImage,
+    open_image,
+    turned_upright,
+)
 
 __all__ = [
     "SUFFIXES",
@@ -31,10 +37,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Formats by their Pillow name. The contents of a file decide its format, not its suffix; formats
-# that start other programs (EPS) or that have no signature (TGA) are excluded.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-
 #: Suffixes (lower case) by which :func:`list_images` recognizes an image file.
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -45,45 +47,24 @@ SUFFIXES = (
 # filled with a mean colour close to it.
 _BEHIND_ALPHA = (255, 255, 255)
 
-_EXIF_ORIENTATION = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Without a handler of its own, Pillow's log about unusual files goes to the terminal.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wrong
-    """A file cannot be read as an image; ``path`` is the file, ``reason`` the cause."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(path, reason)  # both, so that the exception can be pickled
-        self.path = Path(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        # File names need not be valid UTF-8; printing one must not raise a second error.
-        return f"{self.path}: {self.reason}".encode("utf-8", "backslashreplace").decode()
-
 
 def read_image(
-    path: str | os.PathLike[str], min_side: int | None = None, *, upright: bool = True
+    path: str | os.PathLike[str],
+    min_side: int | None = None,
+    *,
+    upright: bool = True,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Image.Image:
     """Read one image file as 8-bit RGB, upright.
 
     * Grey, palette, CMYK (Adobe's inverted form too), YCbCr and Lab become RGB; colour profiles
       are not applied.
     * Transparent pixels are blended with white.
-    * Integer grey (16 bits, or stored in 32) is scaled so that 65535 becomes 255; other 32-bit
-      values are refused, because the value of white is unknown.
-    * Float grey: 1.0 is white (brighter is cut off) while no pixel exceeds 2; otherwise 255 is
+    * More than 8 bits per channel are scaled so that the brightest value of the file's own depth
+      becomes 255. Of TIFF, the tags decide whether the least value is black or white.
+    * Integer grey that is stored in 32 bits or signed is scaled so that 65535 becomes 255; values
+      outside 0 to 65535 are refused, because the value of white is unknown.
+    * Float: 1.0 is white (brighter is cut off) while no pixel exceeds 2; otherwise 255 is
       white. Anything above 255, and NaN or infinity, is refused.
     * The EXIF orientation is applied. If there are several frames, the first one is read.
 
@@ -92,25 +73,21 @@ def read_image(
         min_side: if the caller will shrink the image to this short side (pixels), a JPEG is
             decoded at 1/2, 1/4 or 1/8 of its size where that leaves at least as much.
         upright: False to ignore the EXIF orientation, for annotations of the stored pixels.
+        max_megapixels: refuse larger images, in millions of pixels.
 
     Raises:
         UnreadableImage: the file is missing, empty, forbidden, truncated, corrupt, not an image,
-            of an unsupported format, or larger than Pillow's decompression-bomb limit.
+            of an unsupported format, or larger than the limit.
         ValueError: ``min_side`` below 1.
     """
     if min_side is not None and min_side < 1:
         raise ValueError(f"min_side must be at least 1 pixel, got {min_side}")
-    with open_image(path) as image:
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))  # only JPEG has drafts
-        with libtiff_silenced() if image.format == "TIFF" else nullcontext():
-            try:
-                image.load()
-            except Exception as error:  # some decoders give only a code such as "-2"
-                raise ValueError(f"the pixels cannot be decoded ({error})") from error
-        turn = UPRIGHT.get(exif_orientation(image)) if upright else None
-        rgb = to_rgb(image)
-        return rgb if turn is None else rgb.transpose(turn)
+    with open_image(path, max_megapixels) as image:
+        rgb = to_rgb(image.decode(min_side))
+        orientation = image.orientation if upright else 1
+        if orientation == 1:
+            return rgb
+        return Image.fromarray(np.ascontiguousarray(turned_upright(np.asarray(rgb), orientation)))
 
 
 def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -198,71 +175,16 @@ def relative_name(path: str | os.PathLike[str], root: str | os.PathLike[str]) ->
     return unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix())
 
 
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()  # only then are the formats of this build of Pillow known
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-@contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open an image without decoding it; errors in the context become UnreadableImage."""
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise ValueError("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")  # opening a pipe would block
-        if status.st_size == 0:
-            raise ValueError("the file is empty")
-        with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")
-            try:
-                opened = Image.open(file, formats=_formats())
-            except UnidentifiedImageError:
-                file.seek(0)
-                raise ValueError(
-                    f"not an image in a format that can be read ({', '.join(_formats())}); "
-                    f"it begins with {file.read(16)!r}"
-                ) from None
-            with opened:
-                yield opened
-    except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise UnreadableImage(path, reason or type(error).__name__) from error
-
-
-@contextmanager
-def libtiff_silenced() -> Iterator[None]:
-    """Suppress libtiff's own messages, which it writes to the process's standard error."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no standard error
-        yield
-        return
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
-
-
-def exif_orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # an image with damaged EXIF data is still usable
-        return 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _grey_from_integers(image)
-    elif image.mode == "F":
-        image = _grey_from_floats(image)
-    elif image.has_transparency_data:
+def to_rgb(image: Image.Image | Samples) -> Image.Image:
+    """As 8-bit RGB, transparency blended with white; see :func:`read_image`."""
+    if isinstance(image, Samples):
+        grey_or_colors = image.values
+        if grey_or_colors.dtype.kind == "f":
+            eight = _from_floats(grey_or_colors)
+        else:
+            eight = _from_16_bits(with_alpha(image))
+        return Image.fromarray(eight).convert("RGB")
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGB", rgba.size, _BEHIND_ALPHA)
         canvas.paste(rgba, mask=rgba)
@@ -270,29 +192,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey_from_integers(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(
-            f"32-bit grey with values from {low} to {high}: white is unknown; "
-            "save it with 8 or 16 bits"
-        )
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # PNG: one grey value stands for "nothing here"
-        values[values == transparent] = 65535
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+def with_alpha(samples: Samples) -> NDArray[np.uint16]:
+    """Values of 16 bits, with an alpha channel if one value or colour stands for transparent."""
+    values: NDArray[np.uint16] = samples.values
+    if samples.transparent is None:
+        return values
+    if values.ndim == 2:
+        values = values[..., None]
+    opaque = (values != np.array(samples.transparent)).any(-1, keepdims=True)
+    return np.concatenate((values, opaque * np.uint16(WHITE)), 2, dtype=np.uint16)
 
 
-def _grey_from_floats(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
+def _from_16_bits(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        opacity = values[..., -1:].astype(np.float32) / WHITE
+        values = np.rint(values[..., :-1] * opacity + (1 - opacity) * WHITE).astype(np.uint16)
+        values = values[..., 0] if values.shape[2] == 1 else values
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _from_floats(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and high <= 255):  # a NaN anywhere makes both NaN
         raise ValueError(
-            f"float grey with values from {low:g} to {high:g}: white is expected at 1 or 255"
+            f"float {'grey' if values.ndim == 2 else 'colours'} with values from {low:g} to "
+            f"{high:g}: white is expected at 1 or 255"
         )
+    if values.ndim == 3 and values.shape[2] != 3:
+        raise ValueError("float samples with alpha: save the image with 8 or 16 bits per channel")
     white = 1.0 if high <= 2 else 255.0
-    return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
+    eight: NDArray[np.uint8] = np.rint(
+        np.clip(values.astype(np.float32) / white, 0, 1) * 255
+    ).astype(np.uint8)
+    return eight
 
 
 def read_square(path: Path, size: int) -> Tensor:

@@ -77,7 +77,8 @@ def fill_holes(
         textured = strength > 0
         guide = predict_linearly(filled, large, progress=report(0.5 if textured else 1.0))
         if network is not None:
-            guide = (guide + network(filled, large)) * np.float32(0.5)
+            guide += network(filled, large)  # in place: large images need the memory
+            guide *= np.float32(0.5)
         if textured:
             filled = add_texture(
                 filled,
@@ -90,4 +91,5 @@ def fill_holes(
             )
         else:
             filled[large] = guide[large]
-    return np.where(mask[..., None], np.clip(filled, 0, 255), image)
+    filled[mask] = np.clip(filled[mask], 0, 255)
+    return filled

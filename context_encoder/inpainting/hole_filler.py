@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from context_encoder.data.mask_images import ImageLike, InpaintError
+from context_encoder.data.mask_images import ImageLike, InpaintError, InputOptions
 from context_encoder.inpainting.fill import fill_holes, separate_small_holes
 from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
@@ -133,11 +133,12 @@ class HoleFiller:
         *,
         boxes: Sequence[Sequence[int]] | None = None,
         progress: Progress = False,
+        **reading: Any,
     ) -> Inpainted[FillReport]:
         """Fill the holes of one image.
 
         Args:
-            image, mask, boxes, progress: see :meth:`Inpainter.__call__`.
+            image, mask, boxes, progress, reading: see :meth:`Inpainter.__call__`.
 
         Returns:
             As :meth:`Inpainter.__call__`.
@@ -145,12 +146,15 @@ class HoleFiller:
         Raises:
             As :meth:`Inpainter.__call__`.
         """
-        picture, missing, notes = read_with_mask(image, mask, boxes)
+        picture, hole, notes = read_with_mask(image, mask, boxes, InputOptions(**reading))
+        missing = hole.mask
         # Large images are filled from what is near their holes. Elsewhere nothing is read of this.
         filled = np.empty((picture.height, picture.width, 3), np.float32)
         with hole_bar(int(missing.sum()), show=progress) as bar:
             for box in neighbourhoods(missing):
-                given = (replace(picture, pixels=picture.pixels[box]).rgb() + 1) * _HALF_RANGE
+                given = replace(picture, pixels=picture.pixels[box]).rgb()
+                given += 1  # in place: large images need the memory
+                given *= _HALF_RANGE
                 levels = fill_holes(
                     given,
                     missing[box],
@@ -159,9 +163,11 @@ class HoleFiller:
                     seed=self.seed,
                     progress=bar.update,
                 )
-                filled[box] = levels / _HALF_RANGE - 1
-        result = picture.filled(missing, filled)
-        return Inpainted(result, missing, self._report(missing, notes))
+                del given
+                levels /= _HALF_RANGE
+                levels -= 1
+                filled[box] = levels
+        return Inpainted.of(picture, hole, filled, self._report(missing, notes))
 
     def _predict(
         self, image: NDArray[np.float32], missing: NDArray[np.bool_]

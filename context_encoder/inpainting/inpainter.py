@@ -7,7 +7,7 @@
     inpainter("photo.jpg", "mask.png").save("filled.png")
 
 :mod:`context_encoder.inpainting.windows` chooses the windows of the image for the network, and
-:mod:`context_encoder.inpainting.image_io` reads and saves images.
+:mod:`context_encoder.inpainting.image_io` reads images, :mod:`.encode` saves them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cekernels import fill_masked
-from context_encoder.data.mask_images import ImageLike, InpaintError
+from context_encoder.data.mask_images import ImageLike, InpaintError, InputOptions
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.correction import corrected_membrane
-from context_encoder.inpainting.image_io import read_with_mask, save_picture
+from context_encoder.inpainting.encode import write_picture
+from context_encoder.inpainting.image_io import Hole, Picture, mode_of, read_with_mask
 from context_encoder.inpainting.progress import Progress, hole_bar
 from context_encoder.inpainting.windows import (
     PlannedHole,
@@ -133,26 +134,50 @@ class Report:
 class Inpainted(Generic[ReportT]):
     """A filled image."""
 
-    #: In the image's own mode (see :class:`context_encoder.inpainting.image_io.Picture`).
-    image: Image.Image
+    #: In the image's own mode and depth (see :class:`context_encoder.inpainting.image_io.Picture`).
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
     #: bool ``(H, W)``: True where it was filled.
     mask: NDArray[np.bool_]
     report: ReportT
+    #: Metadata of the image, as in ``info`` of Pillow's images.
+    info: dict[str, Any]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save without loss, with the image's ICC profile and resolution.
+    @classmethod
+    def of(
+        cls, picture: Picture, hole: Hole, rgb: NDArray[np.float32], report: ReportT
+    ) -> Inpainted[ReportT]:
+        """The picture with its hole filled from ``rgb``, float32 ``(H, W, 3)`` in [-1, 1]."""
+        return cls(picture.filled(hole, rgb), hole.mask, report, picture.info)
 
-        Other metadata is left out: a thumbnail, for example, may show the removed parts.
+    @property
+    def image(self) -> Image.Image:
+        """A Pillow image. Pillow holds no colours of 16 bits: it has 8 of them, ``pixels`` all."""
+        pixels = self.pixels
+        if pixels.ndim == 3 and pixels.dtype == np.uint16:
+            pixels = (pixels >> 8).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        assert image.mode == mode_of(pixels)
+        image.info.update(self.info)
+        return image
+
+    def save(self, path: str | os.PathLike[str], *, strip_metadata: bool = False) -> list[str]:
+        """Save without loss, or as a JPEG of quality 95, which changes all pixels.
+
+        ICC profile, resolution, EXIF and XMP are kept where the format holds them; thumbnails and
+        maker notes are left out, because they may show the removed parts.
 
         Args:
-            path: ends in .png, .tif, .tiff or .webp. An existing file is replaced.
+            path: ends in .png, .tif, .tiff, .webp or .jpg. An existing file is replaced.
+            strip_metadata: leave EXIF and XMP out.
+
+        Returns:
+            What the format could not hold, as sentences.
 
         Raises:
-            InpaintError: the suffix is another one (JPEG would change every pixel), or the
-                format cannot hold the image.
+            InpaintError: the suffix is another one, or the format cannot hold the image.
             OSError: the file cannot be written.
         """
-        save_picture(self.image, path)
+        return write_picture(self.pixels, self.info, path, strip_metadata=strip_metadata)
 
 
 class Inpainter:
@@ -246,6 +271,7 @@ class Inpainter:
         *,
         boxes: Sequence[Sequence[int]] | None = None,
         progress: Progress = False,
+        **reading: Any,
     ) -> Inpainted[Report]:
         """Fill the holes of one image.
 
@@ -258,17 +284,22 @@ class Inpainter:
                 exclusive.
             progress: show a progress bar on standard error, if that is a terminal and the work
                 exceeds a second; or a function of the pixels done since its last call.
+            reading: fields of :class:`context_encoder.data.mask_images.InputOptions`, such as
+                ``invert_mask=True`` or ``grow=2``.
 
         Returns:
             The filled image. Outside the mask its pixels are those of ``image``, bit for bit;
-            inside, they are opaque. A mask in which nothing is set leaves all pixels as they are.
+            inside, they are opaque. An array of bool in which nothing is set leaves all pixels as
+            they are.
 
         Raises:
             UnreadableImage: a file cannot be read as an image.
-            InpaintError: an image that cannot be kept, a mask that does not fit it, a box
-                outside of it, nothing left outside the mask, or a prediction that is not finite.
+            InpaintError: an image that cannot be kept, a mask that does not fit it or cannot be
+                meant, a box outside of it, nothing left outside the mask, an option out of range,
+                or a prediction that is not finite.
         """
-        picture, missing, notes = read_with_mask(image, mask, boxes)
+        picture, hole, notes = read_with_mask(image, mask, boxes, InputOptions(**reading))
+        missing = hole.mask
         holes = plan_windows(missing, self.geometry)
         filled = picture.rgb()
         windows = [window for hole in holes for window in hole.windows]
@@ -281,7 +312,7 @@ class Inpainter:
             (picture.width, picture.height),
             tuple(notes),
         )
-        return Inpainted(picture.filled(missing, filled), missing, report)
+        return Inpainted.of(picture, hole, filled, report)
 
     def predict(
         self, image: NDArray[np.float32], missing: NDArray[np.bool_]

@@ -41,7 +41,7 @@ from context_encoder.utils.version import __version__
 Config = TypeVar("Config", bound=BaseModel)
 Arguments = TypeVar("Arguments")
 
-DONE, FAILED, MISUSED = 0, 1, 2
+DONE, FAILED, MISUSED, PARTLY = 0, 1, 2, 3
 
 # Errors that name an unusable file or folder, as opposed to failures while it is used.
 _MISUSE = (

@@ -59,7 +59,7 @@ def broken_files(where: Path) -> dict[Path, str]:
         "start.jpg": (jpeg[:20], r"\w"),
         "noise.jpg": (jpeg[:2] + noise(10, 10).tobytes(), r"\w"),
         "damaged.tif": (bytes(tiff), "pixels cannot be decoded"),
-        "bomb.png": (png_header(40000, 40000), "exceeds limit"),
+        "bomb.png": (png_header(40000, 40000), "exceeds the limit of 300"),
         "no_pixels.png": (png_header(100, 100), "pixels cannot be decoded"),
     }
     where.mkdir(exist_ok=True)

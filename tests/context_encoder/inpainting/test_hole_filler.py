@@ -194,7 +194,7 @@ def test_a_folder_without_a_checkpoint(tmp_path, capsys):
     (pictures / "broken.png").write_bytes(b"\x89PNG nonsense")
     out = tmp_path / "out"
     status, text, err = call(capsys, pictures, "--box", 10, 10, 28, 25, "--out", out)
-    assert status == 0
+    assert status == 3
     assert "filled 2 of 3 images" in text
     assert "sub/deep.png: hole 1 of 1: 18x15 px at (10, 10): network and linear prediction" in text
     assert "skipped 1:\n  broken.png" in err

@@ -105,9 +105,11 @@ def test_an_exif_orientation_turns_the_mask_too(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "mask.png", 10, 8)[0], SHAPE)
 
 
-def test_nothing_set_returns_the_picture_and_says_why():
-    image = noise(40, 50, 3)
-    result = constant()(image, np.full((40, 50), 76, np.uint8))
+def test_nothing_set_is_refused_or_returns_the_picture_and_says_why():
+    image, dark = noise(40, 50, 3), np.full((40, 50), 76, np.uint8)
+    with pytest.raises(InpaintError, match=r"nowhere white \(at its brightest 29.8%\); `invert"):
+        constant()(image, dark)
+    result = constant()(image, dark, allow_unusual_mask=True)
     assert np.array_equal(np.asarray(result.image), image)
     assert "nowhere white (at its brightest 29.8%)" in str(result.report)
     assert result.report.windows == ()
