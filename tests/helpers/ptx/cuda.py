@@ -1,0 +1,204 @@
+"""The library of csrc/cuda as nvcc compiles it, run by the machine.
+
+The host code is compiled too: it chooses and launches the kernels as it does on a GPU, against a
+stand-in for the CUDA runtime (``runtime.cpp``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from buildtools import native
+from tests.helpers import cuda_host
+from tests.helpers.ptx.machine import Machine, Report
+from tests.helpers.ptx.memory import Memory
+from tests.helpers.ptx.parse import Kernel, Module
+from tests.helpers.ptx.translate import Translated
+
+HERE = Path(__file__).resolve().parent
+SOURCES = ("channelwise_linear", "fill_masked", "masked_loss", "rasterize")
+ARCHITECTURES = (80, 90)
+REQUIRED = "CEKERNELS_REQUIRE_NVCC"  # set: a missing nvcc is a failure, not a reason to skip
+
+
+def toolkit() -> Path | None:
+    """Folder of the CUDA toolkit: that of the pinned wheels, else the one on the machine."""
+    wheels = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13"
+    if (wheels / "bin/nvcc").is_file():
+        return wheels
+    found = native.find_nvcc()
+    if found is None:
+        return None
+    command = [found, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"]
+    listing = subprocess.run(command, capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", listing, re.MULTILINE)
+    return Path(top[1]).resolve() if top else Path(found).resolve().parent.parent
+
+
+def require_nvcc() -> Path:
+    """The toolkit; skips the test where there is none, or fails it if CI demands one."""
+    found = toolkit()
+    if found is None or shutil.which("g++") is None:
+        message = "needs nvcc (pip install -c constraints.txt .[nvcc]) and g++"
+        if os.environ.get(REQUIRED):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@dataclass(frozen=True, eq=False)
+class Build:
+    """Compiled files: the host code as a library, and the PTX per architecture and source."""
+
+    library: Path
+    ptx: dict[tuple[int, str], Path]
+
+    @cache  # noqa: B019 - one instance per process
+    def kernels(self, architecture: int) -> Mapping[str, Kernel]:
+        """All kernels of an architecture by their mangled name."""
+        return ChainMap(*(Module(self.ptx[architecture, s].read_text()) for s in SOURCES))  # type: ignore[arg-type]
+
+    def same(self, source: str) -> bool:
+        """True if the PTX of a source does not depend on the architecture."""
+        texts = {
+            re.sub(r"^\.target.*$", "", self.ptx[a, source].read_text(), flags=re.MULTILINE)
+            for a in ARCHITECTURES
+        }
+        return len(texts) == 1
+
+
+def build(folder: Path) -> Build:
+    """Compile csrc/cuda with the flags of the shipped library."""
+    root = require_nvcc()
+    nvcc = str(root / "bin/nvcc")
+    ptx = {}
+
+    def compile_one(job: tuple[int, str]) -> None:
+        architecture, source = job
+        keep = folder / f"{source}-{architecture}"
+        keep.mkdir()
+        name = f"compute_{architecture}"
+        _run([
+            nvcc, *native.NVCC_FLAGS, f"-gencode=arch={name},code={name}", "-std=c++17", "--keep",
+            f"--keep-dir={keep}", "-c", str(cuda_host.CSRC / "cuda" / f"{source}.cu"),
+            "-o", str(keep / "host.o"),
+        ])  # fmt: skip
+        (ptx[job],) = keep.glob("*.ptx")
+
+    jobs = [(a, s) for s in SOURCES for a in ARCHITECTURES]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile_one, jobs))
+    library = folder / "cuda.so"
+    hosts = [str(folder / f"{source}-{ARCHITECTURES[-1]}" / "host.o") for source in SOURCES]
+    _run(["g++", "-O1", "-shared", "-fPIC", "-o", str(library), str(HERE / "runtime.cpp"), *hosts])
+    return Build(library, ptx)
+
+
+def short_name(mangled: str) -> str:
+    """A readable name of a kernel: "forward_mma<TensorCore<f32,36,1>>"."""
+    name = re.sub(r"\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8}(?:_\d+)?(?=\d)", "", mangled)
+    demangled = mangled
+    tool = shutil.which("c++filt")
+    if tool:
+        demangled = subprocess.run([tool, mangled], capture_output=True, text=True).stdout.strip()
+    del name
+    return demangled
+
+
+class CompiledKernels(cuda_host.Kernels):
+    """The ops of csrc/cuda as compiled by nvcc, with the signatures of ``cekernels.reference``."""
+
+    def __init__(self, build: Build, machine: Machine, architecture: int) -> None:
+        super().__init__(build.library)
+        self.machine = machine
+        self.memory: Memory = machine.memory
+        self._kernels = build.kernels(architecture)
+        self._translated: dict[str, Translated] = {}
+        self.reports: list[Report] = []
+        self.only: range | None = None  # blocks of each launch to execute
+        self._error: BaseException | None = None
+        self._callbacks = (
+            ctypes.CFUNCTYPE(
+                None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint32),
+                ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t,
+            )(self._launch),
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)(self._memset),
+            ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(self._allocate),
+        )  # fmt: skip
+
+    # --- callbacks: exceptions cannot pass through C, and are raised when it returns --------------
+
+    def _launch(self, name: bytes, dimensions: Any, arguments: Any, shared: int) -> None:
+        if self._error is not None:
+            return
+        try:
+            kernel = self.translated(name.decode())
+            parameters = bytearray(kernel.kernel.parameter_bytes)
+            for i, (offset, size) in enumerate(kernel.kernel.parameters.values()):
+                parameters[offset : offset + size] = ctypes.string_at(arguments[i], size)
+            assert dimensions[4] == dimensions[5] == 1
+            grid = tuple(dimensions[:3])
+            blocks = None
+            if self.only is not None:
+                count = grid[0] * grid[1] * grid[2]
+                blocks = [b for b in self.only if b < count]
+            self.reports.append(
+                self.machine.launch(
+                    kernel, grid, dimensions[3], bytes(parameters), shared, blocks
+                )
+            )
+        except BaseException as error:
+            self._error = error
+
+    def _memset(self, to: int, value: int, size: int) -> None:
+        first = to - self.memory.base
+        self.memory.bytes.state[first : first + size] = 3
+
+    def _allocate(self, size: int) -> int:
+        return self.memory.base + self.memory.allocate(size)
+
+    # --- the ops ----------------------------------------------------------------------------------
+
+    def translated(self, name: str) -> Translated:
+        if name not in self._translated:
+            self._translated[name] = Translated(self._kernels[name])
+        return self._translated[name]
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return self.memory.empty(shape, dtype)
+
+    def _run(self, name: str, struct: type[ctypes.Structure], *values: Any) -> None:
+        self.library.set_callbacks(*self._callbacks)
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_char_p
+        message = function(ctypes.byref(struct(*values)))
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        assert message is None, message
+
+    def on_gpu(self, *values: Any) -> list[Any]:
+        """Arguments of an op with their tensors in the machine's memory."""
+        return [self.memory.place(v) if isinstance(v, Tensor) else v for v in values]
