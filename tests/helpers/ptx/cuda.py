@@ -7,6 +7,8 @@ stand-in for the CUDA runtime (``runtime.cpp``).
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from buildtools import native
 from tests.helpers import cuda_host
+from tests.helpers.cuda_host import CSRC
 from tests.helpers.ptx.machine import Machine, Report
 from tests.helpers.ptx.memory import Memory
 from tests.helpers.ptx.parse import Kernel, Module
@@ -34,6 +37,7 @@ from tests.helpers.ptx.translate import Translated
 HERE = Path(__file__).resolve().parent
 SOURCES = ("channelwise_linear", "fill_masked", "masked_loss", "rasterize")
 ARCHITECTURES = (80, 90)
+KEEP = "CEKERNELS_KEEP_PTX"  # a folder that keeps the compiled files between runs
 REQUIRED = "CEKERNELS_REQUIRE_NVCC"  # set: a missing nvcc is a failure, not a reason to skip
 
 
@@ -90,41 +94,61 @@ class Build:
 
 
 def build(folder: Path) -> Build:
-    """Compile csrc/cuda with the flags of the shipped library."""
+    """Compile csrc/cuda with the flags of the shipped library, or find that compiled before.
+
+    The files lie in a folder named after what they depend on, in ``folder`` or where KEEP says.
+    """
     root = require_nvcc()
     nvcc = str(root / "bin/nvcc")
-    ptx = {}
+    inputs = [p for p in sorted(CSRC.rglob("*")) if p.suffix in (".cu", ".h")]
+    inputs.append(HERE / "runtime.cpp")
+    key = hashlib.sha256(_run([nvcc, "--version"]).encode() + str(native.NVCC_FLAGS).encode())
+    for path in inputs:
+        key.update(path.read_bytes())
+    folder = Path(os.environ.get(KEEP) or folder) / key.hexdigest()[:16]
+    ptx: dict[tuple[int, str], Path] = {}
+    library = folder / "cuda.so"
+    if library.is_file():
+        for a, s in itertools.product(ARCHITECTURES, SOURCES):
+            (ptx[a, s],) = (folder / f"{s}-{a}").glob("*.ptx")
+        return Build(library, ptx)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(job: tuple[int, str]) -> None:
         architecture, source = job
-        keep = folder / f"{source}-{architecture}"
-        keep.mkdir()
+        kept = folder / f"{source}-{architecture}"
+        kept.mkdir(exist_ok=True)
+        common = [nvcc, *native.NVCC_FLAGS, "-std=c++17", str(CSRC / "cuda" / f"{source}.cu")]
+        if architecture != ARCHITECTURES[0]:  # the host code is the same
+            ptx[job] = kept / f"{source}.ptx"
+            _run([*common, f"-arch=compute_{architecture}", "-ptx", "-o", str(ptx[job])])
+            return
         name = f"compute_{architecture}"
         _run([
-            nvcc, *native.NVCC_FLAGS, f"-gencode=arch={name},code={name}", "-std=c++17", "--keep",
-            f"--keep-dir={keep}", "-c", str(cuda_host.CSRC / "cuda" / f"{source}.cu"),
-            "-o", str(keep / "host.o"),
+            *common, f"-gencode=arch={name},code={name}", "--keep", f"--keep-dir={kept}", "-c",
+            "-o", str(kept / "host.o"),
         ])  # fmt: skip
-        (ptx[job],) = keep.glob("*.ptx")
+        (ptx[job],) = kept.glob("*.ptx")
 
     jobs = [(a, s) for s in SOURCES for a in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, jobs))
-    library = folder / "cuda.so"
-    hosts = [str(folder / f"{source}-{ARCHITECTURES[-1]}" / "host.o") for source in SOURCES]
+    hosts = [str(folder / f"{source}-{ARCHITECTURES[0]}" / "host.o") for source in SOURCES]
     _run(["g++", "-O1", "-shared", "-fPIC", "-o", str(library), str(HERE / "runtime.cpp"), *hosts])
     return Build(library, ptx)
 
 
-def short_name(mangled: str) -> str:
-    """A readable name of a kernel: "forward_mma<TensorCore<f32,36,1>>"."""
-    name = re.sub(r"\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8}(?:_\d+)?(?=\d)", "", mangled)
-    demangled = mangled
-    tool = shutil.which("c++filt")
-    if tool:
-        demangled = subprocess.run([tool, mangled], capture_output=True, text=True).stdout.strip()
-    del name
-    return demangled
+@cache
+def readable(mangled: str) -> str:
+    """A short name of a kernel: "forward_mma<TensorCore<float, 36, 1>, float, 36>"."""
+    name = _run(["c++filt", mangled]).strip().removeprefix("void ")
+    name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|cekernels::|cuda::", "", name)
+    depth = 0
+    for i, character in enumerate(name):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            return name[:i]
+    return name
 
 
 class CompiledKernels(cuda_host.Kernels):

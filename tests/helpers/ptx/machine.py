@@ -68,7 +68,10 @@ class Machine:
         dynamic_shared: int = 0,
         blocks: Iterable[int] | None = None,
     ) -> Report:
-        """Run all blocks of the grid, or those with the given numbers (x fastest)."""
+        """Run all blocks of the grid, or those with the given numbers (x fastest).
+
+        A launch of some blocks, and those after it, may read what the others would have written.
+        """
         grid = (*grid, 1, 1)[:3]
         report = Report(kernel.kernel.name)
         order = None
@@ -80,7 +83,11 @@ class Machine:
         with np.errstate(all="ignore"):
             for first in range(0, len(numbers), at_once):
                 batch = numbers[first : first + at_once]
-                _Batch(self, kernel, grid, threads, parameters, dynamic_shared, batch, order, report).run()
+                running = _Batch(
+                    self, kernel, grid, threads, parameters, dynamic_shared, batch, order, report
+                )
+                running.partial = blocks is not None
+                running.run()
         return report
 
 
@@ -121,6 +128,7 @@ class _Batch:
         assert len(parameters) == kernel.kernel.parameter_bytes
         self.machine, self.kernel, self.report, self.grid = machine, kernel, report, grid
         self.shape = (len(numbers), threads)
+        self.partial = False
         self.parameters = np.frombuffer(parameters, np.uint8)
         self.numbers = numbers
         thread = np.arange(threads, dtype=np.uint32)[None, :]
@@ -270,6 +278,10 @@ class _Batch:
     def _bytes(self, space: str) -> Bytes:
         return self.machine.memory.bytes if space == "global" else self.shared
 
+    def _not_written(self, where: Instruction) -> None:
+        if not self.partial:  # else perhaps by a block that was not run
+            raise GpuFault("not written", str(where))
+
     def _observe(
         self, space: str, access: str, index: Any, lanes: Any | None, size: int, site: int
     ) -> None:
@@ -320,8 +332,9 @@ class _Batch:
         memory, where = self._bytes(space), self.kernel.sites[site]
         if not memory.check(chosen, size * count, True, where):
             if space == "global":
-                raise GpuFault("not written", str(where))
-            self.report.unwritten.add(str(where))
+                self._not_written(where)
+            else:
+                self.report.unwritten.add(str(where))
         if self.machine.check or self.machine.count:
             self._observe(space, "read", index, lanes, size * count, site)
         values = memory.gather(chosen, size, count)
@@ -358,7 +371,7 @@ class _Batch:
         chosen = self._flat(index, lanes)
         memory, where = self._bytes(space), self.kernel.sites[site]
         if not memory.check(chosen, size, True, where):
-            raise GpuFault("not written", str(where))
+            self._not_written(where)
         if self.machine.check or self.machine.count:
             self._observe(space, "atomic", index, lanes, size, site)
         data = memory.data[size].view(value.dtype)
@@ -405,9 +418,10 @@ class _Batch:
                 raise GpuFault("out of bounds", str(where))
             span = index[:, None] + np.arange(n)
             states = memory.state[span]
+            if (states == 0).any():
+                raise GpuFault("out of bounds", str(where))
             if (states != _SHARED_WRITTEN).any():
-                kind = "out of bounds" if (states == 0).any() else "not written"
-                raise GpuFault(kind, str(where))
+                self._not_written(where)
             values[some, :n] = memory.data[1][span]
         if self.machine.count or self.machine.check:
             reading = everyone & (np.broadcast_to(count, self.shape) > 0)

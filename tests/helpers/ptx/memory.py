@@ -207,13 +207,14 @@ class Memory:
         return self._torch[first : first + size].view(dtype).as_strided(tuple(shape), tuple(strides))
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy in this memory with the strides and the alignment of ``tensor``.
+        """A copy in this memory with the strides of ``tensor``, as far from the start of its storage.
 
         Only the tensor's own elements count as written, whatever lies between them.
         """
         if self.contains(tensor) or tensor.numel() == 0:
             return tensor
-        copy = self.empty(tensor.shape, tensor.dtype, tensor.stride(), tensor.data_ptr() % 512)
+        offset = tensor.storage_offset() * tensor.element_size() % self.ALIGNMENT
+        copy = self.empty(tensor.shape, tensor.dtype, tensor.stride(), offset)
         first = copy.data_ptr() - self.base
         states = torch.from_numpy(self.bytes.state)[first : first + _extent(copy)]
         if copy.is_contiguous():
