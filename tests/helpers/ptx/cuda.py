@@ -162,6 +162,7 @@ class CompiledKernels(cuda_host.Kernels):
         self._translated: dict[str, Translated] = {}
         self.reports: list[Report] = []
         self.only: range | None = None  # blocks of each launch to execute
+        self.max_grid = 2**31 - 1  # kernels must loop over work beyond their grid
         self._error: BaseException | None = None
         self._callbacks = (
             ctypes.CFUNCTYPE(
@@ -183,7 +184,7 @@ class CompiledKernels(cuda_host.Kernels):
             for i, (offset, size) in enumerate(kernel.kernel.parameters.values()):
                 parameters[offset : offset + size] = ctypes.string_at(arguments[i], size)
             assert dimensions[4] == dimensions[5] == 1
-            grid = tuple(dimensions[:3])
+            grid = (max(dimensions[0] - self.short_grid, 1), *dimensions[1:3])
             blocks = None
             if self.only is not None:
                 count = grid[0] * grid[1] * grid[2]
@@ -209,6 +210,10 @@ class CompiledKernels(cuda_host.Kernels):
         if name not in self._translated:
             self._translated[name] = Translated(self._kernels[name])
         return self._translated[name]
+
+    def replace(self, name: str, kernel: Translated) -> None:
+        """Run another kernel under this name."""
+        self._translated[name] = kernel
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return self.memory.empty(shape, dtype)

@@ -142,7 +142,7 @@ class _Batch:
             "%nctaid.y": sizes[1], "%nctaid.z": sizes[2], "%laneid": thread % WARP,
             "%warpid": thread // WARP,
         }  # fmt: skip
-        self.me = (numbers[:, None] << 32) + np.arange(threads)  # memory.Order's thread at a time
+        self.me = (numbers[:, None] << 32) + INTERVAL + np.arange(threads)  # memory.Order's thread at a time
         self.orders: dict[str, Order | None] = {"global": order, "shared": None}
         self._shared_memory(dynamic)
         # Asynchronous copies: started, and groups of them that were committed.
@@ -583,7 +583,7 @@ class _Batch:
         order = self.orders["shared"]
         assert order is not None
         writer = order.writer[flat // order.granule]
-        written = writer >= 0
+        written = writer > 0
         block = np.searchsorted(self.numbers, writer[written] >> 32)
         fences = self.fences[block, (writer[written] & (INTERVAL - 1))]
         if (fences <= self.stamps[flat[written] // 4]).any():

@@ -71,7 +71,8 @@ class Bytes:
 
 # --- the order of accesses ------------------------------------------------------------------------
 
-# A thread at a time is an int64: block << 32 | interval between barriers << 12 | thread.
+# A thread at a time is an int64: block << 32 | interval between barriers << 12 | thread. Intervals
+# are counted from 1, so that 0 is nobody.
 INTERVAL = 1 << 12
 ATOMIC, MANY = 4094, 4095  # in place of a thread: atomic operations; several threads
 _ALL_BLOCKS = 1 << 62  # in place of a thread at a time: threads of several blocks
@@ -86,8 +87,8 @@ class Order:
 
     def __init__(self, size: int, granule: int) -> None:
         self.granule = granule
-        self.writer = np.full(-(-size // granule), -1, np.int64)
-        self.reader = np.full(-(-size // granule), -1, np.int64)
+        self.writer = np.zeros(-(-size // granule), np.int64)
+        self.reader = np.zeros(-(-size // granule), np.int64)
 
     def _granules(self, index: Index, me: Index, size: int) -> tuple[Index, Index]:
         first, count = index // self.granule, size // self.granule
@@ -99,7 +100,7 @@ class Order:
     def _unordered(other: Index, me: Index) -> NDArray[np.bool_]:
         same_interval = (other >> 12) == (me >> 12)
         other_block = (other >> 32) != (me >> 32)
-        found: NDArray[np.bool_] = (other >= 0) & (other != me) & (same_interval | other_block)
+        found: NDArray[np.bool_] = (other > 0) & (other != me) & (same_interval | other_block)
         return found
 
     def _check(self, other: Index, me: Index, what: str, where: Any) -> None:
@@ -114,7 +115,7 @@ class Order:
         old = self.reader[at]
         same_interval = (old >> 12) == (me >> 12)
         now = np.where(same_interval & (old != me), me | MANY, me)
-        now = np.where((old >= 0) & ((old >> 32) != (me >> 32)), _ALL_BLOCKS, now)
+        now = np.where((old > 0) & ((old >> 32) != (me >> 32)), _ALL_BLOCKS, now)
         self.reader[at] = now
         kept = self.reader[at]  # of lanes that read the same granule, one
         other = kept != now
@@ -143,7 +144,7 @@ class Order:
         at, me = self._granules(index, me, size)
         me = (me & -INTERVAL) | ATOMIC
         other = self.writer[at]
-        self._check(np.where(other & (INTERVAL - 1) == ATOMIC, -1, other), me,
+        self._check(np.where(other & (INTERVAL - 1) == ATOMIC, 0, other), me,
                     "write and atomic operation", where)  # fmt: skip
         self._check(self.reader[at], me, "read and atomic operation", where)
         self.writer[at] = me

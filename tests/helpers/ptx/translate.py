@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tests.helpers.ptx import arithmetic
-from tests.helpers.ptx.parse import Instruction, Kernel, elements, size_of
+from tests.helpers.ptx.parse import Block, Instruction, Kernel, elements, size_of
 
 # numpy dtypes by their names in the generated code: kind and bytes.
 DTYPES: dict[str, Any] = {
@@ -542,3 +543,18 @@ class _BlockWriter:
 
     def _membar(self, instruction: Instruction) -> None:
         pass
+
+    def _removed(self, instruction: Instruction) -> None:
+        pass
+
+
+def without(kernel: Kernel, number: int) -> Kernel:
+    """A kernel without its instruction of this number: what would a check find if it were missing?"""
+    blocks = []
+    for block in kernel.blocks:
+        instructions = list(block.instructions)
+        if 0 <= number < len(instructions):
+            instructions[number] = Instruction("removed", ())
+        number -= len(instructions)
+        blocks.append(Block(instructions))
+    return replace(kernel, blocks=blocks)
