@@ -228,9 +228,11 @@ def test_every_kernel_was_run(
     config = request.config
     if config.option.keyword or any("::" in argument for argument in config.args):
         pytest.skip("some tests of this file were not selected")
-    names = {report.kernel for report in compiled.reports}
-    missing = {readable(name) for name in cuda_build.kernels(ARCHITECTURES[-1]) if name not in names}
+    names = {report.name for report in compiled.reports}
+    missing = {
+        readable(name) for name in cuda_build.kernels(ARCHITECTURES[-1]) if name not in names
+    }
     assert not missing
     for report in compiled.reports:
         if report.unwritten:
-            assert READ_PADDING.match(readable(report.kernel)), report.unwritten
+            assert READ_PADDING.match(readable(report.name)), report.unwritten

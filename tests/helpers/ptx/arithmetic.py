@@ -77,7 +77,9 @@ def extract_bits(a: Array, first: Array, length: Array) -> Array:
 def insert_bits(a: Array, b: Array, first: Array, length: Array) -> Array:
     """bfi: the lower ``length`` bits of ``a`` in place of those of ``b`` from ``first`` on."""
     one = a.dtype.type(1)
-    low = np.where(length >= 8 * a.dtype.itemsize, ~a.dtype.type(0), (one << length.astype(a.dtype)) - one)
+    low = np.where(
+        length >= 8 * a.dtype.itemsize, ~a.dtype.type(0), (one << length.astype(a.dtype)) - one
+    )
     mask = (low << first.astype(a.dtype)).astype(a.dtype)
     return (b & ~mask) | ((a << first.astype(a.dtype)) & mask)
 

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -161,8 +161,9 @@ class CompiledKernels(cuda_host.Kernels):
         self._kernels = build.kernels(architecture)
         self._translated: dict[str, Translated] = {}
         self.reports: list[Report] = []
-        self.only: range | None = None  # blocks of each launch to execute
-        self.max_grid = 2**31 - 1  # kernels must loop over work beyond their grid
+        # The blocks of each launch to execute, given their number.
+        self.only: Callable[[int], Sequence[int]] | None = None
+        self.short_grid = False  # one block is missing: the first loops over its work too
         self._error: BaseException | None = None
         self._callbacks = (
             ctypes.CFUNCTYPE(
@@ -187,12 +188,9 @@ class CompiledKernels(cuda_host.Kernels):
             grid = (max(dimensions[0] - self.short_grid, 1), *dimensions[1:3])
             blocks = None
             if self.only is not None:
-                count = grid[0] * grid[1] * grid[2]
-                blocks = [b for b in self.only if b < count]
+                blocks = self.only(grid[0] * grid[1] * grid[2])
             self.reports.append(
-                self.machine.launch(
-                    kernel, grid, dimensions[3], bytes(parameters), shared, blocks
-                )
+                self.machine.launch(kernel, grid, dimensions[3], bytes(parameters), shared, blocks)
             )
         except BaseException as error:
             self._error = error

@@ -4,7 +4,7 @@ Many blocks run at once. The threads at the same place in the code are executed 
 furthest behind first; threads that took different branches meet again where their paths do. Each
 instruction is one numpy operation on all of them (``translate.py``).
 
-Checked, and reported as :class:`GpuFault`: alignment, bounds, reads of global memory that was not
+Checked, and reported as :class:`GpuError`: alignment, bounds, reads of global memory that was not
 written, races between threads of a block (no barrier between two accesses, one of which writes) and
 between blocks, barriers and warp-wide instructions that some threads do not reach, asynchronous
 copies that are used before they are waited for. Not modelled: the order of memory beyond barriers
@@ -22,7 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.helpers.ptx import arithmetic, counting, tensor_cores
-from tests.helpers.ptx.memory import INTERVAL, MANY, Bytes, GpuFault, Memory, Order
+from tests.helpers.ptx.memory import (
+    BLOCK,
+    INTERVAL,
+    MANY,
+    THREAD,
+    WARP_INTERVAL,
+    Bytes,
+    GpuError,
+    Memory,
+    Order,
+)
 from tests.helpers.ptx.parse import RED_ZONE, Instruction, Kernel, size_of
 from tests.helpers.ptx.translate import Translated
 
@@ -37,14 +47,45 @@ _SHARED_WRITTEN, _SHARED_ALLOCATED = 3, 1
 class Report:
     """What a launch executed."""
 
-    kernel: str
-    blocks: int = 0
+    kernel: Translated
+    grid: int  # blocks of the launch
+    threads: int
+    shared: int  # bytes per block
+    blocks: int = 0  # that were executed
     warps: int = 0
     executed: Counter[int] = field(default_factory=Counter)  # warp executions per basic block
     accesses: dict[int, NDArray[np.int64]] = field(default_factory=dict)  # per site
     # Instructions that read shared memory which was not written. Kernels may do so on purpose, in
     # padding; the values are NaN, so that a result that depends on them shows.
     unwritten: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.kernel.kernel.name
+
+    def instructions(self) -> int:
+        """Warp instructions, without loads of parameters, which are operands of others."""
+        blocks = self.kernel.kernel.blocks
+        sizes = {
+            n: sum(not (i.parts[0] == "ld" and i.space == "param") for i in blocks[n].instructions)
+            for n in self.executed
+        }
+        return sum(times * sizes[n] for n, times in self.executed.items())
+
+    def cost(self, space: str, kind: str = "") -> NDArray[np.int64]:
+        """Costs (``counting.py``) of the accesses to a space, or only of its "ld" or "st"."""
+        total = np.zeros(5, np.int64)
+        for site, cost in self.accesses.items():
+            if site < 0:  # the source of an asynchronous copy
+                name, its_space = "ld", "global"
+            else:
+                instruction = self.kernel.sites[site]
+                name, its_space = instruction.parts[0], instruction.space
+                if name in ("cp", "ldmatrix", "stmatrix"):
+                    name, its_space = "ld" if name == "ldmatrix" else "st", "shared"
+            if its_space == space and kind in ("", name):
+                total += cost
+        return total
 
 
 class Machine:
@@ -68,12 +109,13 @@ class Machine:
         dynamic_shared: int = 0,
         blocks: Iterable[int] | None = None,
     ) -> Report:
-        """Run all blocks of the grid, or those with the given numbers (x fastest).
+        """Run all blocks of the grid, or those with the given numbers (x varies fastest).
 
         A launch of some blocks, and those after it, may read what the others would have written.
         """
         grid = (*grid, 1, 1)[:3]
-        report = Report(kernel.kernel.name)
+        shared = kernel.kernel.shared_bytes + dynamic_shared
+        report = Report(kernel, int(np.prod(grid)), threads, shared)
         order = None
         if self.check:
             granule = _granule(kernel.kernel, "global")
@@ -98,9 +140,8 @@ def _granule(kernel: Kernel, space: str) -> int:
         kind = instruction.parts[0]
         if kind in ("ld", "st", "atom", "red") and instruction.space == space:
             sizes.append(size_of(instruction.type))
-        elif kind == "cp" and len(instruction.operands) > 2:
-            sizes.append(4)
-        elif kind in ("ldmatrix", "wgmma") and space == "shared":
+        copies = kind == "cp" and len(instruction.operands) > 2
+        if copies or (kind in ("ldmatrix", "stmatrix", "wgmma") and space == "shared"):
             sizes.append(4)
     return min(sizes, default=0)
 
@@ -142,7 +183,9 @@ class _Batch:
             "%nctaid.y": sizes[1], "%nctaid.z": sizes[2], "%laneid": thread % WARP,
             "%warpid": thread // WARP,
         }  # fmt: skip
-        self.me = (numbers[:, None] << 32) + INTERVAL + np.arange(threads)  # memory.Order's thread at a time
+        self.me = (
+            (numbers[:, None] << BLOCK) + INTERVAL + np.arange(threads)
+        )  # memory.Order's thread at a time
         self.orders: dict[str, Order | None] = {"global": order, "shared": None}
         self._shared_memory(dynamic)
         # Asynchronous copies: started, and groups of them that were committed.
@@ -201,6 +244,11 @@ class _Batch:
             taken = self.kernel.functions[number](self, registers, None if full else lanes)
             last = kernel.blocks[number].instructions[-1]
             kind = last.parts[0]
+            if kind == "bar" and last.parts[1] == "warp":
+                self._whole_warps(lanes, last)
+                self.me = self.me + WARP_INTERVAL * lanes
+                _join(ready, number + 1, lanes)
+                continue
             if kind in ("bar", "barrier"):
                 if taken is not None or last.operands[0] != "0" or len(last.operands) > 1:
                     raise NotImplementedError(f"{kernel.name}: {last}")
@@ -220,7 +268,7 @@ class _Batch:
             if stays.any():
                 _join(ready, number + 1, stays)
         if self.copies or self.groups:
-            raise GpuFault("copy not waited for", f"{kernel.name} ends before its copies do")
+            raise GpuError("copy not waited for", f"{kernel.name} ends before its copies do")
 
     def _release(self, waiting: dict[int, Any], exited: Any) -> dict[int, Any]:
         """All threads of each block have reached a barrier: they continue."""
@@ -228,7 +276,7 @@ class _Batch:
         block = arrived.any(0)
         together = arrived.sum(0) <= 1
         if not together.all() or exited[block].any():
-            raise GpuFault(
+            raise GpuError(
                 "divergent barrier", f"{self.kernel.kernel.name}: some threads wait, others do not"
             )
         self.me = self.me + INTERVAL * block[:, None]
@@ -239,7 +287,7 @@ class _Batch:
             return
         active = lanes.reshape(-1, WARP).sum(1)
         if ((active != 0) & (active != WARP)).any():
-            raise GpuFault("divergent instruction", str(where))
+            raise GpuError("divergent instruction", str(where))
 
     def _by_warp(self, value: Any) -> Any:
         """A value of all threads as (warps, 32)."""
@@ -272,7 +320,9 @@ class _Batch:
             raise NotImplementedError(f"{self.kernel.kernel.name}: {space} memory")
         if np.any((address < 0) | (address >= self.shared_size)):
             # Of inactive lanes too; wrapped so that they cannot reach the memory of another block.
-            address = np.where((address < 0) | (address >= self.shared_size), self.shared_size - 1, address)
+            address = np.where(
+                (address < 0) | (address >= self.shared_size), self.shared_size - 1, address
+            )
         return address + self.shared_start
 
     def _bytes(self, space: str) -> Bytes:
@@ -280,7 +330,7 @@ class _Batch:
 
     def _not_written(self, where: Instruction) -> None:
         if not self.partial:  # else perhaps by a block that was not run
-            raise GpuFault("not written", str(where))
+            raise GpuError("not written", str(where))
 
     def _observe(
         self, space: str, access: str, index: Any, lanes: Any | None, size: int, site: int
@@ -289,6 +339,8 @@ class _Batch:
         where = self.kernel.sites[site]
         if self.machine.count:
             cost = counting.cost(space, self._by_warp(index), lanes, size)
+            if where.parts[0] == "cp":  # one instruction with an access to each space
+                site = site if space == "shared" else -1 - site
             if site in self.report.accesses:
                 self.report.accesses[site] += cost
             else:
@@ -322,7 +374,7 @@ class _Batch:
         after = memory.gather(index[together], size, len(values))
         for value, old, new in zip(values, before, after, strict=True):
             if (old != value[earlier]).any() or (new != value[together]).any():
-                raise GpuFault("race", f"two writes, the second at {where}")
+                raise GpuError("race", f"two writes, the second at {where}")
 
     def load(
         self, space: str, address: Any, lanes: Any | None, size: int, count: int, site: int
@@ -383,7 +435,9 @@ class _Batch:
         for i, (at, operand) in enumerate(zip(flat.tolist(), operands, strict=True)):
             before[i] = data[at]
             data[at] = operand if function is None else function(data[at], operand)
-        old[lanes if lanes is not None else ...] = before.reshape(self.shape) if lanes is None else before
+        old[lanes if lanes is not None else ...] = (
+            before.reshape(self.shape) if lanes is None else before
+        )
         return old
 
     # --- asynchronous copies ----------------------------------------------------------------------
@@ -391,11 +445,9 @@ class _Batch:
     def _check_pending(self, flat: Any, size: int, where: Instruction) -> None:
         for part in range(0, size, 4):
             if self.pending[(flat + part) // 4].any():
-                raise GpuFault("copy not waited for", str(where))
+                raise GpuError("copy not waited for", str(where))
 
-    def copy(
-        self, to: Any, of: Any, lanes: Any | None, size: int, count: Any, site: int
-    ) -> None:
+    def copy(self, to: Any, of: Any, lanes: Any | None, size: int, count: Any, site: int) -> None:
         """cp.async: ``count`` of ``size`` bytes, the others zeros. Takes effect when waited for."""
         where = self.kernel.sites[site]
         everyone = np.ones(self.shape, bool) if lanes is None else lanes
@@ -409,17 +461,17 @@ class _Batch:
         reads = counts > 0
         memory = self.machine.memory.bytes
         if (source[reads] & (size - 1)).any():
-            raise GpuFault("misaligned", f"{size} bytes at {where}")
+            raise GpuError("misaligned", f"{size} bytes at {where}")
         values = np.zeros((len(to_flat), size), np.uint8)
         for n in np.unique(counts[reads]):
             some = counts == n
             index = source[some]
             if index.min() < 0 or index.max() > memory.size - size:
-                raise GpuFault("out of bounds", str(where))
+                raise GpuError("out of bounds", str(where))
             span = index[:, None] + np.arange(n)
             states = memory.state[span]
             if (states == 0).any():
-                raise GpuFault("out of bounds", str(where))
+                raise GpuError("out of bounds", str(where))
             if (states != _SHARED_WRITTEN).any():
                 self._not_written(where)
             values[some, :n] = memory.data[1][span]
@@ -441,7 +493,7 @@ class _Batch:
     def wait_copies(self, pending: int, lanes: Any | None) -> None:
         """All but the last ``pending`` groups have arrived."""
         if lanes is not None and not lanes.reshape(self.shape).all(1)[lanes.any(1)].all():
-            raise GpuFault("divergent instruction", f"{self.kernel.kernel.name}: cp.async wait")
+            raise GpuError("divergent instruction", f"{self.kernel.kernel.name}: cp.async wait")
         while len(self.groups) > pending:
             for copy in self.groups.pop(0):
                 size = copy.values.shape[1]
@@ -476,9 +528,7 @@ class _Batch:
         moved = np.take_along_axis(value, np.where(valid, source, lane), 1)
         return moved.reshape(self.shape), valid.reshape(self.shape)
 
-    def reduce(
-        self, operation: str, value: Any, members: Any, lanes: Any | None, site: int
-    ) -> Any:
+    def reduce(self, operation: str, value: Any, members: Any, lanes: Any | None, site: int) -> Any:
         self._whole_warps(lanes, self.kernel.sites[site])
         if (self._flat(members, lanes) != 0xFFFFFFFF).any():
             raise NotImplementedError(f"reduction of some lanes: {self.kernel.sites[site]}")
@@ -498,7 +548,9 @@ class _Batch:
         self._whole_warps(lanes, where)
         index = np.broadcast_to(self._index("shared", address), self.shape)
         addressing = np.arange(self.shape[1]) % WARP < 8 * count
-        addressing = np.broadcast_to(addressing if lanes is None else addressing & lanes, self.shape)
+        addressing = np.broadcast_to(
+            addressing if lanes is None else addressing & lanes, self.shape
+        )
         if not self.shared.check(index[addressing], 16, True, where):
             self.report.unwritten.add(str(where))
         if self.machine.check or self.machine.count:
@@ -519,6 +571,27 @@ class _Batch:
             found.append(arithmetic.join((low, high), np.uint32).reshape(self.shape))
         return found
 
+    def store_matrices(
+        self, address: Any, values: Sequence[Any], lanes: Any | None, site: int
+    ) -> None:
+        """stmatrix, the reverse of ldmatrix."""
+        where = self.kernel.sites[site]
+        self._whole_warps(lanes, where)
+        index = np.broadcast_to(self._index("shared", address), self.shape)
+        addressing = np.arange(self.shape[1]) % WARP < 8 * len(values)
+        addressing = np.broadcast_to(
+            addressing if lanes is None else addressing & lanes, self.shape
+        )
+        self.shared.check(index[addressing], 16, False, where)
+        if self.machine.check or self.machine.count:
+            self._observe("shared", "write", index, addressing, 16, site)
+        active = np.ones(self.shape, bool) if lanes is None else lanes
+        lane = np.arange(WARP)
+        for matrix, value in enumerate(values):
+            rows = index.reshape(-1, WARP)[:, 8 * matrix + lane // 4] + 4 * (lane % 4)
+            rows = rows.reshape(self.shape)[active]
+            self._write("shared", rows, self.me[active], 4, [self._flat(value, active)], where)
+
     def multiply(
         self, shape: str, kind: str, a: Sequence[Any], b: Sequence[Any], c: Sequence[Any],
         lanes: Any | None, site: int,
@@ -535,10 +608,11 @@ class _Batch:
     ) -> list[Any]:  # fmt: skip
         """wgmma: four warps multiply; a from registers or shared memory, b from shared memory."""
         where = self.kernel.sites[site]
-        if lanes is not None and not lanes.reshape(-1, 4 * WARP).all(1)[
-            lanes.reshape(-1, 4 * WARP).any(1)
-        ].all():
-            raise GpuFault("divergent instruction", str(where))
+        if (
+            lanes is not None
+            and not lanes.reshape(-1, 4 * WARP).all(1)[lanes.reshape(-1, 4 * WARP).any(1)].all()
+        ):
+            raise GpuError("divergent instruction", str(where))
         columns = int(shape.split("n")[1].split("k")[0])
         depth = 32 // (4 if kind == "tf32" else 2)
         turned = tuple(transposed) if transposed else ()
@@ -556,7 +630,9 @@ class _Batch:
                 active = lanes.reshape(groups, -1)[:, 0]
                 index = np.where(active[:, None, None], index, start[:, None, None])
             self._products_read(index[active], 4 if kind == "tf32" else 2, active, where)
-            raw = self.shared.data[4 if kind == "tf32" else 2].take(index // (4 if kind == "tf32" else 2))
+            raw = self.shared.data[4 if kind == "tf32" else 2].take(
+                index // (4 if kind == "tf32" else 2)
+            )
             return tensor_cores.widened(kind, raw)
 
         right = from_shared(b_descriptor, columns, turned[1])  # (groups, columns, depth)
@@ -584,10 +660,10 @@ class _Batch:
         assert order is not None
         writer = order.writer[flat // order.granule]
         written = writer > 0
-        block = np.searchsorted(self.numbers, writer[written] >> 32)
-        fences = self.fences[block, (writer[written] & (INTERVAL - 1))]
+        block = np.searchsorted(self.numbers, writer[written] >> BLOCK)
+        fences = self.fences[block, writer[written] & THREAD]
         if (fences <= self.stamps[flat[written] // 4]).any():
-            raise GpuFault("no proxy fence", f"between writes of shared memory and {where}")
+            raise GpuError("no proxy fence", f"between writes of shared memory and {where}")
         leaders = self.me.reshape(-1, 4 * WARP)[active, 0]
         leaders = np.repeat(leaders, flat.size // len(leaders)) | MANY
         order.read(flat, leaders, size, where)

@@ -153,7 +153,9 @@ def _kernel(text: str, common: str, files: dict[str, str]) -> Kernel:
 
 def _parameters(kernel: Kernel, text: str) -> None:
     offset = 0
-    pattern = r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr[\s.\w]*?\s)?(\w+)(?:\[(\d+)\])?$"
+    pattern = (
+        r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr[\s.\w]*?\s)?(\w+)(?:\[(\d+)\])?$"
+    )
     for declaration in filter(None, (p.strip() for p in text.split(","))):
         found = re.match(pattern, declaration)
         assert found, declaration

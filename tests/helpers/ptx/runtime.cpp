@@ -87,11 +87,11 @@ void set_callbacks(OnLaunch launch, OnMemset memset, Allocate workspace) {
   on_launch = launch, on_memset = memset, allocate = workspace;
 }
 
-#define CEK_RUN(name, Params)                                                                  \
-  const char* name(const void* bytes) {                                                        \
-    const cekernels::Params& p = *static_cast<const cekernels::Params*>(bytes);                \
-    const size_t workspace = cekernels::cuda::workspace_bytes(p);                              \
-    return cekernels::cuda::run(p, workspace > 0 ? allocate(workspace) : nullptr, nullptr);    \
+#define CEK_RUN(name, Params)                                                               \
+  const char* name(const void* bytes) {                                                     \
+    const cekernels::Params& p = *static_cast<const cekernels::Params*>(bytes);             \
+    const size_t workspace = cekernels::cuda::workspace_bytes(p);                           \
+    return cekernels::cuda::run(p, workspace > 0 ? allocate(workspace) : nullptr, nullptr); \
   }
 CEK_RUN(run_linear, LinearForward)
 CEK_RUN(run_linear_backward, LinearBackward)

@@ -64,8 +64,8 @@ def add_to(c: Sequence[Any], product: Any) -> list[Any]:
 def descriptor_index(descriptor: Any, rows: int, depth: int, kind: str, transposed: bool) -> Any:
     """Byte offsets in shared memory, (groups, rows, depth), of a matrix that wgmma reads.
 
-    PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory Layout". ``transposed``: neighbours in
-    memory are neighbouring rows of the matrix, not neighbours along the depth.
+    PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory Layout". ``transposed``: neighbours
+    in memory are neighbouring rows of the matrix, not neighbours along the depth.
     """
 
     def field(first: int, bits: int) -> Any:

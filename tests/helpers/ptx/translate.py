@@ -1,9 +1,9 @@
 """Basic blocks of PTX as Python functions on numpy arrays.
 
-Each block becomes one function ``block(machine, registers, lanes)``. Inside it a register is a local
-variable that holds the values of all threads; only registers that another block reads are written
-back, for the lanes given (all where ``lanes`` is None). Values that are the same in all threads of a
-block, or in all blocks, keep a dimension of size 1 or none: numpy's broadcasting carries them.
+Each block becomes one function ``block(machine, registers, lanes)``. Inside it a register is a
+local variable that holds the values of all threads; only registers that another block reads are
+written back, for the lanes given (all where ``lanes`` is None). Values that are the same in all
+threads of a block, or in all blocks, keep a dimension of size 1 or none: numpy broadcasts them.
 
 Arithmetic is generated inline. Memory, and instructions that exchange data between lanes, are
 methods of the machine (``machine.py``). An instruction without a translation raises
@@ -98,7 +98,19 @@ class Translated:
 
 def result_registers(instruction: Instruction) -> list[str]:
     """Registers that an instruction writes."""
-    without = ("st", "bra", "ret", "exit", "bar", "barrier", "red", "fence", "membar", "cp")
+    without = (
+        "st",
+        "stmatrix",
+        "bra",
+        "ret",
+        "exit",
+        "bar",
+        "barrier",
+        "red",
+        "fence",
+        "membar",
+        "cp",
+    )
     if instruction.parts[0] in without or not instruction.operands:
         return []
     if instruction.parts[0] == "wgmma" and instruction.parts[1] != "mma_async":
@@ -138,7 +150,9 @@ class _BlockWriter:
             if register in self.translated.read_before_written:
                 number = self.translated.numbers[register]
                 value = self.value(register, canonical(self.kernel.registers[register]))
-                self.emit(f"r[{number}] = {value} if m is None else np.where(m, {value}, r[{number}])")
+                self.emit(
+                    f"r[{number}] = {value} if m is None else np.where(m, {value}, r[{number}])"
+                )
         body = "\n".join(f"    {line}" for line in self.lines)
         return f"def block_{self.number}(M, r, m):\n{body}\n    return {taken}\n"
 
@@ -249,7 +263,12 @@ class _BlockWriter:
     def _same(self, instruction: Instruction) -> None:
         template = _SAME[instruction.parts[0]]
         kind = instruction.type
-        if kind in ("f16x2", "bf16x2", "bf16") and instruction.parts[0] in ("add", "sub", "neg", "abs"):
+        if kind in ("f16x2", "bf16x2", "bf16") and instruction.parts[0] in (
+            "add",
+            "sub",
+            "neg",
+            "abs",
+        ):
             raise NotImplementedError(f"{self.kernel.name}: {instruction}")
         dtype = dtype_of(kind)
         arguments = self.arguments(instruction, dtype, template.count("{}"))
@@ -305,12 +324,18 @@ class _BlockWriter:
 
     def _shl(self, instruction: Instruction) -> None:
         dtype = f"u{size_of(instruction.type)}"
-        a, by = self.value(instruction.operands[1], dtype), self.value(instruction.operands[2], "u4")
+        a, by = (
+            self.value(instruction.operands[1], dtype),
+            self.value(instruction.operands[2], "u4"),
+        )
         self.result(instruction, f"A.shift_left({a}, {by})", dtype)
 
     def _shr(self, instruction: Instruction) -> None:
         dtype = dtype_of(instruction.type)
-        a, by = self.value(instruction.operands[1], dtype), self.value(instruction.operands[2], "u4")
+        a, by = (
+            self.value(instruction.operands[1], dtype),
+            self.value(instruction.operands[2], "u4"),
+        )
         self.result(instruction, f"A.shift_right({a}, {by})", dtype)
 
     def _bfe(self, instruction: Instruction) -> None:
@@ -488,7 +513,10 @@ class _BlockWriter:
     def _redux(self, instruction: Instruction) -> None:
         operation = next(p for p in instruction.parts if p in ("add", "min", "max", "and", "or"))
         dtype = dtype_of(instruction.type)
-        a, mask = self.value(instruction.operands[1], dtype), self.value(instruction.operands[2], "u4")
+        a, mask = (
+            self.value(instruction.operands[1], dtype),
+            self.value(instruction.operands[2], "u4"),
+        )
         self.result(
             instruction, f"M.reduce({operation!r}, {a}, {mask}, m, {self.site(instruction)})", dtype
         )
@@ -501,6 +529,15 @@ class _BlockWriter:
         )
         for i, register in enumerate(registers):
             self.set(register, f"{loaded}[{i}]", "u4")
+
+    def _stmatrix(self, instruction: Instruction) -> None:
+        if "trans" in instruction.parts:
+            raise NotImplementedError(f"{self.kernel.name}: {instruction}")
+        values = ", ".join(self.value(e, "u4") for e in elements(instruction.operands[1]))
+        self.emit(
+            f"M.store_matrices({self.address(instruction.operands[0])}, ({values},), "
+            f"{self.lanes(instruction)}, {self.site(instruction)})"
+        )
 
     def _mma(self, instruction: Instruction) -> None:
         d, *operands = instruction.operands
@@ -549,7 +586,7 @@ class _BlockWriter:
 
 
 def without(kernel: Kernel, number: int) -> Kernel:
-    """A kernel without its instruction of this number: what would a check find if it were missing?"""
+    """A kernel without its instruction of this number, to see what a check finds."""
     blocks = []
     for block in kernel.blocks:
         instructions = list(block.instructions)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.backends.compiler import GPUTarget
 
 from cekernels.triton import _runtime
 from tests.helpers.ptx.machine import Machine, Report
 from tests.helpers.ptx.memory import Memory
 from tests.helpers.ptx.parse import Module
 from tests.helpers.ptx.translate import Translated
-from tests.helpers.triton_compile import source_of
+from tests.helpers.triton_compile import compiled_by_triton, source_of
 
 _EMPTY = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided",
           "aten::new_empty_strided"}  # fmt: skip
@@ -57,23 +53,22 @@ class _InMachineMemory(TorchDispatchMode):
 
 
 class TritonOnMachine:
-    """Runs each launch of an op on the machine instead of a GPU; ``only``: blocks to execute."""
+    """Runs each launch of an op on the machine instead of a GPU.
+
+    ``only``: the blocks to execute, given their number. ``change``: of the code before it runs.
+    """
 
     def __init__(self, machine: Machine, capability: int) -> None:
         self.machine = machine
         self.capability = capability
         self.reports: list[Report] = []
         self.launches: list[_runtime.Launch] = []
-        self.only: range | None = None
-        self.change: Callable[[str], str] = lambda ptx: ptx  # of the code before it runs
+        self.only: Callable[[int], Sequence[int]] | None = None
+        self.change: Callable[[str], str] = lambda ptx: ptx
 
     def _run(self, call: _runtime.Launch) -> None:
         source = source_of(call)
-        compiled = triton.compile(
-            source,
-            target=GPUTarget("cuda", self.capability, 32),
-            options={"num_warps": call.num_warps, "num_stages": call.num_stages},
-        )
+        compiled = compiled_by_triton(call, self.capability)
         text = self.change(compiled.asm["ptx"])
         if text not in _compiled:
             (kernel,) = Module(text).values()
@@ -87,12 +82,11 @@ class TritonOnMachine:
             if isinstance(value, Tensor):
                 assert self.machine.memory.contains(value)
                 value = value.data_ptr()
-            packed = struct.pack("<q", value)[:size]
-            parameters[offset : offset + size] = packed
+            parameters[offset : offset + size] = (value % 2**64).to_bytes(8, "little")[:size]
         grid = (*call.grid, 1, 1)[:3]
         blocks = None
         if self.only is not None:
-            blocks = [b for b in self.only if b < grid[0] * grid[1] * grid[2]]
+            blocks = self.only(grid[0] * grid[1] * grid[2])
         self.launches.append(call)
         self.reports.append(
             self.machine.launch(
