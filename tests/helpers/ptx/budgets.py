@@ -29,6 +29,8 @@ from tests.helpers.ptx.memory import Memory
 from tests.helpers.ptx.triton_ops import TritonOnMachine
 from tests.helpers.triton_compile import cubin_for, implementation
 
+PAGE = Path(__file__).parents[3] / "docs/gpu.md"
+BEGIN, END = "<!-- table: predictions -->", "<!-- end of table -->"
 TABLE = Path(__file__).parents[3] / "docs/results/gpu-budgets.json"
 BATCH, CHANNELS, N = 1024, 256, 36  # the paper's layer with a large batch
 SAMPLES = 64  # images of the loss and of the masks
@@ -70,6 +72,7 @@ class Cost:
     rows: int
     instructions: float  # of warps, per row
     wavefronts: float  # of shared memory and lines of global memory, per row
+    shared_wavefronts: float  # of shared memory alone
     shared_over_ideal: float
     load_sectors: float  # bytes of the sectors over the bytes loaded
     store_sectors: float
@@ -121,6 +124,7 @@ def _cost(report: Report, rows: int, size: int, resources: tuple[int, int], laun
         wavefronts=round(
             float(shared[counting.WAVEFRONTS] + whole[counting.WAVEFRONTS]) * per_row, 1
         ),
+        shared_wavefronts=round(float(shared[counting.WAVEFRONTS]) * per_row, 1),
         shared_over_ideal=round(shared[counting.WAVEFRONTS] / max(shared[counting.IDEAL], 1), 2),
         load_sectors=sectors(load),
         store_sectors=sectors(store),
@@ -191,15 +195,19 @@ def _assembly(lines: list[tuple[int, str, str]]) -> Assembly:
     def narrow(kind: str) -> int:
         return sum(op.startswith(kind) and not re.search(r"\.(64|128)", op) for op in operations)
 
-    inner, most = 0.0, 0
+    loops = []
     for at, op, rest in lines:
         target = re.search(r"0x([0-9a-f]+)", rest) if op.startswith("BRA") else None
-        first = int(target[1], 16) if target else at + 1
-        body = [o for place, o, _ in lines if first <= place <= at]
-        multiplies = sum(o.split(".")[0] in ("FFMA", "FFMA2", "DFMA", "HMMA") for o in body)
-        loops = sum(o.startswith("BRA") for o in body)
-        if first < at and loops <= 1 and multiplies > most:
-            inner, most = sum(o.startswith("LDS") for o in body) / multiplies, multiplies
+        if target and int(target[1], 16) < at:
+            loops.append((int(target[1], 16), at))
+    inner, most = 0.0, 0
+    for first, last in loops:
+        if any(first <= f and z <= last and (f, z) != (first, last) for f, z in loops):
+            continue  # contains another loop
+        body = [op for at, op, _ in lines if first <= at <= last]
+        multiplies = sum(op.split(".")[0] in ("FFMA", "FFMA2", "DFMA", "HMMA") for op in body)
+        if multiplies > most:
+            inner, most = sum(op.startswith("LDS") for op in body) / multiplies, multiplies
     local = sum(op.startswith(("LDL", "STL")) for op in operations)
     return Assembly(local, narrow("LDG"), narrow("STG"), round(inner, 2))
 
@@ -389,10 +397,26 @@ def read() -> dict[str, Any]:
     return table
 
 
+def predictions(table: dict[str, Any]) -> str:
+    """The Markdown table of docs/gpu.md: microseconds at least, and the copy's share of them."""
+    lines = [f"| kernel | {' | '.join(g.name for g in GPUS)} |", "| --- |" + " --- |" * len(GPUS)]
+    for name in sorted({n.rsplit(" ", 1)[0] for n in table}):
+        found = [table[f"{name} sm_{g.architecture}"]["predicted"][g.name] for g in GPUS]
+        cells = (f"{f['time_us']:g} ({f['share']:.0%})" for f in found)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = {name: entry(name, *found) for name, found in sorted(measure(Path(folder)).items())}
     TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    write_page(table)
+
+
+def write_page(table: dict[str, Any]) -> None:
+    before, rest = PAGE.read_text().split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{predictions(table)}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

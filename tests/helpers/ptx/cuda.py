@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,37 +106,44 @@ def build(folder: Path) -> Build:
     key = hashlib.sha256(_run([nvcc, "--version"]).encode() + str(native.NVCC_FLAGS).encode())
     for path in inputs:
         key.update(path.read_bytes())
-    folder = Path(os.environ.get(KEEP) or folder) / key.hexdigest()[:16]
-    ptx: dict[tuple[int, str], Path] = {}
-    library = folder / "cuda.so"
-    if library.is_file():
-        for a, s in itertools.product(ARCHITECTURES, SOURCES):
-            (ptx[a, s],) = (folder / f"{s}-{a}").glob("*.ptx")
-        return Build(library, ptx)
-    folder.mkdir(parents=True, exist_ok=True)
+    parent = Path(os.environ.get(KEEP) or folder)
+    folder = parent / key.hexdigest()[:16]
+    if not folder.is_dir():
+        parent.mkdir(parents=True, exist_ok=True)
+        working = Path(tempfile.mkdtemp(dir=parent))
+        _compile(nvcc, working)
+        try:
+            working.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(working)
+    ptx = {}
+    for job in itertools.product(ARCHITECTURES, SOURCES):
+        (ptx[job],) = (folder / "{1}-{0}".format(*job)).glob("*.ptx")
+    return Build(folder / "cuda.so", ptx)
+
+
+def _compile(nvcc: str, folder: Path) -> None:
+    """PTX for every architecture, and a library with the host code."""
 
     def compile_one(job: tuple[int, str]) -> None:
         architecture, source = job
         kept = folder / f"{source}-{architecture}"
-        kept.mkdir(exist_ok=True)
-        common = [nvcc, *native.NVCC_FLAGS, "-std=c++17", str(CSRC / "cuda" / f"{source}.cu")]
-        if architecture != ARCHITECTURES[0]:  # the host code is the same
-            ptx[job] = kept / f"{source}.ptx"
-            _run([*common, f"-arch=compute_{architecture}", "-ptx", "-o", str(ptx[job])])
-            return
+        kept.mkdir()
+        common = [nvcc, *native.NVCC_FLAGS, str(CSRC / "cuda" / f"{source}.cu")]
         name = f"compute_{architecture}"
+        if architecture != ARCHITECTURES[0]:  # the host code is the same
+            _run([*common, f"-arch={name}", "-ptx", "-o", str(kept / f"{source}.ptx")])
+            return
         _run([
             *common, f"-gencode=arch={name},code={name}", "--keep", f"--keep-dir={kept}", "-c",
             "-o", str(kept / "host.o"),
         ])  # fmt: skip
-        (ptx[job],) = kept.glob("*.ptx")
 
-    jobs = [(a, s) for s in SOURCES for a in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(compile_one, jobs))
+        list(pool.map(compile_one, [(a, s) for s in SOURCES for a in ARCHITECTURES]))
     hosts = [str(folder / f"{source}-{ARCHITECTURES[0]}" / "host.o") for source in SOURCES]
-    _run(["g++", "-O1", "-shared", "-fPIC", "-o", str(library), str(HERE / "runtime.cpp"), *hosts])
-    return Build(library, ptx)
+    target = str(folder / "cuda.so")
+    _run(["g++", "-O1", "-shared", "-fPIC", "-o", target, str(HERE / "runtime.cpp"), *hosts])
 
 
 @cache
