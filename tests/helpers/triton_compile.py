@@ -107,12 +107,21 @@ def source_of(call: _runtime.Launch) -> ASTSource:
     return ASTSource(call.kernel, signature, constants, hints)
 
 
-def compile_for(call: _runtime.Launch, capability: int) -> Compiled:
-    compiled = triton.compile(
+def compiled_by_triton(call: _runtime.Launch, capability: int) -> Any:
+    return triton.compile(
         source_of(call),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": call.num_warps, "num_stages": call.num_stages},
     )
+
+
+def cubin_for(call: _runtime.Launch, capability: int) -> bytes:
+    cubin: bytes = compiled_by_triton(call, capability).asm["cubin"]
+    return cubin
+
+
+def compile_for(call: _runtime.Launch, capability: int) -> Compiled:
+    compiled = compiled_by_triton(call, capability)
     registers, stack = _resources(compiled.asm["cubin"])
     return Compiled(compiled.asm["ptx"], compiled.metadata.shared, registers, stack)
 

@@ -1,0 +1,238 @@
+"""Every kernel of csrc/cuda as nvcc compiles it, executed by the machine of tests/helpers/ptx.
+
+Whole ops, from the host code that chooses a kernel to its results, against float64 or exact
+integers. During each launch the machine looks for races, divergence, misaligned and out-of-bounds
+accesses and reads of memory that was not written.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from cekernels import reference
+from tests.helpers.implementation_cases import (
+    assert_close,
+    boxes,
+    integers,
+    layouts,
+    polygons,
+    random,
+)
+from tests.helpers.ptx.cuda import ARCHITECTURES, SOURCES, Build, CompiledKernels, readable
+from tests.helpers.ptx.machine import Machine
+from tests.helpers.ptx.memory import Memory
+
+IEEE, TF32X3, TF32 = range(3)
+ALL = (True, True, True)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KINDS = [
+    pytest.param(torch.float32, IEEE, id="ieee"),
+    pytest.param(torch.float32, TF32X3, id="tf32x3"),
+    pytest.param(torch.float32, TF32, id="tf32"),
+    pytest.param(torch.float64, IEEE, id="float64"),
+    pytest.param(torch.bfloat16, IEEE, id="bfloat16"),
+    pytest.param(torch.float16, IEEE, id="float16"),
+]
+every_kind = pytest.mark.parametrize(("dtype", "products"), KINDS)
+
+# Kernels whose padding is read without having been written (kStride in channelwise_linear.cu). The
+# values are NaN here, and the results are exact: nothing depends on them.
+READ_PADDING = re.compile(r"backward_square<TensorCore<\w+, 36, \d>")
+
+
+@pytest.fixture(scope="module")
+def compiled(cuda_build: Build) -> CompiledKernels:
+    return CompiledKernels(cuda_build, Machine(Memory(24 << 20)), ARCHITECTURES[-1])
+
+
+@pytest.fixture
+def kernels(compiled: CompiledKernels) -> CompiledKernels:
+    """The compiled ops, with empty memory."""
+    compiled.memory.reset()
+    return compiled
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_architectures_share_their_code(cuda_build: Build, source: str) -> None:
+    """What is executed here for one architecture holds for the others; where the code comes to
+    differ, the tests below have to run for each."""
+    assert cuda_build.same(source)
+
+
+# --- channel-wise linear --------------------------------------------------------------------------
+
+
+def whole_numbers(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Input, weight, bias and gradient of the output."""
+    batch, channels, n_out, n_in = shape
+    sizes = ((batch, channels, n_in), (channels, n_out, n_in), (channels, n_out),
+             (batch, channels, n_out))  # fmt: skip
+    return tuple(integers(*s, dtype=dtype, seed=i, limit=2) for i, s in enumerate(sizes))
+
+
+def check_linear(
+    kernels: CompiledKernels, operands: tuple[Tensor, ...], products: int, needs: tuple[bool, ...]
+) -> None:
+    """Both directions on small integers, whose sums every dtype represents."""
+    x, w, b, g = operands
+    wide = [t.double() for t in operands]
+    y = reference.channelwise_linear(*wide[:3], True).to(x.dtype)
+    right = reference.channelwise_linear_backward(wide[3], *wide[:2], y.double(), *ALL)
+    x, w, b, g, gate = kernels.on_gpu(x, w, b, g, y)
+    assert torch.equal(kernels.channelwise_linear(x, w, b, True, products), y)
+    grads = kernels.channelwise_linear_backward(g, x, w, gate, *needs, products)
+    for found, grad, needed in zip(grads, right, needs, strict=True):
+        assert torch.equal(found, grad.to(x.dtype) if needed else found.new_empty(0))
+
+
+@every_kind
+@pytest.mark.parametrize("n", [16, 36, 64, 20])
+def test_linear(kernels: CompiledKernels, n: int, dtype: torch.dtype, products: int) -> None:
+    """Several tiles and slices, the last ones partly filled."""
+    check_linear(kernels, whole_numbers((67, 3, n, n), dtype), products, ALL)
+
+
+@every_kind
+def test_linear_of_any_layout(kernels: CompiledKernels, dtype: torch.dtype, products: int) -> None:
+    """Operands that do not allow vector accesses: strided, permuted, one element off alignment."""
+    x, w, b, g = whole_numbers((9, 3, 36, 36), dtype)
+    needs = [(True, False, False), (False, True, False), (False, False, True)]
+    found = [[t for t in layouts(o) if t.stride(-1) == 1] for o in (x, w, g)]
+    for i, (x_, w_, g_) in enumerate(zip(*found, strict=False)):
+        check_linear(kernels, (x_, w_, b, g_), products, needs[i % 3])
+    odd = x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+    assert odd.data_ptr() % (4 * x.element_size()) != 0
+    check_linear(kernels, (odd, w, b, g), products, ALL)
+
+
+@every_kind
+def test_linear_against_float64(
+    kernels: CompiledKernels, dtype: torch.dtype, products: int
+) -> None:
+    """Rounding: at most that of the same operands in PyTorch, plus some of one element."""
+    x, w, b = (random(*s, seed=i) for i, s in enumerate([(21, 2, 36), (2, 36, 36), (2, 36)]))
+    x, w, b = (t.to(dtype) for t in (x, w, b))
+    same = (x, w)
+    if products == TF32:
+        same = tuple(((t.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32) for t in same)
+    exact = reference.channelwise_linear(x.double(), w.double(), b.double(), False)
+    peer = reference.channelwise_linear(*same, b, False)
+    y = kernels.channelwise_linear(*kernels.on_gpu(x, w, b), False, products)
+    assert_close(y, peer, exact, 2, {torch.float64: 16, torch.float32: 12}.get(dtype, 1))
+
+
+def test_linear_of_other_sizes(kernels: CompiledKernels) -> None:
+    """Rectangular maps, several tiles of 64, and no gradient of the weight."""
+    for shape, needs in (((5, 2, 70, 36), ALL), ((70, 1, 3, 65), (False, False, True))):
+        check_linear(kernels, whole_numbers(shape, torch.float32), IEEE, needs)
+
+
+# --- masked losses --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("weighted", [False, True], ids=["bool", "weights"])
+@pytest.mark.parametrize("shape", [(2, 3, 12, 16), (3, 2, 5, 7), (1, 2, 97, 90)], ids=str)
+def test_loss(
+    kernels: CompiledKernels, shape: tuple[int, ...], dtype: torch.dtype, weighted: bool
+) -> None:
+    """Loss, gradient and both in one pass; vectors and single elements, one and several pieces."""
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    p, t = random(*shape, dtype=dtype), random(*shape, seed=1, dtype=dtype)
+    channels = shape[1] if weighted else 1
+    mask = random(shape[0], channels, *shape[2:], seed=3) > 0.5
+    if weighted:
+        mask = torch.where(mask, random(*mask.shape, seed=4).abs(), 0).to(sums)
+    p = torch.where(mask != 0, p, float("nan"))  # not read, or without effect
+    area = mask.double().sum((1, 2, 3)).to(sums)
+    p_, t_, mask_, area_ = kernels.on_gpu(p, t, mask, area)
+    # Gradients in float16 may be subnormal.
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 2.0**-23 if dtype == torch.float16 else 0}
+    for power, normalize in ((2, "mask"), (1, "none"), (1, "all")):
+        exact, _ = reference.masked_loss(p.double(), t.double(), mask, None, power, normalize)
+        loss, scale = kernels.masked_loss(p_, t_, mask_, None, power, normalize)
+        assert torch.allclose(loss.double(), exact, rtol=8 * torch.finfo(sums).eps, atol=0)
+        g = random(*loss.shape, dtype=sums)
+        (g_,) = kernels.on_gpu(g)
+        right = reference.masked_loss_backward(g, scale, p, t, mask, power)
+        found = kernels.masked_loss_backward(g_, scale, p_, t_, mask_, power)
+        assert torch.allclose(found, right, **close)
+        one_pass = kernels.masked_loss_and_gradient(p_, t_, mask_, area_, power, normalize)
+        assert torch.allclose(one_pass[0].double(), exact, rtol=1e-5, atol=0)
+        kernels.scale_gradient_(one_pass[2], g_, mask_)
+        right = reference.masked_loss_backward(g, one_pass[1], p, t, mask, power)
+        assert torch.allclose(one_pass[2], right, **close)
+
+
+# --- filling and rasterization --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize(("height", "width"), [(6, 16), (5, 9)])
+def test_fill(kernels: CompiledKernels, dtype: torch.dtype, height: int, width: int) -> None:
+    """Vectors and single elements, of every size of image and mask elements."""
+    image = (10 * random(2, 3, height, width)).to(dtype)
+    value = torch.tensor([1, 0, 2]).to(dtype)
+    for mask_dtype in (torch.bool, *FLOATING):
+        channels = 1 if mask_dtype == torch.bool else 3
+        mask = (-random(2, channels, height, width).clamp(min=0)).to(mask_dtype)
+        found = kernels.fill_masked(*kernels.on_gpu(image, mask, value))
+        assert torch.equal(found, reference.fill_masked(image, mask, value))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.int64], ids=str)
+def test_shapes(kernels: CompiledKernels, dtype: torch.dtype) -> None:
+    height, width = 21, 300
+    shape = polygons("star with a hole, none, two", height, width)
+    image, value = (10 * random(3, 2, height, width)).to(dtype), torch.tensor([2, 3]).to(dtype)
+    image_, value_, *shape_ = kernels.on_gpu(image, value, *shape)
+    for rule in ("nonzero", "evenodd"):
+        right = reference.rasterize_polygons(*shape, height, width, rule)
+        filled = kernels.fill_polygons(image_, value_, *shape_, rule)
+        for a, b in zip(filled[1:], right, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(filled[0], reference.fill_masked(image, right[0], value))
+    corners, samples = boxes(height, width)
+    corners_, samples_ = kernels.on_gpu(corners, samples)
+    (image_,) = kernels.on_gpu(torch.cat([image, image[:1]]))
+    right = reference.rasterize_boxes(corners, samples, height, width)
+    filled = kernels.fill_boxes(image_, value_, corners_, samples_)
+    for a, b in zip(filled[1:], right, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(filled[0], reference.fill_masked(image_, right[0], value))
+
+
+def test_masks_alone(kernels: CompiledKernels) -> None:
+    height, width = 40, 33
+    for name in ("on the centres of pixels", "far outside", "degenerate"):
+        shape = polygons(name, height, width)
+        right = reference.rasterize_polygons(*shape, height, width, "nonzero")
+        found = kernels.rasterize_polygons(*kernels.on_gpu(*shape), height, width, "nonzero")
+        assert all(map(torch.equal, found, right))
+    corners, samples = boxes(height, width)
+    found = kernels.rasterize_boxes(*kernels.on_gpu(corners, samples), height, width)
+    assert all(map(torch.equal, found, reference.rasterize_boxes(corners, samples, height, width)))
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def test_every_kernel_was_run(
+    compiled: CompiledKernels, cuda_build: Build, request: pytest.FixtureRequest
+) -> None:
+    """By the tests above: whatever a change adds to csrc/cuda needs a case there."""
+    config = request.config
+    if config.option.keyword or any("::" in argument for argument in config.args):
+        pytest.skip("some tests of this file were not selected")
+    names = {report.name for report in compiled.reports}
+    missing = {
+        readable(name) for name in cuda_build.kernels(ARCHITECTURES[-1]) if name not in names
+    }
+    assert not missing
+    for report in compiled.reports:
+        if report.unwritten:
+            assert READ_PADDING.match(readable(report.name)), report.unwritten
