@@ -25,6 +25,7 @@ from context_encoder.data.decode import (
     turned_upright,
 )
 from context_encoder.data.images import to_rgb, with_alpha
+from context_encoder.utils.bounding_box import bounding_box
 
 #: A file, a Pillow image or a NumPy array.
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -178,19 +179,25 @@ def whiteness(source: ImageLike) -> NDArray[np.float32]:
 
 def grown(mask: Mask, pixels: int) -> Mask:
     """The mask and all pixels up to so far from it."""
-    if not mask.any():
-        return mask
-    near: Mask = ndimage.distance_transform_edt(~mask) <= pixels
-    return near
+    return mask if not pixels else _distance(mask, pixels) <= pixels
 
 
 def feathered(mask: Mask, pixels: int) -> NDArray[np.float32]:
     """Weights of a fill: 1 in the mask, falling to 0 over so many pixels around it."""
-    if not mask.any():
+    if not pixels:
         return mask.astype(np.float32)
-    distance = ndimage.distance_transform_edt(~mask)
-    weights: NDArray[np.float32] = np.clip(1 - distance / (pixels + 1), 0, 1).astype(np.float32)
-    return weights
+    weights = 1 - _distance(mask, pixels) / np.float32(pixels + 1)
+    faded: NDArray[np.float32] = np.clip(weights, 0, 1).astype(np.float32)
+    return faded
+
+
+def _distance(mask: Mask, near: int) -> NDArray[np.float32]:
+    """From the mask, in pixels; only up to ``near`` of them, and infinite beyond."""
+    distance = np.full(mask.shape, np.inf, np.float32)
+    if mask.any():
+        box = bounding_box(mask, near + 1)
+        distance[box] = ndimage.distance_transform_edt(~mask[box])
+    return distance
 
 
 def mask_from_boxes(boxes: Sequence[Sequence[int]], width: int, height: int) -> Mask:

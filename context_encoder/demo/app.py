@@ -253,7 +253,7 @@ class _Server:
 
         def encode() -> bytes:
             _, weights = hole_of(opened, asked)
-            return encode_png(Image.fromarray(np.rint(weights * 255).astype(np.uint8)))
+            return encode_png(np.rint(weights * 255).astype(np.uint8))
 
         data = await run_in_threadpool(encode)
         return _download(data, f"{Path(opened.name).stem}-mask.png")
@@ -262,7 +262,7 @@ class _Server:
         opened = self._find(request)
         if opened.result is None:
             raise InpaintError("nothing is filled yet")
-        data = await run_in_threadpool(encode_png, opened.result)
+        data = await run_in_threadpool(encode_png, opened.result, opened.picture.info)
         return _download(data, f"{Path(opened.name).stem}-filled.png")
 
     async def fill(self, request: Request) -> Response:

@@ -11,20 +11,20 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
-from context_encoder.data.mask_images import InpaintError
-from context_encoder.demo.pictures import Open, eight_bits
-from context_encoder.demo.shapes import Shape, draw_mask, feathered, grown
+from context_encoder.data.mask_images import InpaintError, feathered, grown
+from context_encoder.demo.pictures import Open, Pixels, eight_bits
+from context_encoder.demo.shapes import Shape, draw_mask
 from context_encoder.evaluation.opencv import fill_by_opencv, missing_for
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller
-from context_encoder.inpainting.image_io import Picture, read_picture
+from context_encoder.inpainting.image_io import Hole, Picture, read_picture
 from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainter
-from context_encoder.inpainting.neighbourhoods import Box, bounding_box, neighbourhoods
+from context_encoder.inpainting.neighbourhoods import neighbourhoods
 from context_encoder.runs import Which
+from context_encoder.utils.bounding_box import Box, bounding_box
 
 __all__ = ["Cancelled", "FillRequest", "Networks", "available_methods", "fill", "hole_of"]
 
@@ -181,7 +181,7 @@ def fill(
     result = filler(picture.pixels, missing, progress=progress)
     if stop.is_set():
         raise Cancelled
-    opened.result = _finished(picture, missing, weights, result.image)
+    opened.result = _finished(picture, missing, weights, result.pixels)
     opened.filled = missing
     seconds = time.perf_counter() - start
     lines = [*picture.notes, *result.report.lines(SHOWN_HOLES)]
@@ -191,9 +191,7 @@ def fill(
         "pixels": pixels,
         "holes": _largest(opened, missing),
     }
-    top, bottom, left, right = box[0].start, box[0].stop, box[1].start, box[1].stop
-    pixels_now = np.asarray(opened.result.crop((left, top, right, bottom)))
-    _show(opened, "filled", eight_bits(_picture_of(pixels_now)), box, send, about)
+    _show(opened, "filled", eight_bits(_picture_of(opened.result[box])), box, send, about)
     if request.opencv != "off" and not stop.is_set():
         _compare(opened, request.opencv, missing, box, send)
 
@@ -244,19 +242,15 @@ def _draft(picture: Picture, missing: Mask) -> NDArray[np.uint8]:
 
 
 def _finished(
-    picture: Picture, missing: Mask, weights: NDArray[np.float32], filled: Image.Image
-) -> Image.Image:
+    picture: Picture, missing: Mask, weights: NDArray[np.float32], filled: Pixels
+) -> Pixels:
     """The result at full depth; the fill fades into the image where the weights say so."""
     if (weights[missing] == 1).all() and "transparency" not in picture.info:
-        filled.info.update(picture.info)
         return filled
-    pixels = np.asarray(filled)
     rgb = np.empty((*missing.shape, 3), np.float32)
     for box in neighbourhoods(missing):
-        weight = weights[box][..., None]
-        inside, before = (_picture_of(part[box]).rgb() for part in (pixels, picture.pixels))
-        rgb[box] = weight * inside + (1 - weight) * before
-    return picture.filled(missing, rgb)
+        rgb[box] = _picture_of(filled[box]).rgb()
+    return picture.filled(Hole(missing, weights), rgb)
 
 
 def _picture_of(pixels: NDArray[Any]) -> Picture:

@@ -8,10 +8,11 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,22 @@ from PIL import Image
 
 from context_encoder.data.images import UnreadableImage
 from context_encoder.data.mask_images import InpaintError, read_mask
+from context_encoder.inpainting.encode import encode_picture
 from context_encoder.inpainting.image_io import Picture, read_picture
 
-__all__ = ["Display", "Open", "Pictures", "eight_bits", "encode_png", "open_mask", "open_picture"]
+__all__ = [
+    "Display",
+    "Open",
+    "Pictures",
+    "Pixels",
+    "eight_bits",
+    "encode_png",
+    "open_mask",
+    "open_picture",
+]
 
 Mask = NDArray[np.bool_]
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 #: What the browser shows has at most so many pixels, and sides of at most so many.
 _SHOWN_PIXELS, _SHOWN_SIDE = 16e6, 8192
@@ -92,7 +104,7 @@ class Open:
     display: Display
     masks: dict[int, Mask] = field(default_factory=dict)
     #: The last result at full depth, and the mask that it was filled in.
-    result: Image.Image | None = None
+    result: Pixels | None = None
     filled: Mask | None = None
     #: Encoded parts to show, by name.
     shown: dict[str, bytes] = field(default_factory=dict)
@@ -199,7 +211,7 @@ def open_mask(data: bytes, name: str, picture: Picture) -> tuple[Mask, str | Non
     """
     with _as_file(data) as path:
         try:
-            mask, remark = read_mask(path, picture.width, picture.height)
+            mask, remark = read_mask(path, picture.width, picture.height, picture=picture.eight())
         except UnreadableImage as error:
             raise InpaintError(f"{name}: {error.reason}") from error
         except InpaintError as error:
@@ -215,9 +227,6 @@ def eight_bits(picture: Picture) -> NDArray[np.uint8]:
     return levels
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """A PNG at the image's depth, with its colour profile and resolution."""
-    data = io.BytesIO()
-    kept = {key: image.info[key] for key in ("icc_profile", "dpi") if key in image.info}
-    image.save(data, "PNG", **kept)
-    return data.getvalue()
+def encode_png(pixels: Pixels, info: Mapping[str, Any] | None = None) -> bytes:
+    """A PNG at the image's depth, with its metadata."""
+    return encode_picture(pixels, info or {}, Path("image.png"))[0]

@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import ndimage
 
 from cekernels import rasterize_polygons, to_fixed_point
 from context_encoder.data.mask_images import InpaintError
-from context_encoder.inpainting.neighbourhoods import bounding_box
 
-__all__ = ["Area", "Brush", "Loaded", "Shape", "draw_mask", "feathered", "grown"]
+__all__ = ["Area", "Brush", "Loaded", "Shape", "draw_mask"]
 
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]
@@ -123,26 +121,3 @@ def _draw(
         fill_rule=rule,
     )
     mask[top:bottom, left:right][inside[0, 0].numpy()] = value
-
-
-def grown(mask: Mask, pixels: int) -> Mask:
-    """The mask and all pixels up to so far from it."""
-    return mask if not pixels else _distance(mask, pixels) <= pixels
-
-
-def feathered(mask: Mask, pixels: int) -> NDArray[np.float32]:
-    """Weights of a fill: 1 in the mask, falling to 0 over so many pixels around it."""
-    if not pixels:
-        return mask.astype(np.float32)
-    weights = 1 - _distance(mask, pixels) / np.float32(pixels + 1)
-    faded: NDArray[np.float32] = np.clip(weights, 0, 1).astype(np.float32)
-    return faded
-
-
-def _distance(mask: Mask, near: int) -> NDArray[np.float32]:
-    """From the mask, in pixels; only up to ``near`` of them, and infinite beyond."""
-    distance = np.full(mask.shape, np.inf, np.float32)
-    box = bounding_box(mask, near + 1)
-    if mask.any():
-        distance[box] = ndimage.distance_transform_edt(~mask[box])
-    return distance

@@ -20,7 +20,7 @@ from context_encoder.data.mask_images import InpaintError
 from context_encoder.inpainting.metadata import metadata_that_fits
 from context_encoder.utils.files import write_file
 
-__all__ = ["check_output", "write_picture"]
+__all__ = ["check_output", "encode_picture", "write_picture"]
 
 _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -68,8 +68,25 @@ def write_picture(
     """
     path = Path(path)
     check_output(path)
+    data, notes = encode_picture(pixels, info, path, strip_metadata=strip_metadata)
+    write_file(path, data)
+    return notes
+
+
+def encode_picture(
+    pixels: NDArray[Any], info: Mapping[str, Any], path: Path, *, strip_metadata: bool = False
+) -> tuple[bytes, list[str]]:
+    """The content of the file that :func:`write_picture` writes, and what it returns.
+
+    Args:
+        pixels, info, strip_metadata: see :func:`write_picture`.
+        path: gives the format, and the name in messages.
+
+    Raises:
+        InpaintError: the format cannot hold the image.
+    """
     kind = _FORMATS.get(path.suffix.lower(), "JPEG")
-    notes = []
+    notes: list[str] = []
     if kind == "WEBP" and pixels.dtype == np.uint16:
         raise InpaintError(f"{path}: WebP holds 8 bits, the image has 16; save as .png or .tif")
     if kind == "JPEG":
@@ -92,8 +109,7 @@ def write_picture(
         except Exception as error:
             raise InpaintError(f"{path}: {error}") from error
         notes.append(f"saved without metadata, which {kind} does not take ({first})")
-    write_file(path, data)
-    return notes
+    return data, notes
 
 
 def _for_jpeg(pixels: NDArray[Any]) -> NDArray[np.uint8]:

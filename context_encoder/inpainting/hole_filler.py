@@ -23,9 +23,10 @@ from context_encoder.inpainting.fill import fill_holes, separate_small_holes
 from context_encoder.inpainting.image_io import read_with_mask
 from context_encoder.inpainting.inpainter import Inpainted, Inpainter
 from context_encoder.inpainting.membrane_network import predict_holes
-from context_encoder.inpainting.neighbourhoods import bounding_box, neighbourhoods
+from context_encoder.inpainting.neighbourhoods import neighbourhoods
 from context_encoder.inpainting.progress import Progress, hole_bar
 from context_encoder.inpainting.texture import with_texture
+from context_encoder.utils.bounding_box import bounding_box
 
 __all__ = ["TEXTURE", "FillReport", "HoleFiller", "Texture", "texture_strength"]
 

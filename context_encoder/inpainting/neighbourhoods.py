@@ -6,35 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["Box", "bounding_box", "neighbourhoods"]
+from context_encoder.utils.bounding_box import Box, bounding_box
 
-#: Rows and columns of an image.
-Box = tuple[slice, slice]
+__all__ = ["neighbourhoods"]
 
 #: Beyond a hole, in pixels and in the hole's longer side: more than linear prediction, texture and
 #: the largest window of a network (3.25 sides, 156 pixels) look at.
 _MARGIN, _MARGIN_SIDES = 128, 2.25
 #: Boxes begin at multiples of this, as the blocks in which texture groups holes do.
 _GRID = 16
-
-
-def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> Box:
-    """The smallest box with all that is set, enlarged by a margin within the image.
-
-    Args:
-        mask: bool ``(H, W)``.
-        margin: in pixels.
-
-    Returns:
-        The box; the first pixel if nothing is set.
-    """
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys):
-        return slice(0, 1), slice(0, 1)
-    return (
-        slice(max(0, int(ys[0]) - margin), min(mask.shape[0], int(ys[-1]) + 1 + margin)),
-        slice(max(0, int(xs[0]) - margin), min(mask.shape[1], int(xs[-1]) + 1 + margin)),
-    )
 
 
 def neighbourhoods(mask: NDArray[np.bool_]) -> list[Box]:

@@ -25,7 +25,7 @@ from context_encoder.demo.filling import (
     available_methods,
     fill,
 )
-from context_encoder.demo.pictures import Pictures, open_mask, open_picture
+from context_encoder.demo.pictures import Pictures, encode_png, open_mask, open_picture
 from tests.context_encoder.demo.conftest import Server, serving
 from tests.helpers.small_runs import save_untrained
 
@@ -101,7 +101,9 @@ def test_pixels_outside_stay_bit_for_bit_at_full_depth(mode: str) -> None:
     assert result.dtype == pixels.dtype
     np.testing.assert_array_equal(result[~opened.filled], pixels[~opened.filled])
     assert (result[opened.filled] != pixels[opened.filled]).any()
-    assert opened.result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    saved = Image.open(io.BytesIO(encode_png(opened.result, opened.picture.info)))
+    assert saved.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    np.testing.assert_array_equal(np.asarray(saved), result)
     y, x = np.nonzero(opened.filled)  # the box, and 4 pixels around it
     assert [x.min(), x.max(), y.min(), y.max()] == pytest.approx([36, 73, 26, 58], abs=1)
 
@@ -164,7 +166,7 @@ def test_large_images_are_shown_smaller(monkeypatch: pytest.MonkeyPatch) -> None
     filled = next(event for event in events if event["event"] == "filled")
     assert filled["part"] == pytest.approx([20, 15, 15, 12.5], abs=0.5)
     assert opened.result is not None
-    assert opened.result.size == (120, 90)
+    assert opened.result.shape == (90, 120, 3)
 
 
 def test_images_are_few_and_forgotten() -> None:

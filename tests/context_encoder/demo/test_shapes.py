@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from context_encoder.data.mask_images import InpaintError
-from context_encoder.demo.shapes import Area, Brush, Loaded, draw_mask, feathered, grown
+from context_encoder.data.mask_images import InpaintError, feathered, grown
+from context_encoder.demo.shapes import Area, Brush, Loaded, draw_mask
 
 
 def distance_to_polyline(points: list[tuple[float, float]], width: int, height: int) -> np.ndarray:

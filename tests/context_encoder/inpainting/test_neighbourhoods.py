@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from context_encoder import HoleFiller, Inpainter
-from context_encoder.inpainting.neighbourhoods import bounding_box, neighbourhoods
+from context_encoder.inpainting.neighbourhoods import neighbourhoods
+from context_encoder.utils.bounding_box import bounding_box
 from tests.helpers.known_networks import noise
 
 
