@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from context_encoder.config import TrainConfig
 from context_encoder.utils.options import explain
+from context_encoder.utils.text import read_text
 
 Which = Literal["best", "last"]
 MODEL_FILE = "model.safetensors"
@@ -79,11 +80,11 @@ def read_config(folder: Path) -> TrainConfig:
     if not file.exists():
         raise RunError(f"{file} does not exist")
     try:
-        return TrainConfig.model_validate_json(file.read_text())
+        return TrainConfig.model_validate_json(read_text(file))
     except ValidationError as error:
         reasons = "; ".join(explain(error))
         raise RunError(f"{file} is not a training configuration: {reasons}") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise RunError(f"{file} is not a training configuration: {error}") from error
 
 

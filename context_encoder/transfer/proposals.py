@@ -17,6 +17,7 @@ from context_encoder.data import UnreadableImage, read_image
 from context_encoder.data.images import stored_size
 from context_encoder.transfer.voc import Item
 from context_encoder.utils.files import make_folder, write_file
+from context_encoder.utils.text import read_text
 
 log = logging.getLogger("context_encoder")
 FloatArray = NDArray[np.float64]
@@ -41,7 +42,7 @@ def read_proposals(path: Path) -> dict[str, FloatArray]:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
         elif path.suffix == ".json":
-            found = {name: np.array(v) for name, v in json.loads(path.read_text()).items()}
+            found = {name: np.array(v) for name, v in json.loads(read_text(path)).items()}
         elif path.suffix == ".mat":
             from scipy.io import loadmat
 

@@ -1,0 +1,72 @@
+"""Text files that users write, in the encodings and with the line ends of common editors."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["decode_text", "read_lines", "read_text"]
+
+# The mark of UTF-32 begins with that of UTF-16, so it comes first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def decode_text(
+    data: bytes, what: str, *, errors: Literal["strict", "surrogateescape"] = "strict"
+) -> str:
+    """Decode the contents of a text file; the result has no byte order mark and ends lines in LF.
+
+    The encoding is UTF-8, with or without a byte order mark; UTF-16 or UTF-32 with one; or UTF-16
+    without one, if the text begins with an ASCII character. Lines may end in LF, CRLF or CR.
+
+    Args:
+        data: the contents.
+        what: name of the file in the error.
+        errors: "surrogateescape" keeps bytes that are not UTF-8, for lists of file names.
+
+    Raises:
+        ValueError: the contents are not text in one of these encodings.
+    """
+    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), (b"", "utf-8"))
+    data = data[len(mark) :]
+    if not mark:
+        # Text never holds NUL, so one in the first two bytes is half of a UTF-16 character.
+        zeros = (data[:1] == b"\0", data[1:2] == b"\0")
+        encoding = {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(zeros, encoding)
+    try:
+        text = data.decode(encoding, errors if encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{what} is not text in UTF-8 or UTF-16: byte {data[error.start]:#04x} at position "
+            f"{error.start}; save it as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(
+    path: str | os.PathLike[str], *, errors: Literal["strict", "surrogateescape"] = "strict"
+) -> str:
+    """The text of a file, see :func:`decode_text`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not text.
+    """
+    return decode_text(Path(path).read_bytes(), os.fspath(path), errors=errors)
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a list of file names that are not blank; errors as for :func:`read_text`.
+
+    Bytes that are not UTF-8 are kept as Python keeps them in file names.
+    """
+    lines = read_text(path, errors="surrogateescape").split("\n")
+    return [line for line in lines if line and not line.isspace()]
