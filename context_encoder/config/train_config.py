@@ -127,7 +127,7 @@ class TrainConfig(OpenConfig):
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The given values, and those of the preset that are not given and have an effect."""
         name = values.get("preset", cls.default_of("preset"))
-        recipe = PRESETS[name].values if name in PRESETS else {}
+        recipe = PRESETS[name].values if isinstance(name, str) and name in PRESETS else {}
         idle = idle_options({**recipe, **values})
         return {**{name: v for name, v in recipe.items() if name not in idle}, **values}
 

@@ -184,13 +184,19 @@ class TrainingLoop(ABC):
                 for action in actions:
                     action()
             except NonFiniteError as error:
-                failure = [error]
+                failure = [NonFiniteError(f"{error} {self._kept()}")]
         if self.processes.world_size > 1:
             dist.broadcast_object_list(failure)
         if failure[0] is not None:
             raise failure[0]
         self._saved_step = self.step
         self._mark += time.monotonic() - paused  # images per second count the steps only
+
+    def _kept(self) -> str:
+        """The last checkpoint in words."""
+        if self._saved_step < 0:
+            return "No checkpoint was written."
+        return f"The checkpoint of step {self._saved_step} is kept."
 
     # --- log lines ----------------------------------------------------------------------------
 
@@ -229,8 +235,8 @@ class TrainingLoop(ABC):
                 if self.learner.scaler.is_enabled():
                     advice += ", or use `amp` bf16 or off instead of fp16"
                 raise NonFiniteError(
-                    f"{name} is {value} within the {self._summed} steps up to step {self.step}; "
-                    f"the checkpoints of earlier steps are kept. {advice}."
+                    f"{name} is {value} within the {self._summed} steps up to step {self.step}. "
+                    f"{advice}. {self._kept()}"
                 )
         return values
 
@@ -297,7 +303,4 @@ def check_weights(weights: Mapping[str, Tensor], step: int) -> None:
     """Raise NonFiniteError if a weight is not finite; synchronizes with the device."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(
-                f"weights {name} are not finite at step {step}; the checkpoints of earlier steps "
-                "are kept. Lower `lr`."
-            )
+            raise NonFiniteError(f"weights {name} are not finite at step {step}. Lower `lr`.")

@@ -73,8 +73,7 @@ def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) 
     means = {name: float(torch.cat(values).mean()) for name, values in per_image.items()}
     if not all(map(math.isfinite, means.values())):
         raise NonFiniteError(
-            f"the output for held-out images is not finite at step {step}; the checkpoints "
-            "of earlier steps are kept. Lower `lr`."
+            f"the output for held-out images is not finite at step {step}. Lower `lr`."
         )
     rows = config.sample_rows
     return Validation(means, [(title, torch.cat(parts)[:rows]) for title, parts in shown.items()])

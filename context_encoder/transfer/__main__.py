@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from context_encoder.runs import RunError, check_unchanged, find_checkpoint
 from context_encoder.training import NonFiniteError
 from context_encoder.transfer.backbone import BackboneConfig
@@ -19,6 +21,7 @@ from context_encoder.utils.cli import (
     parse_config,
     run_command,
 )
+from context_encoder.utils.options import explain
 from context_encoder.utils.text import read_text
 
 _FREE_ON_RESUME = ("voc", "steps", "workers", "device", "log_every", "save_every", "resume")
@@ -68,6 +71,9 @@ def parse(kind: type[C], prog: str, arguments: Sequence[str] | None) -> C:
         file = find_checkpoint(Path(early["resume"]), "last") / "config.json"
         try:
             defaults = kind.model_validate_json(read_text(file))
+        except ValidationError as error:
+            reasons = "; ".join(explain(error))
+            raise RunError(f"{file} is not a configuration of {prog}: {reasons}") from error
         except (OSError, ValueError) as error:
             raise RunError(f"{file} is not a configuration of {prog}: {error}") from error
     config = parse_config(kind, prog, arguments, defaults)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["decode_text", "read_lines", "read_text"]
+__all__ = ["decode_text", "read_lines", "read_text", "shortened"]
 
 # The mark of UTF-32 begins with that of UTF-16, so it comes first.
 _MARKS = (
@@ -61,6 +61,18 @@ def read_text(
         ValueError: it is not text.
     """
     return decode_text(Path(path).read_bytes(), os.fspath(path), errors=errors)
+
+
+def shortened(value: object, longest: int = 200) -> str:
+    """``str(value)`` on one line, with the middle left out if it is longer than ``longest``.
+
+    For values of unknown size in messages: contents of files, and errors of other libraries.
+    """
+    text = " ".join(str(value).split())
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:

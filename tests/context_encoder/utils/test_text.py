@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import pytest
 
 from context_encoder.config import preset
 from context_encoder.masks.voc import voc_outlines
-from context_encoder.runs import read_config
+from context_encoder.runs import RunError, read_config
 from context_encoder.train import parse
 from context_encoder.transfer.proposals import read_proposals
 from context_encoder.transfer.voc import read_split
-from context_encoder.utils.text import read_lines, read_text
+from context_encoder.utils.text import read_lines, read_text, shortened
 from tests.helpers.vocdevkit import CLASSES, make_devkit
 
 #: How an editor saves a text: its mark, encoding and line ends.
@@ -100,3 +101,20 @@ def test_xml_in_an_encoding_of_its_own(tmp_path: Path) -> None:
     note.write_bytes((declared + note.read_text()).replace("<object>", "<!--é--><object>")
                      .encode("latin-1"))  # fmt: skip
     assert read_split(root, "VOC2007", "trainval", "Main", CLASSES)
+
+
+def test_messages_stay_short_whatever_a_file_holds(tmp_path: Path) -> None:
+    assert shortened("a  b\nc") == "a b c"
+    assert shortened("x" * 300, 100) == "x" * 47 + " ... " + "x" * 47
+    file = tmp_path / "config.json"
+    long = json.dumps({"steps": "9" * 5000, **{f"weight.{i}": list(range(99)) for i in range(99)}})
+    for contents in (long, f"[{long}]", f'{{"preset": {long}}}', long[:-1]):
+        file.write_text(contents)
+        with pytest.raises(RunError, match="is not a training configuration") as raised:
+            read_config(file)
+        assert len(str(raised.value)) < 1500
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"a": [["x" * 5000, 2, 3, 4]]}))
+    with pytest.raises(ValueError, match="cannot be used: could not convert string") as caught:
+        read_proposals(boxes)
+    assert len(str(caught.value)) < 400
