@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from context_encoder.config import TrainConfig
-from context_encoder.training.loop import NonFiniteError
+from context_encoder.training.loop import NonFiniteError, TrainingFailure
 from context_encoder.training.options import parse_training
 from context_encoder.training.run import run_training
 from context_encoder.utils.cli import DONE, FAILED, run_command, stopped_by
@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    return run_command("train", parse_training, _train, arguments)
+    return run_command("train", parse_training, _train, arguments, failures=(TrainingFailure,))
 
 
 def _train(options: tuple[TrainConfig, Path | None]) -> int:

@@ -71,6 +71,11 @@ class TrainConfig(OpenConfig):
         (0.4, 1.0), description="Range of a random crop's side, as a fraction of the short side."
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
+    max_unreadable: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5,
+        description="Share of the photographs drawn that others may replace because they cannot "
+        "be read; above it the run ends.",
+    )
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="Data processes. Default: by CPU count; none for networks that train fast.",

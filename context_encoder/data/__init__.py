@@ -19,17 +19,23 @@ from context_encoder.data.images import (
     to_input,
 )
 from context_encoder.data.loader import Batch, collate, make_loader, start_worker
+from context_encoder.data.replacing import DataError, Readable, Replacements
 from context_encoder.data.sampler import SampleStream
+from context_encoder.data.storage import StorageError
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
     "SUFFIXES",
     "Batch",
     "Crops",
+    "DataError",
     "PhotoFolder",
+    "Readable",
+    "Replacements",
     "Sample",
     "SampleStream",
     "Scan",
+    "StorageError",
     "UnreadableImage",
     "collate",
     "contents",

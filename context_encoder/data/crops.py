@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from context_encoder.data.folder import PhotoFolder
-from context_encoder.data.images import relative_name, to_input
+from context_encoder.data.images import to_input
 
 __all__ = ["Crops", "contents", "load_crops"]
 
@@ -69,12 +69,14 @@ def load_crops(
     Args:
         paths, root, size, resize, crop_scale: see :class:`PhotoFolder`.
         samples: number of crops. With more crops than files, files give several crops; with
-            fewer, evenly spaced files give one each. None: one per file. Files that cannot be
-            read give none.
+            fewer, evenly spaced files give one each, and others take the place of those that
+            cannot be read. None: one per file.
         description: label of the progress bar.
 
     Raises:
-        ValueError: none of the files can be read, or an argument is out of its range.
+        DataError: none of the files can be read.
+        StorageError: the files cannot be reached.
+        ValueError: an argument is out of its range.
     """
     samples = len(paths) if samples is None else samples
     each = -(-samples // len(paths))
@@ -94,25 +96,30 @@ def load_crops(
     count = min(len(paths), samples)
     chosen = [i * len(paths) // count for i in range(count)]
     order = [i * each + crop for crop in range(each) for i in chosen][:samples]
-    images, kept = [], []
+    images: list[Tensor] = []
+    kept: list[int] = []
     unreadable: dict[str, str] = {}
     upsampled: set[str] = set()
-    for index in tqdm(order, desc=description, unit="crop", leave=False, dynamic_ncols=True):
-        sample = data[0, index]
-        unreadable.update(sample["unreadable"])
-        if sample["source"] != index // each:
-            continue  # the replacement of an unreadable file would count twice
-        images.append(sample["image"])
-        kept.append(index)
-        if sample["upsampled"]:
-            upsampled.add(data.names[index // each])
-    if not images:
-        name, reason = next(iter(unreadable.items()))
-        raise ValueError(f"none of the photographs in {root} can be read; {name}: {reason}")
+    spare = sorted(set(range(len(paths))) - set(chosen))  # they take the place of unreadable files
+    order += [i * each for i in spare]
+    with tqdm(total=samples, desc=description, unit="crop", leave=False, dynamic_ncols=True) as bar:
+        for index in order:
+            if len(kept) == samples:
+                break
+            sample = data[0, index]
+            unreadable.update(sample["unreadable"])
+            bar.update()
+            source = index // each
+            if sample["source"] != source:
+                continue  # the replacement of an unreadable file would count twice
+            images.append(sample["image"])
+            kept.append(index)
+            if sample["upsampled"]:
+                upsampled.add(data.names[source])
     return Crops(
         torch.stack(images),
         tuple(paths[index // each] for index in kept),
-        tuple(relative_name(paths[index // each], root) for index in kept),
+        tuple(data.names[index // each] for index in kept),
         tuple(index % each for index in kept),
         tuple(sorted(upsampled)),
         tuple(unreadable.items()),

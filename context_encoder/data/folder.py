@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
-from context_encoder.data.images import UnreadableImage, read_image, relative_name
+from context_encoder.data.images import read_image, relative_name
+from context_encoder.data.replacing import Readable
 
 __all__ = ["DEFAULT_CACHE_BYTES", "PhotoFolder", "Sample", "embedded_photos", "split_photos"]
 
@@ -63,7 +64,8 @@ class PhotoFolder(Dataset[Sample]):
     spread evenly over scales and places. ``index`` is ``image * crops_per_image + crop``.
 
     A file that cannot be read is replaced by the next readable one in order, and named in the
-    sample's ``unreadable``, once per process that tries to read it.
+    sample's ``unreadable``, once per process that tries to read it; see
+    :class:`~context_encoder.data.replacing.Readable`.
     """
 
     def __init__(
@@ -134,7 +136,9 @@ class PhotoFolder(Dataset[Sample]):
         self._paths = [os.fspath(path) for path in paths]
         self._cache: dict[int, Image.Image] = {}
         self._cached_bytes = 0
-        self._unreadable: dict[int, str] = {}
+        self._readable = Readable(
+            len(paths), self._photo, self.names.__getitem__, f"{len(paths)} image files in {root}"
+        )
 
     def __len__(self) -> int:
         return len(self._paths) * self.crops_per_image
@@ -144,13 +148,14 @@ class PhotoFolder(Dataset[Sample]):
 
         Raises:
             IndexError: ``index`` is not in ``range(len(self))``.
-            ValueError: none of the files can be read.
+            DataError: none of the files can be read.
+            StorageError: the files cannot be reached.
         """
         epoch, index = key
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set with {len(self)} samples")
         wanted, crop = divmod(index, self.crops_per_image)
-        source, photo, unreadable = self._readable_from(wanted)
+        source, photo, unreadable = self._readable(wanted)
         flip = False
         if self.train:
             *draws, coin = _uniform(self.seed, epoch, index, _CROP)
@@ -172,23 +177,6 @@ class PhotoFolder(Dataset[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker fills its own cache.
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
-
-    def _readable_from(self, wanted: int) -> tuple[int, Image.Image, list[tuple[str, str]]]:
-        """The first readable photograph from ``wanted`` on, and the newly found failures."""
-        failures: list[tuple[str, str]] = []
-        count = len(self._paths)
-        for source in ((wanted + step) % count for step in range(count)):
-            if source in self._unreadable:
-                continue
-            try:
-                return source, self._photo(source), failures
-            except UnreadableImage as error:
-                self._unreadable[source] = error.reason
-                failures.append((self.names[source], error.reason))
-        raise ValueError(
-            f"none of the {count} image files in {self.root} can be read; the first is "
-            f"{UnreadableImage(self.names[0], self._unreadable[0])}"
-        )
 
     def _photo(self, source: int) -> Image.Image:
         """A photograph with a short side of at most ``resize``, from memory or from its file."""

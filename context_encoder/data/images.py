@@ -18,6 +18,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from context_encoder.data.storage import patient
+
 __all__ = [
     "SUFFIXES",
     "Scan",
@@ -73,6 +75,7 @@ class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wron
         return f"{self.path}: {self.reason}".encode("utf-8", "backslashreplace").decode()
 
 
+@patient
 def read_image(
     path: str | os.PathLike[str], min_side: int | None = None, *, upright: bool = True
 ) -> Image.Image:
@@ -96,6 +99,7 @@ def read_image(
     Raises:
         UnreadableImage: the file is missing, empty, forbidden, truncated, corrupt, not an image,
             of an unsupported format, or larger than Pillow's decompression-bomb limit.
+        StorageError: the file was not given for a minute, and its folder is out of reach.
         ValueError: ``min_side`` below 1.
     """
     if min_side is not None and min_side < 1:

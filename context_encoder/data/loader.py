@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from context_encoder.data.folder import (
     PhotoFolder,
     Sample,
 )
+from context_encoder.data.replacing import DataError
 from context_encoder.data.sampler import SampleStream
+from context_encoder.data.storage import StorageError
 
 __all__ = [
     "Batch",
@@ -34,6 +36,38 @@ class Batch(TypedDict):
     #: (name, reason) of the files found unreadable while this batch was made. Each worker
     #: reports a file once, so several workers may report the same file.
     unreadable: list[tuple[str, str]]
+
+
+class _Reported(Dataset[Sample]):
+    """Samples, or the error that ends the run, so that it crosses from a worker as it is."""
+
+    def __init__(self, photos: PhotoFolder) -> None:
+        self.photos = photos
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        try:
+            return self.photos[key]
+        except (DataError, StorageError) as error:
+            return error
+
+
+def _collate(samples: Sequence[Any]) -> Any:
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    return errors[0] if errors else collate(samples)
+
+
+class _Loader(DataLoader[Sample]):
+    """Raises the errors of :class:`_Reported` in place of their batch."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _raising(super().__iter__())  # starts the workers at once
+
+
+def _raising(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -84,6 +118,7 @@ def make_loader(
 
     Raises:
         ValueError: an argument is out of its range.
+        DataError, StorageError: in the iteration, in place of a batch, see :class:`PhotoFolder`.
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
@@ -98,13 +133,13 @@ def make_loader(
     )
     if not photos.train and (start_step or num_steps is not None):
         raise ValueError("start_step and num_steps are for training; evaluation takes all samples")
-    return DataLoader(
-        photos,
+    return _Loader(
+        _Reported(photos),
         batch_size=stream.local_batch_size,
         sampler=stream
         if photos.train
         else [(0, index) for index in range(rank, len(photos), world_size)],
-        collate_fn=collate,
+        collate_fn=_collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

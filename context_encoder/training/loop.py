@@ -22,10 +22,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from context_encoder.data import DataError, StorageError
 from context_encoder.optimization import Learner
 from context_encoder.runs import RunFolder
 
 log = logging.getLogger(__name__)
+
+
+class TrainingFailure(RuntimeError):
+    """A run cannot go on for a reason outside the program; the message says which.
+
+    The checkpoints that were written before are kept.
+    """
 
 
 class NonFiniteError(RuntimeError):
@@ -135,6 +143,7 @@ class TrainingLoop(ABC):
         Raises:
             NonFiniteError: the loss, an output or a weight is not finite; the last checkpoint
                 was written before.
+            TrainingFailure: too few photographs can be read. A checkpoint was written.
         """
         started = time.monotonic()
         self.run = run
@@ -143,7 +152,12 @@ class TrainingLoop(ABC):
         with self._tensorboard(), self._progress_bar() as bar:
             self._mark = time.monotonic()
             while self.step < self.steps and not self._stopping():
-                batch, unreadable = next(batches)
+                try:
+                    batch, unreadable = next(batches)
+                except (DataError, StorageError) as error:
+                    if self.step > self._saved_step and self.processes.world_size == 1:
+                        self._save_if_finite(self.save)
+                    raise TrainingFailure(f"{error} {self._kept()}") from error
                 self.note_unreadable(unreadable)
                 losses = self.train_step(batch)
                 self.step += 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import PhotoFolder, make_loader, to_input
+from context_encoder.data import PhotoFolder, Replacements, make_loader, to_input
 from context_encoder.optimization import Learner, warmup_and_decay
 from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
@@ -49,6 +49,8 @@ class Trainer(TrainingLoop):
         held_out: validation images, uint8 ``(N, 3, S, S)``; None before :meth:`fit`, and in
             all processes but the first.
         sheet: the last sample sheet.
+        replaced: samples so far whose file could not be read, so that another took its place; in
+            this process.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Trainer(TrainingLoop):
         self.best: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.sheet: Path | None = None
+        self.replaced = 0
 
         torch.manual_seed(config.seed)
         self.pretext = find_pretext(config.pretext)(config, device)
@@ -138,7 +141,16 @@ class Trainer(TrainingLoop):
             world_size=self.processes.world_size,
             pin_memory=self.device.type == "cuda",
         )
-        return ((batch, batch["unreadable"]) for batch in loader)
+        return self._counted(iter(loader))
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
+        """Batches and their unreadable files; DataError if too many samples replace others."""
+        limit = Replacements(len(self.photos.train), self.config.max_unreadable)
+        for batch in batches:
+            replaced = int((batch["source"] != batch["index"]).sum())
+            limit.add(len(batch["index"]), replaced, batch["unreadable"])
+            self.replaced += replaced
+            yield batch, batch["unreadable"]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of the loader; calls the pretext's ``train_step``."""
@@ -193,6 +205,7 @@ class Trainer(TrainingLoop):
             "best": self.best,
             "scaler": self.learner.scaler.state_dict(),
             "unreadable": sorted(self.unreadable),
+            "replaced": self.replaced,
             "photos": {"count": len(self.photos.train), "digest": self._digest},
             "torch": torch.__version__,
         }
@@ -220,6 +233,7 @@ class Trainer(TrainingLoop):
         self.best = dict(checkpoint.state["best"])
         self.latest = dict(checkpoint.state["metrics"])
         self.unreadable = set(checkpoint.state["unreadable"])
+        self.replaced = int(checkpoint.state.get("replaced", 0))
         if checkpoint.state["scaler"]:
             self.learner.scaler.load_state_dict(checkpoint.state["scaler"])
         if self.processes.first:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from context_encoder.runs import RunError, check_unchanged, find_checkpoint
-from context_encoder.training import NonFiniteError
+from context_encoder.training import NonFiniteError, TrainingFailure
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.registry import TRANSFERS, TransferSpec
@@ -31,7 +31,9 @@ C = TypeVar("C", bound=TransferConfig)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    return run_command("transfer", _parse, _run, arguments, failures=(NonFiniteError,))
+    return run_command(
+        "transfer", _parse, _run, arguments, failures=(NonFiniteError, TrainingFailure)
+    )
 
 
 def _parse(prog: str, words: Sequence[str]) -> tuple[TransferSpec, BackboneConfig] | None:
