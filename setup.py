@@ -16,6 +16,7 @@ import commands
 DEPENDENCIES = [
     "torch>=2.11",
     "contourpy>=1.2",
+    "fsspec>=2024.2",
     "numpy>=1.26",
     "pillow>=10.3",
     "pydantic>=2.7",

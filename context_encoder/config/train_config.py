@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from context_encoder.config.open_config import OpenConfig, in_words
 from context_encoder.config.presets import PRESETS, PresetName, default_preset
@@ -15,6 +15,15 @@ from context_encoder.masks import MASKS, MaskName
 from context_encoder.models import MODELS, ModelName
 from context_encoder.utils.option_groups import Need
 from context_encoder.utils.registry import Registry
+
+
+def _location(value: str | Path) -> str | Path:
+    """A URL as it is, which a path would not keep; any other text as a path."""
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+#: A path, or a URL as text.
+Location = Annotated[str | Path, AfterValidator(_location)]
 
 # RGB on the [0, 255] scale.
 FILL_COLORS: dict[str, tuple[float, float, float]] = {
@@ -52,11 +61,13 @@ class TrainConfig(OpenConfig):
         "or from a corrupted one; predict the relative position of two patches.",
     )
 
-    data: Path | None = Field(
-        None, description="Folder of photographs, any nesting. Default: the packaged ones."
+    data: Location | None = Field(
+        None,
+        description="Photographs: a folder with any nesting, a text file that lists them, or tar "
+        "shards (folder, pattern or URL). Default: the packaged ones.",
     )
-    val_data: Path | None = Field(
-        None, description="Folder of held-out photographs. Default: a part of `data` is held out."
+    val_data: Location | None = Field(
+        None, description="Held-out photographs, likewise. Default: a part of `data` is held out."
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.18, description="Fraction of the photographs that is held out (at most 512)."

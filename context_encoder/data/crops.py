@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from context_encoder.data.folder import PhotoFolder
 from context_encoder.data.images import to_input
+from context_encoder.data.shards import ImageFile, size_of
 
 __all__ = ["Crops", "contents", "load_crops"]
 
@@ -25,7 +26,7 @@ class Crops:
     #: uint8 ``(N, 3, S, S)``, RGB.
     images: Tensor
     #: The file of each crop, and its name relative to the folder.
-    paths: tuple[Path, ...]
+    paths: tuple[ImageFile, ...]
     names: tuple[str, ...]
     #: Index of each crop among the crops of its file.
     numbers: tuple[int, ...]
@@ -55,7 +56,7 @@ class Crops:
 
 
 def load_crops(
-    paths: Sequence[Path],
+    paths: Sequence[ImageFile],
     root: Path,
     *,
     size: int,
@@ -127,21 +128,21 @@ def load_crops(
 
 
 @functools.cache
-def contents(path: Path) -> str:
+def contents(path: ImageFile) -> str:
     """A digest of a file's bytes, which identifies copies under other names."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def same_contents(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+def same_contents(paths: Iterable[ImageFile], others: Iterable[ImageFile]) -> list[ImageFile]:
     """The ``paths`` that have a copy among ``others``. Unreadable files match none."""
-    wanted: dict[int, list[Path]] = {}
+    wanted: dict[int, list[ImageFile]] = {}
     for path in paths:
-        wanted.setdefault(path.stat().st_size, []).append(path)
-    found: set[Path] = set()
+        wanted.setdefault(size_of(path), []).append(path)
+    found: set[ImageFile] = set()
     for other in others:
         try:  # only files of the right length are read, as there may be a million files
-            candidates = wanted.get(other.stat().st_size, [])
+            candidates = wanted.get(size_of(other), [])
             found.update(path for path in candidates if contents(path) == contents(other))
         except OSError:
             continue
-    return sorted(found)
+    return sorted(found, key=str)

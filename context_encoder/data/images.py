@@ -5,25 +5,33 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import stat
-import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from context_encoder.data.listing import (
+    FileList,
+    ImageList,
+    list_folder,
+    read_manifest,
+    relative_names,
+)
+from context_encoder.data.shards import ImageFile, ShardImage, are_shards, list_shards, open_source
 from context_encoder.data.storage import patient
 
 __all__ = [
     "SUFFIXES",
     "Scan",
     "UnreadableImage",
+    "find_images",
     "list_images",
     "read_image",
     "read_square",
@@ -65,9 +73,9 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wrong
     """A file cannot be read as an image; ``path`` is the file, ``reason`` the cause."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: str | os.PathLike[str] | ShardImage, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
-        self.path = Path(path)
+        self.path = Path(str(path))
         self.reason = reason
 
     def __str__(self) -> str:
@@ -77,7 +85,7 @@ class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wron
 
 @patient
 def read_image(
-    path: str | os.PathLike[str], min_side: int | None = None, *, upright: bool = True
+    path: str | os.PathLike[str] | ShardImage, min_side: int | None = None, *, upright: bool = True
 ) -> Image.Image:
     """Read one image file as 8-bit RGB, upright.
 
@@ -91,7 +99,7 @@ def read_image(
     * The EXIF orientation is applied. If there are several frames, the first one is read.
 
     Args:
-        path: the file; its contents decide the format, not its suffix.
+        path: the file, or an image in a shard; the contents decide the format, not the suffix.
         min_side: if the caller will shrink the image to this short side (pixels), a JPEG is
             decoded at 1/2, 1/4 or 1/8 of its size where that leaves at least as much.
         upright: False to ignore the EXIF orientation, for annotations of the stored pixels.
@@ -156,7 +164,7 @@ def scan_images(paths: Iterable[str | os.PathLike[str]]) -> Scan:
     return Scan(sizes, unreadable)
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+def list_images(folder: str | os.PathLike[str]) -> FileList:
     """All image files in a folder and its subfolders, by suffix, in a fixed order.
 
     Names that begin with a dot and ``__MACOSX`` folders are skipped. Links are followed, each
@@ -166,40 +174,42 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         NotADirectoryError: ``folder`` is a file.
+        StorageError: a folder is out of reach.
     """
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"image folder {root} does not exist")
     if not root.is_dir():
         raise NotADirectoryError(f"image folder {root} is a file; give the folder that holds it")
-
-    def report(error: OSError) -> None:
-        log.warning("images in %s are left out: %s", error.filename, error.strerror)
-
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()  # folders by device and inode: links may form loops
-    for where, folders, files in os.walk(root, followlinks=True, onerror=report):
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        found.extend(
-            Path(where, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        )
+    found = list_folder(root, SUFFIXES)
     if not found:
         raise FileNotFoundError(
             f"no image in {root} or its subfolders: no file name ends in {', '.join(SUFFIXES)}"
         )
-    return sorted(found, key=lambda path: relative_name(path, root))
+    return found
 
 
-def relative_name(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
+def find_images(location: str | os.PathLike[str]) -> ImageList[Any]:
+    """The images of a folder, of a text file that lists them, or of shards.
+
+    Args:
+        location: a folder, see :func:`list_images`; a file with one path per line, see
+            :func:`~context_encoder.data.listing.read_manifest`; or shards, see
+            :func:`~context_encoder.data.shards.list_shards`.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError, StorageError: as these functions.
+    """
+    if are_shards(location):
+        return list_shards(location, SUFFIXES)
+    if os.path.isfile(location) and not os.fspath(location).lower().endswith(SUFFIXES):
+        return read_manifest(Path(location))
+    return list_images(location)
+
+
+def relative_name(path: str | os.PathLike[str] | ShardImage, root: str | os.PathLike[str]) -> str:
     """``path`` relative to ``root``, with forward slashes and in NFC: equal on all systems."""
-    return unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix())
+    return relative_names([path], root)[0]
 
 
 @functools.cache
@@ -209,17 +219,10 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike[str] | ShardImage) -> Iterator[Image.Image]:
     """Open an image without decoding it; errors in the context become UnreadableImage."""
     try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise ValueError("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")  # opening a pipe would block
-        if status.st_size == 0:
-            raise ValueError("the file is empty")
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings(), open_source(path) as file:
             warnings.simplefilter("ignore")
             try:
                 opened = Image.open(file, formats=_formats())
@@ -299,7 +302,7 @@ def _grey_from_floats(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
 
 
-def read_square(path: Path, size: int) -> Tensor:
+def read_square(path: ImageFile, size: int) -> Tensor:
     """The centre square of an image whose short side is scaled to ``size``: uint8 ``(3, S, S)``.
 
     Raises:

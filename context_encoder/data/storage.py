@@ -105,7 +105,7 @@ def patient(read: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any,
     """
 
     @functools.wraps(read)
-    def reading(source: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+    def reading(source: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         pause, end = _FIRST_PAUSE, time.monotonic() + PATIENCE
         while True:
             try:

@@ -29,7 +29,7 @@ from context_encoder.runs import RunFolder
 log = logging.getLogger(__name__)
 
 
-class TrainingFailure(RuntimeError):
+class TrainingFailure(RuntimeError):  # noqa: N818 - not always an error of the program
     """A run cannot go on for a reason outside the program; the message says which.
 
     The checkpoints that were written before are kept.

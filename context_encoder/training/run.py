@@ -38,8 +38,8 @@ log = logging.getLogger("context_encoder")
 # Fields that may differ from the resumed run; the network and the stream of images and masks must
 # not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
-    "data val_data max_unreadable steps epochs workers device amp compile channels_last out log_every val_every "
-    "sample_rows lr lr_schedule warmup_steps weight_decay beta1"
+    "data val_data max_unreadable steps epochs workers device amp compile channels_last out "
+    "log_every val_every sample_rows lr lr_schedule warmup_steps weight_decay beta1"
 ).split()
 
 
