@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from context_encoder.config import TrainConfig
-from context_encoder.training.loop import NonFiniteError
+from context_encoder.training.loop import NonFiniteError, TrainingError
 from context_encoder.training.options import parse_training
 from context_encoder.training.run import run_training
 from context_encoder.utils.cli import DONE, FAILED, run_command, stopped_by
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: tuple[TrainConfig, Path | None]) -> int:
     try:
         ended = run_training(*options)
-    except NonFiniteError:  # the first process has logged it
+    except (NonFiniteError, TrainingError):  # the first process has logged it
         return FAILED
     return stopped_by(signal.Signals[ended.signal or "SIGINT"]) if ended.interrupted else DONE
 

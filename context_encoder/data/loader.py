@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -115,12 +117,22 @@ def make_loader(
 
 
 def start_worker(_: int) -> None:
-    """The ``worker_init_fn`` of every data loader: sets how a worker handles signals."""
-    # Ctrl-C goes to every process of the terminal; the main process stops its workers itself,
-    # which avoids a traceback per worker. Torch has already set a worker to one thread.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Slurm, systemd, timeout and torchrun send SIGTERM to every process. Workers ignore the first
-    # one, as the main process still needs batches to finish its step; a second one ends the worker.
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None
-    )
+    """The ``worker_init_fn`` of every data loader: sets how a worker handles signals.
+
+    Terminals, Slurm, systemd, timeout and torchrun send signals to every process. A worker ignores
+    them, as the main process still needs batches to finish its step. SIGTERM from the main process
+    itself, which ends its workers with it after an error, is obeyed at once.
+    """
+    for number in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, number):
+            signal.signal(getattr(signal, number), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere any SIGTERM ends the worker, as torch has it
+        # Blocked before other threads start, which inherit that, it waits for the one below.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,6 +1,6 @@
 """Training: the loop shared by pretraining and transfer, and pretraining with any pretext."""
 
-from context_encoder.training.loop import NonFiniteError, Outcome, TrainingLoop
+from context_encoder.training.loop import NonFiniteError, Outcome, TrainingError, TrainingLoop
 from context_encoder.training.resolve import resolve
 from context_encoder.training.run import run_training
 from context_encoder.training.signals import Stoppable, stop_on_signal
@@ -11,6 +11,7 @@ __all__ = [
     "Outcome",
     "Stoppable",
     "Trainer",
+    "TrainingError",
     "TrainingLoop",
     "resolve",
     "run_training",
