@@ -66,6 +66,7 @@ from context_encoder.utils.files import (
     point,
     pointed_at,
     read_text,
+    remove_folder,
     remove_unfinished,
     save_tensors,
     write_file,
@@ -155,7 +156,8 @@ class RunFolder:
                 (self._checkpoints / which).unlink()
         for folder in step_folders(self._checkpoints):
             if (step_of(folder) or 0) > step:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
+        self.prune()
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -221,7 +223,7 @@ class RunFolder:
         }
         for folder in step_folders(self._checkpoints)[self.keep :]:
             if folder.resolve() not in linked:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
 
     def _point(self, which: str, folder: Path) -> None:
         pointer = self._checkpoints / which

@@ -32,6 +32,7 @@ __all__ = [
     "point",
     "pointed_at",
     "read_text",
+    "remove_folder",
     "remove_unfinished",
     "save_tensors",
     "write_file",
@@ -213,6 +214,18 @@ def remove_unfinished(folder: Path) -> None:
             else:
                 with contextlib.suppress(OSError):
                     entry.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; a crash leaves it whole, or what :func:`remove_unfinished` removes.
+
+    Raises:
+        WriteError: it cannot be removed.
+    """
+    gone = _temporary_name(folder)
+    with _reported(folder):
+        os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def is_temporary(path: Path) -> bool:
