@@ -134,6 +134,9 @@ class TrainConfig(OpenConfig):
     keep: Annotated[int, Field(ge=1)] = Field(
         1, description="Number of the last checkpoints to keep, besides the best one."
     )
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        120.0, description="Seconds of silence of a process after which the others end."
+    )
     sample_rows: Annotated[int, Field(ge=1)] = Field(8, description="Rows of a sample sheet.")
 
     @classmethod

@@ -39,7 +39,8 @@ from context_encoder.runs import (
     optimizer_tensors,
 )
 from context_encoder.training.agreement import Agreement
-from context_encoder.utils.errors import outside_reason
+from context_encoder.training.watch import Watch, own_name
+from context_encoder.utils.errors import is_connection_error, outside_reason
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class TrainingLoop(ABC):
         val_every: steps between validations, each of which is followed by a checkpoint.
         save_every: steps between further checkpoints, without a validation; None for none.
         save_minutes: minutes between two checkpoints, at most; None for no limit.
+        timeout: seconds without a sign of life of another process after which this one ends.
 
     Attributes:
         step: number of steps done.
@@ -120,6 +122,7 @@ class TrainingLoop(ABC):
         val_every: int,
         save_every: int | None = None,
         save_minutes: float | None = None,
+        timeout: float = 120.0,
     ) -> None:
         self.learner = learner
         self.device = learner.device
@@ -148,6 +151,7 @@ class TrainingLoop(ABC):
         self._mark = 0.0
         self._states: list[dict[str, Tensor]] = []
         self._agreement = Agreement(self.processes)
+        self._timeout = timeout
 
     # --- methods that each kind of training defines -------------------------------------------
 
@@ -288,6 +292,34 @@ class TrainingLoop(ABC):
         """
         started = self._saved_at = time.monotonic()
         self.run = run
+        watch: Watch | None = None
+        ended: str | None = None
+        try:
+            if self.processes.world_size > 1:
+                watch = Watch(self.processes, self._timeout)
+                watch.start(self._agreement.gather(own_name(self.processes)))
+            self._run()
+        except (NonFiniteError, TrainingError) as error:
+            ended = str(error)
+            raise
+        except Exception as error:
+            reason = outside_reason(error)
+            if reason is None and watch is not None and isinstance(error, RuntimeError):
+                reason = watch.lost() if is_connection_error(error) else None
+            ended = reason or repr(error)
+            if reason is None:
+                raise
+            raise TrainingError(reason) from error
+        except BaseException as error:
+            ended = repr(error)
+            raise
+        finally:
+            if watch is not None:
+                watch.stop(ended)
+        seconds = time.monotonic() - started
+        return Outcome(self.step, self.steps, seconds, self._validation_due)
+
+    def _run(self) -> None:
         workers: list[Any] = []
         try:
             with contextlib.suppress(_Interruption):
@@ -309,18 +341,9 @@ class TrainingLoop(ABC):
                     if self.step > self._saved_step:
                         self._report_unreadable()
                         self._checkpoint(validate=False)
-        except (NonFiniteError, TrainingError):
-            raise
-        except Exception as error:
-            reason = outside_reason(error)
-            if reason is None:
-                raise
-            raise TrainingError(reason) from error
         finally:
             for worker in workers:
                 worker.terminate()  # it would otherwise finish what it reads
-        seconds = time.monotonic() - started
-        return Outcome(self.step, self.steps, seconds, self._validation_due)
 
     def _train(self, batches: Iterator[Any], bar: Any) -> None:
         while self.step < self.steps:

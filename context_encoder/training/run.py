@@ -40,7 +40,8 @@ log = logging.getLogger("context_encoder")
 # not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
     "data val_data steps epochs workers device amp compile channels_last out log_every val_every "
-    "save_every save_minutes keep sample_rows lr lr_schedule warmup_steps weight_decay beta1"
+    "save_every save_minutes keep timeout sample_rows lr lr_schedule warmup_steps weight_decay "
+    "beta1"
 ).split()
 
 

@@ -111,6 +111,7 @@ class Trainer(TrainingLoop):
             val_every=config.val_every,
             save_every=config.save_every,
             save_minutes=config.save_minutes,
+            timeout=config.timeout,
         )
         # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)

@@ -6,13 +6,15 @@ import os
 import re
 
 import torch
+from torch.distributed import DistError
 
-__all__ = ["os_reason", "outside_reason"]
+__all__ = ["is_connection_error", "os_reason", "outside_reason"]
 
 _ALLOCATION = re.compile(
     r"can't allocate memory|not enough memory|Cannot allocate memory|std::bad_alloc"
     r"|can't start new thread|unable to mmap|unable to open shared memory|pthread_create"
 )
+_CONNECTION = r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Timed out waiting|process group"
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ?(.*)", re.DOTALL)
 _IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process")
 
@@ -54,3 +56,8 @@ def outside_reason(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return os_reason(error) if inside is None else text.strip().splitlines()[-1]
     return None
+
+
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether an operation between processes failed, rather than a computation."""
+    return isinstance(error, DistError) or re.search(_CONNECTION, str(error)) is not None
