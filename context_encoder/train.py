@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from context_encoder.config import TrainConfig
-from context_encoder.training.loop import NonFiniteError, TrainingFailure
+from context_encoder.training.loop import NonFiniteError, TrainingError
 from context_encoder.training.options import parse_training
 from context_encoder.training.run import run_training
 from context_encoder.utils.cli import DONE, FAILED, run_command, stopped_by
@@ -25,13 +25,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    return run_command("train", parse_training, _train, arguments, failures=(TrainingFailure,))
+    return run_command("train", parse_training, _train, arguments)
 
 
 def _train(options: tuple[TrainConfig, Path | None]) -> int:
     try:
         ended = run_training(*options)
-    except NonFiniteError:  # the first process has logged it
+    except (NonFiniteError, TrainingError):  # the first process has logged it
         return FAILED
     return stopped_by(signal.Signals[ended.signal or "SIGINT"]) if ended.interrupted else DONE
 

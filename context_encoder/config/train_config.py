@@ -16,6 +16,10 @@ from context_encoder.models import MODELS, ModelName
 from context_encoder.utils.option_groups import Need
 from context_encoder.utils.registry import Registry
 
+#: Largest numbers of data processes and of images per step: above, a mistyped option or a damaged
+#: file is more likely, with which a machine would be busy for hours before the first step.
+MOST_WORKERS, MOST_IMAGES = 1024, 65536
+
 
 def _location(value: str | Path) -> str | Path:
     """A URL as it is, which a path would not keep; any other text as a path."""
@@ -87,7 +91,7 @@ class TrainConfig(OpenConfig):
         description="Share of the photographs drawn that others may replace because they cannot "
         "be read; above it the run ends.",
     )
-    workers: Annotated[int, Field(ge=0)] | None = Field(
+    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] | None = Field(
         None,
         description="Data processes. Default: by CPU count; none for networks that train fast.",
     )
@@ -107,7 +111,7 @@ class TrainConfig(OpenConfig):
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the photographs; overrides `steps`."
     )
-    batch_size: Annotated[int, Field(ge=1)] = Field(
+    batch_size: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = Field(
         32, description="Images per step, over all processes together."
     )
     lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="Adam's learning rate.")
@@ -136,6 +140,18 @@ class TrainConfig(OpenConfig):
     )
     val_every: Annotated[int, Field(ge=1)] = Field(
         250, description="Steps between validations, checkpoints and sample sheets."
+    )
+    save_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps between further checkpoints, without a validation."
+    )
+    save_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        15.0, description="Most minutes between two checkpoints."
+    )
+    keep: Annotated[int, Field(ge=1)] = Field(
+        1, description="Number of the last checkpoints to keep, besides the best one."
+    )
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        120.0, description="Seconds of silence of a process after which the others end."
     )
     sample_rows: Annotated[int, Field(ge=1)] = Field(8, description="Rows of a sample sheet.")
 

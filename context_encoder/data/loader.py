@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, TypedDict
 
 import torch
@@ -150,12 +156,38 @@ def make_loader(
 
 
 def start_worker(_: int) -> None:
-    """The ``worker_init_fn`` of every data loader: sets how a worker handles signals."""
-    # Ctrl-C goes to every process of the terminal; the main process stops its workers itself,
-    # which avoids a traceback per worker. Torch has already set a worker to one thread.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Slurm, systemd, timeout and torchrun send SIGTERM to every process. Workers ignore the first
-    # one, as the main process still needs batches to finish its step; a second one ends the worker.
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None
-    )
+    """The ``worker_init_fn`` of every data loader: sets how a worker handles signals.
+
+    Terminals, Slurm, systemd, timeout and torchrun send signals to every process. A worker ignores
+    them, as the main process still needs batches to finish its step. SIGTERM from the main process
+    itself, which ends its workers with it after an error, is obeyed at once, and so is its end.
+    """
+    for number in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, number):
+            signal.signal(getattr(signal, number), signal.SIG_IGN)
+    sys.excepthook = _report
+    main = multiprocessing.parent_process()  # with forkserver it is not the one of os.getppid
+    if main is None:
+        return
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere any SIGTERM ends the worker, as torch has it
+        # Blocked before other threads start, which inherit that, it waits for the one below.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(main.pid,), daemon=True).start()
+    threading.Thread(target=_end_after, args=(main.sentinel,), daemon=True).start()
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """No traceback for a connection that ended with the main process."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _end_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(0)
+
+
+def _obey(main: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)

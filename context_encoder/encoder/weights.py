@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from context_encoder.config import in_words
 from context_encoder.models import MODELS, Backbone, build_model, default_features_model
+from context_encoder.runs import MismatchError, check_finite
 from context_encoder.utils.text import shortened
 
 __all__ = [
@@ -346,6 +347,10 @@ def load_encoder(
         torch.manual_seed(seed)
         whole = build_model(model, image_size=image_size, **options)
     report = import_encoder(whole.encoder, tensors)
+    try:
+        check_finite(whole.encoder.state_dict())
+    except MismatchError as error:
+        raise WeightsError(f"weights {path} cannot be used: {error}") from error
     if not report.loaded or not (report.complete or partial):
         hint = "" if not report.loaded else "; `partial` leaves the rest random"
         raise WeightsError(

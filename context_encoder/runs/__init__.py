@@ -3,12 +3,13 @@
 from context_encoder.runs.checkpoint import (
     Checkpoint,
     RunError,
+    RunState,
     Which,
     find_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
+    parse_state,
     read_checkpoint,
     read_config,
+    read_config_as,
     run_root,
 )
 from context_encoder.runs.folder import RunFolder
@@ -19,25 +20,39 @@ from context_encoder.runs.load import (
     load_weights,
     model_from_config,
 )
-from context_encoder.runs.photos import Photos
+from context_encoder.runs.photos import Photos, contents_digest
 from context_encoder.runs.resume import check_unchanged
+from context_encoder.runs.strict import (
+    MismatchError,
+    check_finite,
+    check_tensors,
+    load_optimizer,
+    optimizer_tensors,
+)
 
 __all__ = [
     "Checkpoint",
     "LoadedModel",
+    "MismatchError",
     "Photos",
     "RunError",
     "RunFolder",
+    "RunState",
     "Which",
     "check_fills_holes",
+    "check_finite",
+    "check_tensors",
     "check_unchanged",
+    "contents_digest",
     "find_checkpoint",
     "load_model",
     "load_optimizer",
     "load_weights",
     "model_from_config",
     "optimizer_tensors",
+    "parse_state",
     "read_checkpoint",
     "read_config",
+    "read_config_as",
     "run_root",
 ]

@@ -7,22 +7,37 @@
       unreadable.jsonl       skipped files and the reasons (only if there are any)
       samples/               sheets of held-out images: original, masked, filled
       tensorboard/           event files
-      checkpoints/last/      also best/: the lowest error in the hole of held-out images
-        model.safetensors    encoder, bottleneck and decoder (relative-patch: encoder and head)
-        discriminator.safetensors
-        training.safetensors optimizer moments and random generators
-        state.json           step, metrics, scalar state
-        config.json          so that a checkpoint can be used alone
+      .lock                  locked while a training writes here
+      checkpoints/
+        last, best           links to checkpoints: the last one, and the one with the lowest error
+                             in the hole of held-out images
+        step_0000250/
+          model.safetensors  encoder, bottleneck and decoder (relative-patch: encoder and head)
+          discriminator.safetensors
+          training.safetensors   optimizer moments, random generators and sums of losses
+          state.json         step, metrics, scalar state
+          config.json        so that a checkpoint can be used alone
+          manifest.json      version of the format, checksum of every file
 
 All files are JSON, text, PNG or safetensors, so reading them cannot execute code.
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed; then the links are
+replaced, each in one step; then checkpoints without a link are removed. So every crash leaves a
+run that can be resumed. Versions before 0.2 wrote the folders ``last`` and ``best`` themselves;
+they are read, and renamed at the first save of a resumed run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 from torch import Tensor
@@ -36,14 +51,29 @@ from context_encoder.runs.checkpoint import (
     Checkpoint,
     RunError,
     Which,
+    holds_checkpoint,
+    step_folders,
+    step_name,
+    step_of,
 )
+from context_encoder.runs.lock import Lock
+from context_encoder.runs.manifest import FORMAT, write_manifest
 from context_encoder.utils.files import (
+    WriteError,
+    check_regular,
     check_writable,
     make_folder,
+    point,
+    pointed_at,
+    remove_folder,
+    remove_unfinished,
     save_tensors,
     write_file,
     write_folder,
 )
+from context_encoder.utils.text import read_text
+
+_APPENDED = ("metrics.jsonl", "unreadable.jsonl", "log.txt")
 
 
 class RunFolder:
@@ -51,67 +81,180 @@ class RunFolder:
 
     Args:
         path: the folder.
-        resume_step: None for a new run, or the step at which the run in the folder is resumed.
+        resume: None for a new run, or the checkpoint at which the run in the folder is resumed.
+        keep: number of the last checkpoints to keep, besides the best one.
 
     Raises:
         RunError: a new run would overwrite an existing one.
         WriteError: the folder is not writable.
     """
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
-        if resume_step is None and (path / "checkpoints").exists():
-            raise RunError(
-                f"{path} already holds a run; continue it with `resume` {path}, or name another "
-                "folder with `out`"
-            )
+    def __init__(self, path: Path, resume: Checkpoint | None = None, *, keep: int = 1) -> None:
         check_writable(path, folder=True)
         self.path = path
-        self.resume_step = resume_step
+        self.resume = resume
+        self.keep = keep
+        self._checkpoints = path / "checkpoints"
         self._metrics = path / "metrics.jsonl"
+        self._lock: Lock | None = None
+        self._check_new()
+
+    def _check_new(self) -> None:
+        if self.resume is None and holds_checkpoint(self._checkpoints):
+            raise RunError(
+                f"{self.path} already holds a run; continue it with `resume` {self.path}, or name "
+                "another folder with `out`"
+            )
 
     def start(self, config: BaseModel) -> None:
-        """Create the folder and write the configuration.
+        """Create the folder, lock it and write the configuration.
 
-        On resume, ``metrics.jsonl`` is cut back to the checkpoint's step; later rows are
-        written again.
+        On resume, the folder is set back to the checkpoint: later lines of ``metrics.jsonl`` and
+        later checkpoints are removed; the run writes them again.
+
+        Raises:
+            RunError: another training writes into the folder.
+            WriteError: the folder cannot be written.
         """
         make_folder(self.path)
+        self._lock = Lock(self.path)
+        self._check_new()
+        remove_unfinished(self.path)
+        for name in _APPENDED:
+            if (self.path / name).exists():
+                check_regular(self.path / name)
         write_file(self.path / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
-        if self.resume_step is None:  # a run without a checkpoint may have left these
-            for name in ("metrics.jsonl", "unreadable.jsonl", "log.txt"):
+        if self.resume is None:  # a run without a checkpoint may have left these
+            for name in _APPENDED:
                 (self.path / name).unlink(missing_ok=True)
-        if self.resume_step is not None and self._metrics.exists():
-            lines = self._metrics.read_text().splitlines()
-            kept = [line for line in lines if _step(line) <= self.resume_step]
+        else:
+            self._set_back(self.resume)
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _set_back(self, resume: Checkpoint) -> None:
+        step = int(resume.state["step"])
+        self._rename_earlier_format()
+        if self._metrics.exists():
+            lines = read_text(self._metrics).splitlines()
+            kept = [line for line in lines if _step(line) <= step]
             write_file(self._metrics, "".join(line + "\n" for line in kept))
+        remove_unfinished(self._checkpoints)
+        # The links first: there is a checkpoint at each moment.
+        if step_of(resume.path.resolve()) == step:
+            self._point("last", resume.path.resolve())
+            best = resume.state.get("best") or {}
+            for folder in step_folders(self._checkpoints):
+                if step_of(folder) == best.get("step"):
+                    self._point("best", folder)
+        for which in ("best", "last"):
+            target = pointed_at(self._checkpoints / which)
+            if target is not None and (not target.is_dir() or (step_of(target) or 0) > step):
+                (self._checkpoints / which).unlink()
+        for folder in step_folders(self._checkpoints):
+            if (step_of(folder) or 0) > step:
+                remove_folder(folder)
+        self.prune()
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to ``metrics.jsonl``."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"split": split, "step": step, **values}, allow_nan=False) + "\n")
+        self._append(self._metrics, {"split": split, "step": step, **values})
 
     def log_unreadable(self, path: Path, reason: str) -> None:
         """Record a skipped file in ``unreadable.jsonl``."""
-        with (self.path / "unreadable.jsonl").open("a") as file:
-            file.write(json.dumps({"file": str(path), "reason": reason}) + "\n")
+        self._append(self.path / "unreadable.jsonl", {"file": str(path), "reason": reason})
+
+    def _append(self, file: Path, values: Mapping[str, Any]) -> None:
+        try:
+            with file.open("a") as stream:
+                stream.write(json.dumps(values, allow_nan=False) + "\n")
+        except OSError as error:
+            raise WriteError.of(error, file) from error
 
     def sample_path(self, step: int) -> Path:
         return self.path / "samples" / f"step_{step:07d}.png"
 
     def save(self, which: Which, checkpoint: Checkpoint, config: BaseModel) -> Path:
-        """Write a complete checkpoint, then replace the previous one by it."""
+        """Write a complete checkpoint, and let the link ``which`` point at it.
+
+        Args:
+            which: ``"last"``, or ``"best"``, which :meth:`mark_best` also sets.
+            checkpoint: its state has the ``"step"``.
+            config: the configuration of the run.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            WriteError: it cannot be written; the earlier checkpoints are kept.
+        """
 
         def fill(new: Path) -> None:
             save_tensors(new / MODEL_FILE, _contiguous(checkpoint.model))
             if checkpoint.discriminator is not None:
                 save_tensors(new / DISCRIMINATOR_FILE, _contiguous(checkpoint.discriminator))
             save_tensors(new / TRAINING_FILE, _contiguous(checkpoint.training))
-            write_file(new / STATE_FILE, json.dumps(checkpoint.state, indent=2) + "\n")
+            state = {**checkpoint.state, "format": FORMAT}
+            write_file(new / STATE_FILE, json.dumps(state, indent=2) + "\n")
             write_file(new / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+            write_manifest(new)
 
-        folder = self.path / "checkpoints" / which
+        make_folder(self._checkpoints)
+        remove_unfinished(self._checkpoints)
+        self._rename_earlier_format()
+        folder = self._free_name(int(checkpoint.state["step"]))
         write_folder(folder, fill)
+        self._point(which, folder)
         return folder
+
+    def mark_best(self, folder: Path) -> None:
+        """Let the link ``best`` point at a checkpoint that :meth:`save` returned."""
+        self._point("best", folder)
+
+    def prune(self) -> None:
+        """Remove the checkpoints without a link, except the last ``keep`` ones."""
+        linked = {
+            target.resolve()
+            for which in ("best", "last")
+            if (target := pointed_at(self._checkpoints / which)) is not None
+        }
+        for folder in step_folders(self._checkpoints)[self.keep :]:
+            if folder.resolve() not in linked:
+                remove_folder(folder)
+
+    def _point(self, which: str, folder: Path) -> None:
+        pointer = self._checkpoints / which
+        target = pointed_at(pointer)
+        if target is None or target.name != folder.name:
+            point(pointer, folder.name)
+
+    def _free_name(self, step: int) -> Path:
+        """A folder for a checkpoint; a number is added while there is one of the same step."""
+        for number in itertools.count(1):
+            folder = self._checkpoints / (step_name(step) + (f"-{number}" if number > 1 else ""))
+            if not os.path.lexists(folder):
+                return folder
+        raise AssertionError
+
+    def _rename_earlier_format(self) -> None:
+        """Give the folders ``last`` and ``best`` of earlier versions the names of their steps."""
+        for which in ("last", "best"):
+            folder = self._checkpoints / which
+            if folder.is_dir() and not folder.is_symlink():
+                try:
+                    step = int(json.loads(read_text(folder / STATE_FILE))["step"])
+                except (OSError, ValueError, TypeError, KeyError):
+                    step = 0
+                named = self._free_name(step)
+                os.rename(folder, named)
+                point(folder, named.name)
+            for left in (f".{which}.old", f".{which}.new"):
+                if folder.is_dir():
+                    with contextlib.suppress(OSError):
+                        shutil.rmtree(self._checkpoints / left)
 
 
 def _step(line: str) -> float:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from context_encoder.config import TrainConfig, in_words
@@ -17,12 +14,13 @@ from context_encoder.models import Backbone
 from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.runs.checkpoint import (
     MODEL_FILE,
-    STATE_FILE,
     RunError,
     Which,
     find_checkpoint,
     read_config,
+    read_model,
 )
+from context_encoder.runs.strict import MismatchError, check_tensors
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,16 @@ def model_from_config(config: TrainConfig) -> Backbone:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load a complete state dict; RunError names missing, unexpected and misshaped weights."""
+    """Load a complete state dict.
+
+    Raises:
+        RunError: a weight is missing, unexpected, misshaped, of another dtype or not finite.
+    """
     try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
+        check_tensors(module.state_dict(), tensors)
+    except MismatchError as error:
         raise RunError(f"{source} does not fit the network of its configuration: {error}") from None
+    module.load_state_dict(dict(tensors))
 
 
 def check_fills_holes(loaded: LoadedModel) -> None:
@@ -76,10 +79,6 @@ def load_model(
     folder = find_checkpoint(Path(path), which)
     config = read_config(folder)
     model = model_from_config(config)
-    try:
-        weights = load_file(folder / MODEL_FILE)
-        step = int(json.loads((folder / STATE_FILE).read_text())["step"])
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"checkpoint {folder} cannot be read: {error}") from error
+    weights, step = read_model(folder)
     load_weights(model, weights, folder / MODEL_FILE)
     return LoadedModel(model.to(device).eval(), config, step, folder)

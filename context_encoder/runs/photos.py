@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import ImageFile, embedded_photos, find_images, split_photos
+from context_encoder.data import ImageFile, ShardImage, embedded_photos, find_images, split_photos
 from context_encoder.data.listing import FileList, ImageList, relative_names
+from context_encoder.data.storage import patient
+from context_encoder.utils.files import check_regular
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,42 @@ class Photos:
             train.files if isinstance(train, FileList) else relative_names(train, self.train_root)
         )
         return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def contents_digest(self) -> str:
+        """:func:`contents_digest` of the training files."""
+        return contents_digest(self.train)
+
+
+def contents_digest(files: Sequence[ImageFile], most: int = 4096) -> str:
+    """A digest of sizes and first bytes of files, whose contents may have been exchanged.
+
+    Args:
+        files: the files, of which there may be a million; or images in shards, whose sizes and
+            checksums are in the index.
+        most: number of files that are read, evenly spaced.
+    """
+    count = min(len(files), most)
+    digest = hashlib.sha256()
+    for i in range(count):
+        digest.update(_beginning(files[i * len(files) // count]))
+    return digest.hexdigest()
+
+
+def _beginning(image: ImageFile, length: int = 1 << 14) -> bytes:
+    """Size and first bytes of a file; a mark for one that cannot be read."""
+    if isinstance(image, ShardImage):
+        return f"{image.size}:{image.crc32}".encode()
+    try:
+        return _read_beginning(image, length)
+    except OSError:
+        return b"-"
+
+
+@patient
+def _read_beginning(path: Path, length: int) -> bytes:
+    check_regular(path)
+    with path.open("rb") as file:
+        return b"%d:" % path.stat().st_size + hashlib.sha256(file.read(length)).digest()
 
 
 def _outside(files: ImageList[Any], held_out: ImageList[Any], is_folder: bool) -> ImageList[Any]:

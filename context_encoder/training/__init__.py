@@ -1,11 +1,6 @@
 """Training: the loop shared by pretraining and transfer, and pretraining with any pretext."""
 
-from context_encoder.training.loop import (
-    NonFiniteError,
-    Outcome,
-    TrainingFailure,
-    TrainingLoop,
-)
+from context_encoder.training.loop import NonFiniteError, Outcome, TrainingError, TrainingLoop
 from context_encoder.training.resolve import resolve
 from context_encoder.training.run import run_training
 from context_encoder.training.signals import Stoppable, stop_on_signal
@@ -16,7 +11,7 @@ __all__ = [
     "Outcome",
     "Stoppable",
     "Trainer",
-    "TrainingFailure",
+    "TrainingError",
     "TrainingLoop",
     "resolve",
     "run_training",

@@ -57,5 +57,26 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     if workers is None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(8, (os.cpu_count() or 1) // local) if model.data_processes else 0
+    most = max(32, 4 * (os.cpu_count() or 1))
+    if workers > most:
+        raise ValueError(
+            f"`workers` {workers} are too many for {os.cpu_count()} CPUs; use at most {most}"
+        )
+    _check_memory(config.batch_size, size)
     update = {"resize": resize, "steps": steps, "epochs": None, "workers": workers}
     return config.model_copy(update=update)
+
+
+def _check_memory(batch_size: int, size: int) -> None:
+    """ValueError if not even the images of a batch and their outputs fit into the memory."""
+    images = 2 * 4 * 3 * batch_size * size**2  # input and output, float32
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    local = images // int(os.environ.get("WORLD_SIZE", 1))
+    if local > memory:
+        raise ValueError(
+            f"`batch_size` {batch_size} needs {local / 1e9:.0f} GB for its images of {size} pixels "
+            f"alone, this machine has {memory / 1e9:.0f} GB; lower it or `size`"
+        )

@@ -26,7 +26,8 @@ from context_encoder.runs import (
     read_config,
     run_root,
 )
-from context_encoder.training.loop import NonFiniteError, Outcome
+from context_encoder.training.failure import with_advice
+from context_encoder.training.loop import NonFiniteError, Outcome, TrainingError
 from context_encoder.training.resolve import resolve
 from context_encoder.training.signals import stop_on_signal
 from context_encoder.training.trainer import Trainer
@@ -39,7 +40,8 @@ log = logging.getLogger("context_encoder")
 # not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
     "data val_data max_unreadable steps epochs workers device amp compile channels_last out "
-    "log_every val_every sample_rows lr lr_schedule warmup_steps weight_decay beta1"
+    "log_every val_every save_every save_minutes keep timeout sample_rows lr lr_schedule "
+    "warmup_steps weight_decay beta1"
 ).split()
 
 
@@ -49,7 +51,7 @@ class Ended:
 
     #: The run was stopped by a signal before the last step, and saved.
     interrupted: bool
-    #: The signal's name, "SIGINT" or "SIGTERM"; empty if another process received it.
+    #: The signal's name, such as "SIGTERM"; empty if another process received it.
     signal: str
     #: None in all processes but the first.
     outcome: Outcome | None
@@ -66,7 +68,8 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     Raises:
         RunError, ValueError, FileNotFoundError, NotADirectoryError: an input cannot be used, or
             ``config`` would change the resumed run; the message says what to do.
-        WriteError: the run folder cannot be written.
+        WriteError: the run folder cannot be written, before the first step.
+        TrainingError: the data, the disk, the memory or another process fails.
         NonFiniteError: the loss, a weight or an output is not finite.
     """
     if resume is not None:
@@ -85,7 +88,7 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     if resume is not None:
         checkpoint = read_checkpoint(find_checkpoint(resume, "last"))
         step = int(checkpoint.state["step"])
-        if step >= config.steps:
+        if step >= config.steps and checkpoint.state.get("validation_due") is not True:
             raise ValueError(
                 f"{resume} is done: it has made {step} of {config.steps} steps; "
                 f"add steps with `steps` {2 * step}"
@@ -97,7 +100,7 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
     into_old = root is not None and out.resolve() == root.resolve()
     if checkpoint is not None and not into_old:
         checkpoint.state["best"] = {}  # the best checkpoint so far is in the other folder
-    run = RunFolder(out, step if into_old else None)
+    run = RunFolder(out, checkpoint if into_old else None, keep=config.keep)
 
     with process_group(processes, device):
         trainer = Trainer(config, photos, device, processes, checkpoint)
@@ -106,14 +109,16 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
                 ended = trainer.fit(None)
             return Ended(ended.interrupted, trainer.stop_reason, None, out)
         run.start(config)
-        with _log_to(out / "log.txt"):
+        with contextlib.closing(run), _log_to(out / "log.txt"):
             try:
-                _announce(config, photos, trainer, resume)
-                with stop_on_signal(trainer), logging_redirect_tqdm():
-                    outcome = trainer.fit(run)
-                _conclude(trainer, outcome, out)
-            except NonFiniteError as error:
-                log.error("stopped: %s", error)
+                with with_advice(out, "train"):
+                    _announce(config, photos, trainer, resume)
+                    with stop_on_signal(trainer), logging_redirect_tqdm():
+                        outcome = trainer.fit(run)
+                    _conclude(trainer, outcome, out)
+            except (NonFiniteError, TrainingError) as error:
+                with contextlib.suppress(OSError):  # the log may be what cannot be written
+                    log.error("stopped: %s", error)
                 raise
     return Ended(outcome.interrupted, trainer.stop_reason, outcome, out)
 
@@ -131,9 +136,16 @@ def _default_out(config: TrainConfig) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose errors end the run, rather than being printed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name of the base
+        raise
+
+
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     level = log.level

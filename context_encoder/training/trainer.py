@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -22,13 +23,32 @@ from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
     Checkpoint,
     Photos,
+    RunError,
     load_weights,
+    parse_state,
 )
-from context_encoder.runs.checkpoint import load_optimizer, optimizer_tensors
-from context_encoder.training.loop import TrainingLoop, check_weights
+from context_encoder.training.loop import LoopState, TrainingLoop, check_weights
 from context_encoder.training.validation import load_held_out, validate
 from context_encoder.utils.device import Processes
 from context_encoder.utils.image_grid import save_sheet
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Photos(BaseModel):
+    count: int
+    digest: str
+    contents: str | None = None
+
+
+class _State(LoopState):
+    """The state of a run in ``state.json``."""
+
+    metrics: dict[str, Finite]
+    best: dict[str, Finite]
+    scaler: dict[str, Finite]
+    replaced: Annotated[int, Field(ge=0)] = 0
+    photos: _Photos
 
 
 class Trainer(TrainingLoop):
@@ -64,6 +84,7 @@ class Trainer(TrainingLoop):
         self.config = config
         self.photos = photos
         self._digest = photos.digest()  # once: there may be a million names
+        self._contents_digest = photos.contents_digest()
         self.held_out: Tensor | None = None
         self.best: dict[str, float] = {}
         self.latest: dict[str, float] = {}
@@ -91,7 +112,10 @@ class Trainer(TrainingLoop):
             steps=config.steps,
             batch_size=config.batch_size,
             log_every=config.log_every,
-            save_every=config.val_every,
+            val_every=config.val_every,
+            save_every=config.save_every,
+            save_minutes=config.save_minutes,
+            timeout=config.timeout,
         )
         # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)
@@ -112,7 +136,8 @@ class Trainer(TrainingLoop):
     def prepare(self) -> None:
         if self.processes.first:
             size = self.pretext.crop_size(self.config)
-            crops = load_held_out(self.config, self.photos, size)
+            with self.interruptible():
+                crops = load_held_out(self.config, self.photos, size)
             self.note_unreadable(list(crops.unreadable))
             self.held_out = crops.images
         for name in self._parts:
@@ -149,12 +174,12 @@ class Trainer(TrainingLoop):
         for batch in batches:
             replaced = int((batch["source"] != batch["index"]).sum())
             limit.add(len(batch["index"]), replaced, batch["unreadable"])
-            self.replaced += replaced
             yield batch, batch["unreadable"]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of the loader; calls the pretext's ``train_step``."""
         config, device = self.config, self.device
+        self.replaced += int((batch["source"] != batch["index"]).sum())
         samples = Samples(
             to_input(batch["image"].to(device, non_blocking=True), self._memory_format),
             batch["epoch"].to(device, non_blocking=True),
@@ -174,7 +199,8 @@ class Trainer(TrainingLoop):
 
     def validate(self) -> None:
         assert self.held_out is not None
-        found = validate(self.pretext, self.held_out, self.device, self.step)
+        with self.interruptible():
+            found = validate(self.pretext, self.held_out, self.device, self.step)
         self.latest = found.metrics
         self.record("val", found.metrics)
         if self.run is not None:
@@ -184,62 +210,67 @@ class Trainer(TrainingLoop):
     def save(self) -> None:
         if self.run is None:
             return
-        checkpoint = self._checkpoint()
+        checkpoint = self._contents()
         check_weights(checkpoint.model, self.step)
         figure = self.pretext.best_metric
-        if figure in self.latest and self.latest[figure] > self.best.get(figure, -math.inf):
-            self.best = {"step": self.step, **self.latest}
-            checkpoint.state["best"] = self.best
-            self.run.save("best", checkpoint, self.config)
-        self.run.save("last", checkpoint, self.config)
+        best = figure in self.latest and self.latest[figure] > self.best.get(figure, -math.inf)
+        if best:
+            self.best = checkpoint.state["best"] = {"step": self.step, **self.latest}
+        folder = self.run.save("last", checkpoint, self.config)
+        if best:
+            self.run.mark_best(folder)
+        self.run.prune()
 
-    def _checkpoint(self) -> Checkpoint:
-        training = {"random.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            training["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, optimizer in self.learner.optimizers.items():
-            training |= optimizer_tensors(name, optimizer)
-        state = {
-            "step": self.step,
+    def _contents(self) -> Checkpoint:
+        tensors, state = self.loop_state()
+        state |= {
             "metrics": self.latest,
             "best": self.best,
             "scaler": self.learner.scaler.state_dict(),
-            "unreadable": sorted(self.unreadable),
             "replaced": self.replaced,
-            "photos": {"count": len(self.photos.train), "digest": self._digest},
+            "photos": {
+                "count": len(self.photos.train),
+                "digest": self._digest,
+                "contents": self._contents_digest,
+            },
             "torch": torch.__version__,
         }
         discriminator = self._parts.get("discriminator")
         return Checkpoint(
             model=self.model.state_dict(),
             discriminator=None if discriminator is None else discriminator.module.state_dict(),
-            training=training,
+            training=tensors,
             state=state,
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        then = checkpoint.state["photos"]
-        if then["digest"] != self._digest:
+        state = parse_state(_State, checkpoint)
+        then = state.photos
+        if then.digest != self._digest:
             raise ValueError(
-                f"the training photographs have changed: {then['count']} files then, "
+                f"the training photographs have changed: {then.count} files then, "
                 f"{len(self.photos.train)} now (or other names); resume with the same ones"
             )
-        source = Path("the checkpoint")
+        if then.contents not in (None, self._contents_digest):
+            raise ValueError(
+                "the training photographs have changed: files of the same names have other "
+                "contents; resume with the same ones"
+            )
+        if state.processes is None and "random.cpu" not in checkpoint.training:
+            raise RunError(f"checkpoint {checkpoint.path} cannot be used: random.cpu is missing")
+        if (checkpoint.discriminator is None) == ("discriminator" in self._parts):
+            what = "lacks" if "discriminator" in self._parts else "has"
+            raise RunError(f"checkpoint {checkpoint.path} {what} a discriminator")
         weights = {"model": checkpoint.model, "discriminator": checkpoint.discriminator}
         for name, part in self._parts.items():
-            load_weights(part.module, weights[name] or {}, source)
-            load_optimizer(name, self.learner.optimizers[name], checkpoint.training)
-        self.mark_resumed(int(checkpoint.state["step"]))
-        self.best = dict(checkpoint.state["best"])
-        self.latest = dict(checkpoint.state["metrics"])
-        self.unreadable = set(checkpoint.state["unreadable"])
-        self.replaced = int(checkpoint.state.get("replaced", 0))
-        if checkpoint.state["scaler"]:
-            self.learner.scaler.load_state_dict(checkpoint.state["scaler"])
-        if self.processes.first:
-            torch.set_rng_state(checkpoint.training["random.cpu"])
-            if self.device.type == "cuda" and "random.cuda" in checkpoint.training:
-                torch.cuda.set_rng_state(checkpoint.training["random.cuda"], self.device)
-        else:
-            # Only the generators of the first process are saved; the others are seeded anew.
-            torch.manual_seed(self.config.seed + self.processes.rank + (self.step << 16))
+            load_weights(part.module, weights[name] or {}, checkpoint.path)
+        self.restore_loop(checkpoint, state)
+        self.best, self.latest = dict(state.best), dict(state.metrics)
+        self.replaced = state.replaced
+        if state.scaler and self.learner.scaler.is_enabled():
+            try:
+                self.learner.scaler.load_state_dict(state.scaler)
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise RunError(
+                    f"checkpoint {checkpoint.path} cannot be used: scaler: {error}"
+                ) from error

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
-from context_encoder.runs import RunError, check_unchanged, find_checkpoint
-from context_encoder.training import NonFiniteError, TrainingFailure
+from context_encoder.runs import check_unchanged, find_checkpoint, read_config_as
+from context_encoder.training import NonFiniteError, TrainingError
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.registry import TRANSFERS, TransferSpec
@@ -21,10 +19,8 @@ from context_encoder.utils.cli import (
     parse_config,
     run_command,
 )
-from context_encoder.utils.options import explain
-from context_encoder.utils.text import read_text
 
-_FREE_ON_RESUME = ("voc", "steps", "workers", "device", "log_every", "save_every", "resume")
+_FREE_ON_RESUME = "voc steps workers device log_every save_every save_minutes keep resume".split()
 
 C = TypeVar("C", bound=TransferConfig)
 
@@ -32,7 +28,7 @@ C = TypeVar("C", bound=TransferConfig)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     return run_command(
-        "transfer", _parse, _run, arguments, failures=(NonFiniteError, TrainingFailure)
+        "transfer", _parse, _run, arguments, failures=(NonFiniteError, TrainingError)
     )
 
 
@@ -70,14 +66,8 @@ def parse(kind: type[C], prog: str, arguments: Sequence[str] | None) -> C:
     early = early_options(("resume",), arguments)
     defaults = kind()
     if "resume" in early:
-        file = find_checkpoint(Path(early["resume"]), "last") / "config.json"
-        try:
-            defaults = kind.model_validate_json(read_text(file))
-        except ValidationError as error:
-            reasons = "; ".join(explain(error))
-            raise RunError(f"{file} is not a configuration of {prog}: {reasons}") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} is not a configuration of {prog}: {error}") from error
+        folder = find_checkpoint(Path(early["resume"]), "last")
+        defaults = read_config_as(kind, folder, f"a configuration of {prog}")
     config = parse_config(kind, prog, arguments, defaults)
     if config.resume is not None:
         check_unchanged(config.resume, defaults, config, _FREE_ON_RESUME)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from context_encoder.config.train_config import MOST_IMAGES, MOST_WORKERS
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.voc import CLASSES
 
@@ -21,7 +22,9 @@ class TransferConfig(BackboneConfig):
     classes: tuple[str, ...] = Field(CLASSES, description="Names of the classes, in order.")
 
     steps: Annotated[int, Field(ge=1)] = Field(80_000, description="Training steps.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="Images per step.")
+    batch_size: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = Field(
+        16, description="Images per step."
+    )
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="SGD's learning rate.")
     lr_step: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Period in steps after which lr is multiplied by `lr_gamma`."
@@ -42,7 +45,7 @@ class TransferConfig(BackboneConfig):
     )
 
     amp: Literal["off", "bf16"] = Field("off", description="Mixed precision by autocast.")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="Data processes.")
+    workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = Field(0, description="Data processes.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="Seed of new weights, order, crops and dropout."
     )
@@ -52,3 +55,9 @@ class TransferConfig(BackboneConfig):
     resume: Path | None = Field(None, description="Run folder to continue with its options.")
     log_every: Annotated[int, Field(ge=1)] = Field(20, description="Steps between log lines.")
     save_every: Annotated[int, Field(ge=1)] = Field(1000, description="Steps between checkpoints.")
+    save_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        15.0, description="Most minutes between two checkpoints."
+    )
+    keep: Annotated[int, Field(ge=1)] = Field(
+        1, description="Number of the last checkpoints to keep."
+    )

@@ -5,6 +5,7 @@ The inputs of a step depend on (seed, step) alone, so a resumed run continues ex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -26,14 +27,15 @@ from context_encoder.runs import (
     Checkpoint,
     RunError,
     RunFolder,
+    contents_digest,
     find_checkpoint,
-    load_optimizer,
     load_weights,
-    optimizer_tensors,
+    parse_state,
     read_checkpoint,
     run_root,
 )
-from context_encoder.training.loop import TrainingLoop, check_weights
+from context_encoder.training.failure import with_advice
+from context_encoder.training.loop import LoopState, TrainingLoop, check_weights
 from context_encoder.training.signals import stop_on_signal
 from context_encoder.transfer.config import TransferConfig
 from context_encoder.transfer.results import markdown
@@ -84,6 +86,7 @@ class Training(TrainingLoop):
         self.config = config
         self.task = task
         self.digest = digest
+        self._contents = contents_digest([item.image for item in task.items])
         task.model.to(device)
         super().__init__(
             Learner(
@@ -96,7 +99,8 @@ class Training(TrainingLoop):
             steps=config.steps,
             batch_size=config.batch_size,
             log_every=config.log_every,
-            save_every=config.save_every,
+            val_every=config.save_every,
+            save_minutes=config.save_minutes,
         )
 
     def _sgd(self) -> torch.optim.SGD:
@@ -159,18 +163,28 @@ class Training(TrainingLoop):
             return
         weights = self.task.model.state_dict()
         check_weights(weights, self.step)
-        state = {"step": self.step, "digest": self.digest, "unreadable": sorted(self.unreadable)}
-        tensors = optimizer_tensors("model", self.learner.optimizers["model"])
+        tensors, state = self.loop_state()
+        state |= {"digest": self.digest, "contents": self._contents}
         self.run.save("last", Checkpoint(weights, None, tensors, state), self.config)
+        self.run.prune()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Resume from a checkpoint; ValueError if the images have changed."""
-        if checkpoint.state["digest"] != self.digest:
+        """Resume from a checkpoint.
+
+        Raises:
+            RunError: the checkpoint does not fit the task.
+            ValueError: the images have changed.
+        """
+        state = parse_state(_State, checkpoint)
+        if state.digest != self.digest or state.contents not in (None, self._contents):
             raise ValueError("the training images have changed; resume with the same ones")
-        load_weights(self.task.model, checkpoint.model, Path("the checkpoint"))
-        load_optimizer("model", self.learner.optimizers["model"], checkpoint.training)
-        self.mark_resumed(int(checkpoint.state["step"]))
-        self.unreadable = set(checkpoint.state["unreadable"])
+        load_weights(self.task.model, checkpoint.model, checkpoint.path)
+        self.restore_loop(checkpoint, state)
+
+
+class _State(LoopState):
+    digest: str
+    contents: str | None = None
 
 
 def run_task(config: C, command: str, make: Any, digest: str) -> int:
@@ -192,7 +206,7 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
             raise RunError(f"`resume` {config.resume} is a checkpoint outside its run folder")
         out = root
         checkpoint = read_checkpoint(find_checkpoint(config.resume, "last"))
-    run = RunFolder(out, None if checkpoint is None else int(checkpoint.state["step"]))
+    run = RunFolder(out, checkpoint, keep=config.keep)
     config = config.model_copy(update={"out": out, "resume": None})
     network = config.load(config.seed)
     with torch.random.fork_rng(devices=[]):
@@ -208,7 +222,12 @@ def run_task(config: C, command: str, make: Any, digest: str) -> int:
         "  %d images, %.2f M parameters, steps %d to %d on %s",
         len(task.items), parameters / 1e6, training.step, config.steps, device,
     )  # fmt: skip
-    with stop_on_signal(training), logging_redirect_tqdm():
+    with (
+        contextlib.closing(run),
+        with_advice(out, f"transfer {command}"),
+        stop_on_signal(training),
+        logging_redirect_tqdm(),
+    ):
         if training.fit(run).interrupted:
             log.info("stopped at step %d of %d, saved; go on with", training.step, config.steps)
             log.info("  python -m context_encoder.transfer %s --resume %s", command, out)

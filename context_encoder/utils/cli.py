@@ -23,17 +23,18 @@ import os
 import re
 import signal
 import sys
+import threading
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import torch
 import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
+from context_encoder.utils.errors import os_reason, outside_reason
 from context_encoder.utils.options import explain, with_options
 from context_encoder.utils.registry import NameIn, Names
 from context_encoder.utils.version import __version__
@@ -99,7 +100,8 @@ def run_command(
         if "--version" in words:
             print(f"context-encoder {__version__}")
             return DONE
-        status = job(parse(prog, words))
+        with _termination_as_exception():
+            status = job(parse(prog, words))
         sys.stdout.flush()  # raises BrokenPipeError here if the reader has gone
         return DONE if status is None else status
     except SystemExit as stop:  # --help
@@ -115,19 +117,52 @@ def run_command(
     except failures as error:
         _say(f"stopped: {error}", renamed)
         return FAILED
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        where = "memory" if isinstance(error, MemoryError) else "GPU memory"
-        _say(f"stopped: out of {where}; lower `batch_size` or the image size", renamed)
-        return FAILED
+    except Terminated as stop:
+        _say(
+            f"ended by {stop.signal.name}" + (when_interrupted and f"; {when_interrupted}"), renamed
+        )
+        return stopped_by(stop.signal)
     except OSError as error:
         misuse = isinstance(error, _MISUSE) or error.errno in {None, *_MISUSE_CODES}
-        _say(f"{'error' if misuse else 'stopped'}: {_sentence(error)}", renamed)
+        _say(f"{'error' if misuse else 'stopped'}: {os_reason(error)}", renamed)
         return MISUSED if misuse else FAILED
     except Exception as error:
-        if not _is_message(error):
+        if _is_message(error):
+            _say(f"error: {error}", renamed)
+            return MISUSED
+        reason = outside_reason(error)
+        if reason is None:
             raise
-        _say(f"error: {error}", renamed)
-        return MISUSED
+        _say(f"stopped: {reason}", renamed)
+        return FAILED
+
+
+class Terminated(BaseException):
+    """A signal that ends the process, as an exception, so that temporary files are removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Raise :class:`Terminated` at SIGTERM, SIGHUP and SIGUSR1, unless they are handled already."""
+
+    def end(number: int, frame: types.FrameType | None) -> None:
+        raise Terminated(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stopped_by(number: signal.Signals) -> int:
@@ -276,14 +311,6 @@ def given_fields(kind: type[BaseModel], arguments: Sequence[str] | None) -> list
 def _say(message: str, renamed: Mapping[str, str] | None) -> None:
     lines = [line.strip() for line in with_options(message, renamed).splitlines()]
     print("; ".join(filter(None, lines)), file=sys.stderr)
-
-
-def _sentence(error: OSError) -> str:
-    plain = type(error).__str__ is OSError.__str__
-    if plain and error.errno and error.strerror:
-        reason = error.strerror[:1].lower() + error.strerror[1:]
-        return reason if error.filename is None else f"{os.fspath(error.filename)}: {reason}"
-    return str(error)
 
 
 def _is_message(error: Exception) -> bool:

@@ -64,7 +64,6 @@ def process_group(processes: Processes, device: torch.device) -> Iterator[None]:
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: it would wait for the other processes.
+    dist.destroy_process_group()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -20,11 +21,21 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from context_encoder.utils.text import check_regular, read_text
+
 __all__ = [
     "WriteError",
     "check_new_file",
+    "check_regular",
     "check_writable",
+    "file_digest",
+    "is_temporary",
     "make_folder",
+    "point",
+    "pointed_at",
+    "read_text",
+    "remove_folder",
+    "remove_unfinished",
     "save_tensors",
     "write_file",
     "write_folder",
@@ -45,6 +56,9 @@ _ADVICE = {
 _SAFETENSORS_CODE = re.compile(r"code: (\d+)")
 # Leaves room for the suffix of a temporary name within the 255 bytes of a file name.
 _LONGEST_STEM = 40
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.new")
+# What os.symlink reports on file systems without symbolic links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 class WriteError(OSError):
@@ -56,6 +70,11 @@ class WriteError(OSError):
 
     def __init__(self, code: int, reason: str, path: str) -> None:
         super().__init__(code, reason, path)
+
+    @classmethod
+    def of(cls, error: OSError, path: str | os.PathLike[str]) -> WriteError:
+        """The error of writing to ``path`` for an error of the operating system."""
+        return cls(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path))
 
     def __str__(self) -> str:
         reason = self.strerror[:1].lower() + self.strerror[1:]
@@ -116,31 +135,111 @@ def save_tensors(
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Write a folder under a temporary name, then rename it.
+    """Write a new folder completely or not at all.
 
-    A folder cannot be replaced in one step. After an interruption between the two renames, the
-    previous folder is at ``.NAME.old``.
+    It is filled under a temporary name, flushed to the disk and then renamed. After a crash, only
+    a folder with the temporary name can remain: see :func:`remove_unfinished`.
 
     Args:
-        folder: the folder; its parents are created.
+        folder: the folder, which must not exist; its parents are created.
         fill: called with an empty folder; writes its files with this module's functions.
 
     Raises:
-        WriteError: the folder cannot be written; gives path and cause.
+        WriteError: the folder exists or cannot be written; gives path and cause.
     """
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     with _reported(folder):
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        fill(new)
-        # Flushed before the rename: otherwise a power cut could lose both folders.
-        _sync_folder(new)
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
+        if os.path.lexists(folder):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = _temporary_name(folder)
+        new.mkdir()
+        try:
+            fill(new)
+            # Flushed before the rename: otherwise a power cut could leave the name without the
+            # files.
+            _sync_folder(new)
+            os.rename(new, folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
         _sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def point(pointer: Path, name: str) -> None:
+    """Let a symbolic link point at a file or folder beside it, in one step.
+
+    Where the file system has no symbolic links, a file with the name replaces the link.
+
+    Args:
+        pointer: the link; an old link or file of this name is replaced.
+        name: name of an entry of the same folder.
+
+    Raises:
+        WriteError: the link cannot be written; the old one is kept.
+    """
+    new = _temporary_name(pointer)
+    with _reported(pointer):
+        try:
+            os.symlink(name, new)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            write_file(pointer, f"{name}\n")
+            return
+        try:
+            os.replace(new, pointer)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
+        _sync_folder(pointer.parent)
+
+
+def pointed_at(pointer: Path) -> Path | None:
+    """The entry that :func:`point` made a pointer for; None without a pointer.
+
+    Existence of the entry is not checked. A folder that has the pointer's name stands for itself.
+    """
+    if pointer.is_symlink():
+        return pointer.parent / os.readlink(pointer)
+    if pointer.is_file():
+        return pointer.parent / (read_text(pointer, most=4096).strip() or "?")
+    return pointer if pointer.is_dir() else None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what functions of this module left under temporary names when they were killed."""
+    for entry in folder.glob(".*.new"):
+        if is_temporary(entry):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    entry.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; a crash leaves it whole, or what :func:`remove_unfinished` removes.
+
+    Raises:
+        WriteError: it cannot be removed.
+    """
+    gone = _temporary_name(folder)
+    with _reported(folder):
+        os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of those that are used until a file or folder is complete."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a regular file, in hexadecimal digits; OSError as :func:`read_text`."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
@@ -194,14 +293,18 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A new empty file in the folder of ``target``; removed at the end if still there."""
-    # With this suffix it is not mistaken for an image or a result.
-    new = target.with_name(f".{target.name[:_LONGEST_STEM]}.{secrets.token_hex(6)}.new")
+    new = _temporary_name(target)
     os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield new
     finally:
         with contextlib.suppress(OSError):
             os.unlink(new)
+
+
+def _temporary_name(target: Path) -> Path:
+    # With this suffix it is not mistaken for an image or a result.
+    return target.with_name(f".{target.name[:_LONGEST_STEM]}.{secrets.token_hex(6)}.new")
 
 
 @contextlib.contextmanager
@@ -212,8 +315,7 @@ def _reported(path: str | os.PathLike[str]) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as error:
-        code = error.errno or errno.EIO
-        raise WriteError(code, error.strerror or str(error), os.fspath(path)) from error
+        raise WriteError.of(error, path) from error
 
 
 def _mode_of_old(target: Path) -> int | None:

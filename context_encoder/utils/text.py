@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["decode_text", "read_lines", "read_text", "shortened"]
+__all__ = ["check_regular", "decode_text", "read_lines", "read_text", "shortened"]
 
 # The mark of UTF-32 begins with that of UTF-16, so it comes first.
 _MARKS = (
@@ -51,15 +53,38 @@ def decode_text(
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """OSError unless a path leads to a regular file, since reading a pipe could wait for ever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", os.fspath(path))
+
+
 def read_text(
-    path: str | os.PathLike[str], *, errors: Literal["strict", "surrogateescape"] = "strict"
+    path: str | os.PathLike[str],
+    *,
+    most: int = 1 << 30,
+    errors: Literal["strict", "surrogateescape"] = "strict",
 ) -> str:
-    """The text of a file, see :func:`decode_text`.
+    """The text of a regular file, see :func:`decode_text`.
+
+    Args:
+        path: the file.
+        most: largest length in bytes.
+        errors: see :func:`decode_text`.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, is not regular, or is longer.
         ValueError: it is not text.
     """
+    check_regular(path)
+    length = os.stat(path).st_size
+    if length > most:
+        raise OSError(
+            errno.EFBIG, f"it has {length} bytes, at most {most} are expected", os.fspath(path)
+        )
     return decode_text(Path(path).read_bytes(), os.fspath(path), errors=errors)
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from context_encoder.optimization import Learner
-from context_encoder.runs import Checkpoint, RunFolder
+from context_encoder.runs import Checkpoint, RunFolder, find_checkpoint, read_checkpoint
 from context_encoder.training import NonFiniteError, TrainingLoop
 
 
@@ -24,12 +24,12 @@ class Empty(BaseModel):
 class Counting(TrainingLoop):
     """The loss is the number of the step, from 1; calls are recorded."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         network = nn.Linear(1, 1)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
         super().__init__(
             Learner({"model": network}, {"model": optimizer}, torch.device("cpu")),
-            **{"steps": 7, "batch_size": 2, "log_every": 2, "save_every": 3, **options},
+            **{"steps": 7, "batch_size": 2, "log_every": 2, "val_every": 3, **options},
         )
         self.calls: list[str] = []
         self.losses: dict[int, float] = {}
@@ -60,8 +60,8 @@ class Counting(TrainingLoop):
         self.run.save("last", Checkpoint(tensors, None, tensors, {"step": self.step}), Empty())
 
 
-def fit(loop: TrainingLoop, path: Path, resume_step: int | None = None) -> Any:
-    run = RunFolder(path, resume_step)
+def fit(loop: TrainingLoop, path: Path, *, resume: bool = False) -> Any:
+    run = RunFolder(path, read_checkpoint(find_checkpoint(path, "last")) if resume else None)
     run.start(Empty())
     return loop.fit(run)
 
@@ -126,7 +126,7 @@ def test_a_resumed_loop_goes_on_with_the_next_step(tmp_path: Path) -> None:
     fit(loop, parts)
     loop = Counting()
     loop.mark_resumed(4)
-    fit(loop, parts, 4)
+    fit(loop, parts, resume=True)
     assert loop.calls[:2] == ["prepare", "5"]
     for split in ("train", "val"):
         for a, b in zip(rows(whole, split).items(), rows(parts, split).items(), strict=True):

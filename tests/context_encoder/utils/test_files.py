@@ -23,7 +23,12 @@ from context_encoder.utils import files
 from context_encoder.utils.files import (
     WriteError,
     check_writable,
+    file_digest,
     make_folder,
+    point,
+    pointed_at,
+    read_text,
+    remove_unfinished,
     save_tensors,
     write_file,
     write_folder,
@@ -342,38 +347,79 @@ def test_other_libraries_write_by_it(tmp_path: Path) -> None:
         assert read.getpixel((2, 1)) == (1, 2, 3)
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints/last"
-
-    def fill(text: str) -> Callable[[Path], None]:
-        return lambda new: write_file(new / "state", text)
-
-    write_folder(folder, fill("1"))
-    write_folder(folder, fill("2"))
-    assert (folder / "state").read_text() == "2"
-    assert os.listdir(folder.parent) == ["last"]
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints/step_1"
+    write_folder(folder, lambda new: write_file(new / "state", "1"))
+    assert (folder / "state").read_text() == "1"
+    with pytest.raises(WriteError, match=r"step_1: file exists"):
+        write_folder(folder, lambda new: write_file(new / "state", "2"))
+    assert (folder / "state").read_text() == "1"
 
     def full(new: Path) -> None:
         write_file(new / "state", "3")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(WriteError, match=r"last: no space left on device"):
-        write_folder(folder, full)
-    assert (folder / "state").read_text() == "2"
-    write_folder(folder, fill("4"))
-    assert (folder / "state").read_text() == "4"
-    assert os.listdir(folder.parent) == ["last"]
+    with pytest.raises(WriteError, match=r"step_2: no space left on device"):
+        write_folder(folder.with_name("step_2"), full)
+    assert os.listdir(folder.parent) == ["step_1"]
 
 
-@pytest.mark.parametrize("call", [1, 2])
-def test_a_folder_between_its_renames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+@pytest.mark.parametrize("operation", ["mkdir", "rename", "fsync"])
+def test_a_folder_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    folder = tmp_path / "last"
-    write_folder(folder, lambda new: write_file(new / "state", "1"))
     with monkeypatch.context() as patch:
-        failing(patch, "rename", call, errno.EIO)
+        # The first mkdir is that of the parent, which exists.
+        failing(patch, operation, 2 if operation == "mkdir" else 1, errno.EIO)
         with pytest.raises(WriteError):
-            write_folder(folder, lambda new: write_file(new / "state", "2"))
-    where = folder if call == 1 else tmp_path / ".last.old"
-    assert (where / "state").read_text() == "1"
+            write_folder(tmp_path / "a", lambda new: write_file(new / "state", "1"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pointer_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pointer = tmp_path / "last"
+    assert pointed_at(pointer) is None
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        point(pointer, name)
+        assert pointed_at(pointer) == tmp_path / name
+        assert pointer.resolve() == tmp_path / name
+    for operation in ("symlink", "replace"):
+        with monkeypatch.context() as patch:
+            failing(patch, operation, 1, errno.EIO)
+            with pytest.raises(WriteError, match="last"):
+                point(pointer, "a")
+        assert pointed_at(pointer) == tmp_path / "b"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "last"]
+
+
+def test_a_pointer_without_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    for name in ("a", "b"):
+        point(tmp_path / "last", name)
+        assert pointed_at(tmp_path / "last") == tmp_path / name
+    assert os.listdir(tmp_path) == ["last"]
+
+
+def test_what_is_left_under_temporary_names_is_removed(tmp_path: Path) -> None:
+    kept = [".a.new", "b.new", ".c.0123456789ab.old"]
+    for name in (*kept, ".last.0123456789ab.new"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".step_1.0123456789ab.new/inner").mkdir(parents=True)
+    remove_unfinished(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a folder")):
+        for read in (read_text, file_digest):
+            with pytest.raises(OSError, match=reason):
+                read(path)
+    (tmp_path / "long").write_text("12345")
+    assert read_text(tmp_path / "long", most=5) == "12345"
+    with pytest.raises(OSError, match="5 bytes, at most 4"):
+        read_text(tmp_path / "long", most=4)
