@@ -354,9 +354,10 @@ class TrainingLoop(ABC):
         several = self.processes.world_size > 1
         ahead: deque[Any] = deque()
         while self.step < self.steps:
-            while several and len(ahead) < min(2, self.steps - self.step):
-                ahead.append(self._read(batches))
             failing = any(isinstance(item, Exception) for item in ahead)
+            while several and not failing and len(ahead) < min(2, self.steps - self.step):
+                ahead.append(self._read(batches))
+                failing = isinstance(ahead[-1], Exception)
             stop, save, failed = self._agreement.any_of(
                 (self.stop_requested, self._save_is_due(), failing)
             )
@@ -409,7 +410,7 @@ class TrainingLoop(ABC):
             self._checkpoint(validate=False)
         rank, reason = next((r, text) for r, text in enumerate(reasons) if text is not None)
         where = f"process {rank}: " if len(reasons) > 1 else ""
-        raise TrainingError(f"{where}{reason}. {self._kept()}")
+        raise TrainingError(f"{where}{reason}; step {self.step} is saved")
 
     def _alone_and_stopped(self) -> bool:
         return self.stop_requested and self.processes.world_size == 1

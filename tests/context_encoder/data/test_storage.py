@@ -226,7 +226,7 @@ def test_a_run_whose_folder_vanishes_is_saved_and_resumes_bit_for_bit(
     assert "Traceback" not in capfd.readouterr().err
     said = (out / "log.txt").read_text()
     assert "stopped: the storage of" in said
-    assert "The checkpoint of step 5 is kept." in said
+    assert "; step 5 is saved; go on with: python -m context_encoder.train --resume" in said
     assert state(out)["step"] == 5
     away.rename(root)
     assert run("--resume", str(out)) == DONE
