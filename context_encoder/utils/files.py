@@ -51,7 +51,7 @@ _ADVICE = {
     errno.ENOENT: "make its folder first",
 }
 # safetensors reports operating-system errors as text only.
-_SAFETENSORS_CODE = re.compile(r"code: (\d+)")
+_SAFETENSORS_CODE = re.compile(r"(?:code:|os error) (\d+)")
 # Leaves room for the suffix of a temporary name within the 255 bytes of a file name.
 _LONGEST_STEM = 40
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.new")
