@@ -34,6 +34,7 @@ __all__ = [
     "read_text",
     "remove_folder",
     "remove_unfinished",
+    "rename_folder",
     "save_tensors",
     "write_file",
     "write_folder",
@@ -214,6 +215,14 @@ def remove_unfinished(folder: Path) -> None:
             else:
                 with contextlib.suppress(OSError):
                     entry.unlink()
+
+
+def rename_folder(folder: Path, name: str) -> Path:
+    """Rename a folder; WriteError if it cannot be renamed."""
+    target = folder.with_name(name)
+    with _reported(folder):
+        os.rename(folder, target)
+    return target
 
 
 def remove_folder(folder: Path) -> None:
