@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from context_encoder.optimization.batch_statistics import share_batch_statistics
 from context_encoder.utils.device import Processes
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,7 +34,8 @@ class Learner:
         amp: "off", "bf16" or "fp16" (with a scaled loss).
         clip: largest norm of the gradient of a network; None for no limit.
         compile: torch.compile the networks.
-        processes: the processes that train together.
+        processes: the processes that train together. Batch normalisation then uses the statistics
+            of all of them.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Learner:
         self._networks = {name: self._wrap(n, compile) for name, n in networks.items()}
 
     def _wrap(self, network: nn.Module, compile: bool) -> nn.Module:
+        if self.processes.world_size > 1:
+            share_batch_statistics(network)
         wrapped: nn.Module = torch.compile(network) if compile else network  # type: ignore[assignment]
         if self.processes.world_size > 1:
             index = None if self.device.index is None else [self.device.index]

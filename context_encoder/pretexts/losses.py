@@ -40,7 +40,7 @@ def reconstruction_loss(
 
 
 def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
-    """A factor for this process's loss, for masks that differ between processes; ``()`` float32.
+    """A factor for this process's loss, for masks that differ between processes; ``()`` float64.
 
     Each process divides its loss by the sum of its own weights. With this factor, the mean over
     the processes, which is also taken of the gradients, equals the weighted mean over all images.
@@ -52,13 +52,14 @@ def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
     own = weights.sum(dtype=torch.float64)
     total = own.clone()
     dist.all_reduce(total)
-    return (own * world_size / total.clamp(min=1)).float()
+    return own * world_size / total.clamp(min=1)
 
 
 def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:
-    """Mean squared ("l2") or absolute ("l1") error of all elements, ``()`` float32."""
+    """Mean squared ("l2") or absolute ("l1") error of all elements, ``()``, at least float32."""
     loss = F.mse_loss if kind == "l2" else F.l1_loss
-    return loss(prediction.float(), target.float())
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    return loss(prediction.to(dtype), target.to(dtype))
 
 
 def discriminator_loss(logits: Tensor, real: bool) -> Tensor:

@@ -67,6 +67,7 @@ from context_encoder.utils.files import (
     pointed_at,
     remove_folder,
     remove_unfinished,
+    rename_folder,
     save_tensors,
     write_file,
     write_folder,
@@ -248,8 +249,7 @@ class RunFolder:
                     step = int(json.loads(read_text(folder / STATE_FILE))["step"])
                 except (OSError, ValueError, TypeError, KeyError):
                     step = 0
-                named = self._free_name(step)
-                os.rename(folder, named)
+                named = rename_folder(folder, self._free_name(step).name)
                 point(folder, named.name)
             for left in (f".{which}.old", f".{which}.new"):
                 if folder.is_dir():

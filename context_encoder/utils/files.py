@@ -36,6 +36,7 @@ __all__ = [
     "read_text",
     "remove_folder",
     "remove_unfinished",
+    "rename_folder",
     "save_tensors",
     "write_file",
     "write_folder",
@@ -53,7 +54,7 @@ _ADVICE = {
     errno.ENOENT: "make its folder first",
 }
 # safetensors reports operating-system errors as text only.
-_SAFETENSORS_CODE = re.compile(r"code: (\d+)")
+_SAFETENSORS_CODE = re.compile(r"(?:code:|os error) (\d+)")
 # Leaves room for the suffix of a temporary name within the 255 bytes of a file name.
 _LONGEST_STEM = 40
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.new")
@@ -216,6 +217,14 @@ def remove_unfinished(folder: Path) -> None:
             else:
                 with contextlib.suppress(OSError):
                     entry.unlink()
+
+
+def rename_folder(folder: Path, name: str) -> Path:
+    """Rename a folder; WriteError if it cannot be renamed."""
+    target = folder.with_name(name)
+    with _reported(folder):
+        os.rename(folder, target)
+    return target
 
 
 def remove_folder(folder: Path) -> None:

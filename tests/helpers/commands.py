@@ -5,10 +5,10 @@ They are forked from a server that has imported torch but never used it, and lea
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
-import resource
 import signal
 import socket
 import sys
@@ -47,7 +47,8 @@ class Command:
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal to the whole process group."""
-        os.killpg(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
         """The exit status; fails if the command, or a child of it, does not end."""
@@ -78,7 +79,6 @@ def start(
     *,
     before: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
-    memory: int | None = None,
 ) -> Command:
     """Start ``python -m module arguments``.
 
@@ -86,11 +86,10 @@ def start(
         errors: file for the standard output and error.
         before: called in the new process; must be importable.
         environment: further environment variables.
-        memory: limit of the address space in bytes.
     """
     process = _SERVER.Process(  # type: ignore[attr-defined]
         target=_main,
-        args=(module, list(arguments), str(errors), before, dict(environment or {}), memory),
+        args=(module, list(arguments), str(errors), before, dict(environment or {})),
     )
     errors.touch()
     process.start()
@@ -131,7 +130,6 @@ def _main(
     errors: str,
     before: Callable[[], None] | None,
     environment: dict[str, str],
-    memory: int | None,
 ) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # as in a command that a user starts
@@ -141,8 +139,6 @@ def _main(
     os.dup2(descriptor, 2)
     os.close(descriptor)
     os.environ.update(environment)
-    if memory is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     if before is not None:
         before()
     sys.exit(importlib.import_module(module).main(arguments))

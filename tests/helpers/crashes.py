@@ -18,8 +18,13 @@ _CHANGES = {
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def at_operation(number: int, action: Callable[[], None]) -> Callable[[], int]:
-    """Call ``action`` before the file operation ``number``, from 1; the result counts them."""
+def at_operation(
+    number: int, action: Callable[[], None], *, onward: bool = False
+) -> Callable[[], int]:
+    """Call ``action`` before the file operation ``number``, from 1; the result counts them.
+
+    With ``onward``, before all later operations too.
+    """
     count = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -31,7 +36,7 @@ def at_operation(number: int, action: Callable[[], None]) -> Callable[[], int]:
         elif event not in _CHANGES:
             return
         count += 1
-        if count == number:
+        if count == number or (onward and count > number):
             action()
 
     sys.addaudithook(hook)

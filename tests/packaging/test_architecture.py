@@ -255,6 +255,10 @@ def test_one_module_turns_errors_into_exit_statuses() -> None:
             assert [ast.unparse(node) for node in guard.body] == ["sys.exit(main())"]
             tree.body.remove(guard)
         text = ast.unparse(tree)
+        # A data process ends with the main one; a process whose main thread waits for another
+        # process, which is gone, cannot be ended otherwise.
+        if name in ("context_encoder.data.loader", "context_encoder.training.watch"):
+            text = text.replace("os._exit(", "")
         found = {word for word in ("sys.exit(", "SystemExit(", "except SystemExit") if word in text}
         found |= {word for word in ("os._exit(", "KeyboardInterrupt:", "tyro.cli(") if word in text}
         if name not in COMMANDS:
