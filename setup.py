@@ -17,6 +17,7 @@ DEPENDENCIES = [
     "torch>=2.11",
     "contourpy>=1.2",
     "imagecodecs>=2024.1.1",
+    "fsspec>=2024.2",
     "numpy>=1.26",
     "pillow>=11.3",
     "pydantic>=2.7",

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from context_encoder.utils.option_groups import Need, OptionGroup
 from context_encoder.utils.registry import Registry, RegistryError
@@ -221,10 +221,22 @@ def _details(error: ValidationError) -> list[InitErrorDetails]:
     """The errors of a validation, in the form in which another one can raise them."""
     return [
         InitErrorDetails(
-            type=problem["type"],
+            type=_kind(problem),
             loc=problem["loc"],
             input=problem["input"],
             ctx=problem.get("ctx", {}),
         )
         for problem in error.errors()
     ]
+
+
+def _kind(problem: Any) -> str | PydanticCustomError:
+    """The type of an error; that of errors which pydantic_core does not know, with their message,
+    such as that of a path."""
+    try:
+        PydanticKnownError(problem["type"], problem.get("ctx"))
+    except KeyError:
+        return PydanticCustomError(problem["type"], problem["msg"])
+    except TypeError:  # without its context
+        pass
+    return str(problem["type"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from context_encoder.config.open_config import OpenConfig, in_words
 from context_encoder.config.presets import PRESETS, PresetName, default_preset
@@ -19,6 +19,15 @@ from context_encoder.utils.registry import Registry
 #: Largest numbers of data processes and of images per step: above, a mistyped option or a damaged
 #: file is more likely, with which a machine would be busy for hours before the first step.
 MOST_WORKERS, MOST_IMAGES = 1024, 65536
+
+
+def _location(value: str | Path) -> str | Path:
+    """A URL as it is, which a path would not keep; any other text as a path."""
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+#: A path, or a URL as text.
+Location = Annotated[str | Path, AfterValidator(_location)]
 
 # RGB on the [0, 255] scale.
 FILL_COLORS: dict[str, tuple[float, float, float]] = {
@@ -56,11 +65,13 @@ class TrainConfig(OpenConfig):
         "or from a corrupted one; predict the relative position of two patches.",
     )
 
-    data: Path | None = Field(
-        None, description="Folder of photographs, any nesting. Default: the packaged ones."
+    data: Location | None = Field(
+        None,
+        description="Photographs: a folder with any nesting, a text file that lists them, or tar "
+        "shards (folder, pattern or URL). Default: the packaged ones.",
     )
-    val_data: Path | None = Field(
-        None, description="Folder of held-out photographs. Default: a part of `data` is held out."
+    val_data: Location | None = Field(
+        None, description="Held-out photographs, likewise. Default: a part of `data` is held out."
     )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.18, description="Fraction of the photographs that is held out (at most 512)."
@@ -75,6 +86,11 @@ class TrainConfig(OpenConfig):
         (0.4, 1.0), description="Range of a random crop's side, as a fraction of the short side."
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
+    max_unreadable: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5,
+        description="Share of the photographs drawn that others may replace because they cannot "
+        "be read; above it the run ends.",
+    )
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] | None = Field(
         None,
         description="Data processes. Default: by CPU count; none for networks that train fast.",
@@ -159,7 +175,7 @@ class TrainConfig(OpenConfig):
             named = {"model", "pretext"} & values.keys()
             values = {"preset": default_preset(MODELS.default() if named else None), **values}
         name = values["preset"]
-        recipe = PRESETS[name].values if name in PRESETS else {}
+        recipe = PRESETS[name].values if isinstance(name, str) and name in PRESETS else {}
         idle = idle_options({**recipe, **values})
         return {**{name: v for name, v in recipe.items() if name not in idle}, **values}
 

@@ -12,6 +12,7 @@ from context_encoder.data.images import (
     SUFFIXES,
     Scan,
     UnreadableImage,
+    find_images,
     list_images,
     read_image,
     read_square,
@@ -19,21 +20,31 @@ from context_encoder.data.images import (
     to_input,
 )
 from context_encoder.data.loader import Batch, collate, make_loader, start_worker
+from context_encoder.data.replacing import DataError, Readable, Replacements
 from context_encoder.data.sampler import SampleStream
+from context_encoder.data.shards import ImageFile, ShardImage
+from context_encoder.data.storage import StorageError
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
     "SUFFIXES",
     "Batch",
     "Crops",
+    "DataError",
+    "ImageFile",
     "PhotoFolder",
+    "Readable",
+    "Replacements",
     "Sample",
     "SampleStream",
     "Scan",
+    "ShardImage",
+    "StorageError",
     "UnreadableImage",
     "collate",
     "contents",
     "embedded_photos",
+    "find_images",
     "list_images",
     "load_crops",
     "make_loader",

@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from context_encoder.data.folder import PhotoFolder
-from context_encoder.data.images import relative_name, to_input
+from context_encoder.data.images import to_input
+from context_encoder.data.shards import ImageFile, size_of
 
 __all__ = ["Crops", "contents", "load_crops"]
 
@@ -25,7 +26,7 @@ class Crops:
     #: uint8 ``(N, 3, S, S)``, RGB.
     images: Tensor
     #: The file of each crop, and its name relative to the folder.
-    paths: tuple[Path, ...]
+    paths: tuple[ImageFile, ...]
     names: tuple[str, ...]
     #: Index of each crop among the crops of its file.
     numbers: tuple[int, ...]
@@ -55,7 +56,7 @@ class Crops:
 
 
 def load_crops(
-    paths: Sequence[Path],
+    paths: Sequence[ImageFile],
     root: Path,
     *,
     size: int,
@@ -69,12 +70,14 @@ def load_crops(
     Args:
         paths, root, size, resize, crop_scale: see :class:`PhotoFolder`.
         samples: number of crops. With more crops than files, files give several crops; with
-            fewer, evenly spaced files give one each. None: one per file. Files that cannot be
-            read give none.
+            fewer, evenly spaced files give one each, and others take the place of those that
+            cannot be read. None: one per file.
         description: label of the progress bar.
 
     Raises:
-        ValueError: none of the files can be read, or an argument is out of its range.
+        DataError: none of the files can be read.
+        StorageError: the files cannot be reached.
+        ValueError: an argument is out of its range.
     """
     chosen = chosen_crops(len(paths), samples)
     each = 1 + max(crop for _, crop in chosen)
@@ -90,25 +93,32 @@ def load_crops(
         crops_per_image=each,
     )
     order = [photo * each + crop for photo, crop in chosen]
-    images, kept = [], []
+    images: list[Tensor] = []
+    kept: list[int] = []
     unreadable: dict[str, str] = {}
     upsampled: set[str] = set()
-    for index in tqdm(order, desc=description, unit="crop", leave=False, dynamic_ncols=True):
-        sample = data[0, index]
-        unreadable.update(sample["unreadable"])
-        if sample["source"] != index // each:
-            continue  # the replacement of an unreadable file would count twice
-        images.append(sample["image"])
-        kept.append(index)
-        if sample["upsampled"]:
-            upsampled.add(data.names[index // each])
-    if not images:
-        name, reason = next(iter(unreadable.items()))
-        raise ValueError(f"none of the photographs in {root} can be read; {name}: {reason}")
+    # The others take the place of unreadable files.
+    spare = sorted(set(range(len(paths))) - {photo for photo, _ in chosen})
+    order += [i * each for i in spare]
+    wanted = len(chosen)
+    with tqdm(total=wanted, desc=description, unit="crop", leave=False, dynamic_ncols=True) as bar:
+        for index in order:
+            if len(kept) == wanted:
+                break
+            sample = data[0, index]
+            unreadable.update(sample["unreadable"])
+            bar.update()
+            source = index // each
+            if sample["source"] != source:
+                continue  # the replacement of an unreadable file would count twice
+            images.append(sample["image"])
+            kept.append(index)
+            if sample["upsampled"]:
+                upsampled.add(data.names[source])
     return Crops(
         torch.stack(images),
         tuple(paths[index // each] for index in kept),
-        tuple(relative_name(paths[index // each], root) for index in kept),
+        tuple(data.names[index // each] for index in kept),
         tuple(index % each for index in kept),
         tuple(sorted(upsampled)),
         tuple(unreadable.items()),
@@ -131,21 +141,21 @@ def chosen_crops(photographs: int, samples: int | None) -> list[tuple[int, int]]
 
 
 @functools.cache
-def contents(path: Path) -> str:
+def contents(path: ImageFile) -> str:
     """A digest of a file's bytes, which identifies copies under other names."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def same_contents(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+def same_contents(paths: Iterable[ImageFile], others: Iterable[ImageFile]) -> list[ImageFile]:
     """The ``paths`` that have a copy among ``others``. Unreadable files match none."""
-    wanted: dict[int, list[Path]] = {}
+    wanted: dict[int, list[ImageFile]] = {}
     for path in paths:
-        wanted.setdefault(path.stat().st_size, []).append(path)
-    found: set[Path] = set()
+        wanted.setdefault(size_of(path), []).append(path)
+    found: set[ImageFile] = set()
     for other in others:
         try:  # only files of the right length are read, as there may be a million files
-            candidates = wanted.get(other.stat().st_size, [])
+            candidates = wanted.get(size_of(other), [])
             found.update(path for path in candidates if contents(path) == contents(other))
         except OSError:
             continue
-    return sorted(found)
+    return sorted(found, key=str)

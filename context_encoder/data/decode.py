@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -26,6 +25,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from context_encoder.data.shards import ShardImage, open_source
 
 __all__ = [
     "MAX_MEGAPIXELS",
@@ -78,9 +79,9 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 class UnreadableImage(Exception):  # noqa: N818 - what it is, not what went wrong
     """A file cannot be read as an image; ``path`` is the file, ``reason`` the cause."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: str | os.PathLike[str] | ShardImage, reason: str) -> None:
         super().__init__(path, reason)  # both, so that the exception can be pickled
-        self.path = Path(path)
+        self.path = Path(str(path))
         self.reason = reason
 
     def __str__(self) -> str:
@@ -254,28 +255,23 @@ class _Refused(ValueError):  # noqa: N818 - what was done, not what went wrong
 
 @contextmanager
 def open_image(
-    path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS, advice: str = ""
+    path: str | os.PathLike[str] | ShardImage,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    advice: str = "",
 ) -> Iterator[OpenImage]:
     """Open an image without decoding it; errors in the context become UnreadableImage.
 
     Args:
-        path: the file.
+        path: the file, or an image in a shard.
         max_megapixels: refuse larger images, in millions of pixels.
         advice: what to do then.
     """
     try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise ValueError("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")  # opening a pipe would block
-        if status.st_size == 0:
-            raise ValueError("the file is empty")
         with (
             warnings.catch_warnings(),
             _without_pillows_limit(),
             _tifffile_silenced(),
-            open(path, "rb") as file,
+            open_source(path) as file,
             contextlib.ExitStack() as stack,
         ):
             warnings.simplefilter("ignore")

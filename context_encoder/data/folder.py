@@ -8,19 +8,24 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
-from context_encoder.data.images import UnreadableImage, read_image, relative_name
+from context_encoder.data.images import read_image
+from context_encoder.data.listing import ImageList, relative_names
+from context_encoder.data.replacing import Readable
+from context_encoder.data.shards import ImageFile
 
 __all__ = ["DEFAULT_CACHE_BYTES", "PhotoFolder", "Sample", "embedded_photos", "split_photos"]
 
 #: Memory for decoded images, per process that creates a loader, divided among its workers.
 DEFAULT_CACHE_BYTES = 512 * 2**20
+
+I = TypeVar("I")  # noqa: E741 - an image
 
 # Pillow widens both filters when it shrinks, which prevents aliasing. Hamming is nearly as sharp
 # as bicubic when shrinking, in two thirds of the time.
@@ -63,12 +68,13 @@ class PhotoFolder(Dataset[Sample]):
     spread evenly over scales and places. ``index`` is ``image * crops_per_image + crop``.
 
     A file that cannot be read is replaced by the next readable one in order, and named in the
-    sample's ``unreadable``, once per process that tries to read it.
+    sample's ``unreadable``, once per process that tries to read it; see
+    :class:`~context_encoder.data.replacing.Readable`.
     """
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: Sequence[ImageFile | str],
         *,
         root: str | os.PathLike[str],
         size: int,
@@ -83,7 +89,7 @@ class PhotoFolder(Dataset[Sample]):
         """Store the arguments; files are read later.
 
         Args:
-            paths: the image files, all inside ``root``.
+            paths: the image files, all inside ``root``; or the images of shards.
             root: files are named relative to this folder in reports.
             size: S, side of the crops in pixels.
             resize: short side in pixels of the image that crops are taken from; at least
@@ -122,7 +128,7 @@ class PhotoFolder(Dataset[Sample]):
             raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         self.root = Path(root)
         #: Files relative to ``root``, as reports name them.
-        self.names = [relative_name(path, root) for path in paths]
+        self.names = relative_names(paths, root)
         self.size = size
         self.resize = resize
         self.crop_scale = crop_scale
@@ -131,10 +137,12 @@ class PhotoFolder(Dataset[Sample]):
         self.train = train
         self.crops_per_image = crops_per_image
         self.cache_bytes = cache_bytes
-        self._paths = [os.fspath(path) for path in paths]
+        self._paths = paths
         self._cache: dict[int, Image.Image] = {}
         self._cached_bytes = 0
-        self._unreadable: dict[int, str] = {}
+        self._readable = Readable(
+            len(paths), self._photo, self.names.__getitem__, f"{len(paths)} image files in {root}"
+        )
 
     def __len__(self) -> int:
         return len(self._paths) * self.crops_per_image
@@ -144,13 +152,14 @@ class PhotoFolder(Dataset[Sample]):
 
         Raises:
             IndexError: ``index`` is not in ``range(len(self))``.
-            ValueError: none of the files can be read.
+            DataError: none of the files can be read.
+            StorageError: the files cannot be reached.
         """
         epoch, index = key
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set with {len(self)} samples")
         wanted, crop = divmod(index, self.crops_per_image)
-        source, photo, unreadable = self._readable_from(wanted)
+        source, photo, unreadable = self._readable(wanted)
         flip = False
         if self.train:
             *draws, coin = _uniform(self.seed, epoch, index, _CROP)
@@ -173,33 +182,12 @@ class PhotoFolder(Dataset[Sample]):
         # A spawned worker fills its own cache.
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
 
-    def _readable_from(self, wanted: int) -> tuple[int, Image.Image, list[tuple[str, str]]]:
-        """The first readable photograph from ``wanted`` on, and the newly found failures."""
-        failures: list[tuple[str, str]] = []
-        count = len(self._paths)
-        for source in ((wanted + step) % count for step in range(count)):
-            if source in self._unreadable:
-                continue
-            try:
-                return source, self._photo(source), failures
-            except UnreadableImage as error:
-                self._unreadable[source] = error.reason
-                failures.append((self.names[source], error.reason))
-        raise ValueError(
-            f"none of the {count} image files in {self.root} can be read; the first is "
-            f"{UnreadableImage(self.names[0], self._unreadable[0])}"
-        )
-
     def _photo(self, source: int) -> Image.Image:
         """A photograph with a short side of at most ``resize``, from memory or from its file."""
         cached = self._cache.get(source)
         if cached is not None:
             return cached
-        photo = read_image(self._paths[source], min_side=self.resize)
-        short = min(photo.size)
-        if short > self.resize:
-            width, height = (max(1, round(n * self.resize / short)) for n in photo.size)
-            photo = photo.resize((width, height), _SHRINK, reducing_gap=3.0)
+        photo = shrink(read_image(self._paths[source], min_side=self.resize), self.resize)
         needed = photo.width * photo.height * _BYTES_PER_PIXEL
         worker = get_worker_info()
         budget = self.cache_bytes // (worker.num_workers if worker else 1)
@@ -221,12 +209,21 @@ class PhotoFolder(Dataset[Sample]):
         return photo.resize((self.size, self.size), _TO_SIZE, box=box)
 
 
+def shrink(photo: Image.Image, side: int) -> Image.Image:
+    """An image whose short side is at most ``side`` pixels; smaller ones stay as they are."""
+    short = min(photo.size)
+    if short <= side:
+        return photo
+    width, height = (max(1, round(n * side / short)) for n in photo.size)
+    return photo.resize((width, height), _SHRINK, reducing_gap=3.0)
+
+
 def split_photos(
-    paths: Sequence[Path],
+    paths: Sequence[I],
     root: str | os.PathLike[str],
     val_fraction: float,
     max_val: int = 512,
-) -> tuple[list[Path], list[Path]]:
+) -> tuple[Sequence[I], Sequence[I]]:
     """Split files into (training, validation), each in the order given.
 
     A hash of a file's path relative to ``root`` decides its side. It is the same on every
@@ -246,12 +243,15 @@ def split_photos(
         raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
     if max_val < 1:
         raise ValueError(f"max_val must be at least 1, got {max_val}")
-    place = [_unit_hash(relative_name(path, root)) for path in paths]
+    place = [_unit_hash(name) for name in relative_names(paths, root)]
     ranked = sorted(range(len(paths)), key=place.__getitem__)
     below = sum(p < val_fraction for p in place)
     held_out = set(ranked[: max(1, min(below, max_val, len(paths) - 1))])
-    train = [path for i, path in enumerate(paths) if i not in held_out]
-    return train, [path for i, path in enumerate(paths) if i in held_out]
+    train = [i for i in range(len(paths)) if i not in held_out]
+    sides = (train, sorted(held_out))
+    if isinstance(paths, ImageList):
+        return paths.chosen(sides[0]), paths.chosen(sides[1])
+    return [paths[i] for i in sides[0]], [paths[i] for i in sides[1]]
 
 
 def embedded_photos() -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +22,27 @@ from context_encoder.data.decode import (
     open_image,
     turned_upright,
 )
+from context_encoder.data.listing import (
+    FileList,
+    ImageList,
+    list_folder,
+    read_manifest,
+    relative_names,
+)
+from context_encoder.data.shards import ImageFile, ShardImage, are_shards, list_shards
+from context_encoder.data.storage import patient
 
 __all__ = [
     "SUFFIXES",
     "Scan",
     "UnreadableImage",
+    "find_images",
     "list_images",
     "read_image",
     "read_square",
     "scan_images",
     "to_input",
 ]
-
-log = logging.getLogger(__name__)
 
 #: Suffixes (lower case) by which :func:`list_images` recognizes an image file.
 SUFFIXES = (
@@ -48,8 +55,9 @@ SUFFIXES = (
 _BEHIND_ALPHA = (255, 255, 255)
 
 
+@patient
 def read_image(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | ShardImage,
     min_side: int | None = None,
     *,
     upright: bool = True,
@@ -69,7 +77,7 @@ def read_image(
     * The EXIF orientation is applied. If there are several frames, the first one is read.
 
     Args:
-        path: the file; its contents decide the format, not its suffix.
+        path: the file, or an image in a shard; the contents decide the format, not the suffix.
         min_side: if the caller will shrink the image to this short side (pixels), a JPEG is
             decoded at 1/2, 1/4 or 1/8 of its size where that leaves at least as much.
         upright: False to ignore the EXIF orientation, for annotations of the stored pixels.
@@ -78,6 +86,7 @@ def read_image(
     Raises:
         UnreadableImage: the file is missing, empty, forbidden, truncated, corrupt, not an image,
             of an unsupported format, or larger than the limit.
+        StorageError: the file was not given for a minute, and its folder is out of reach.
         ValueError: ``min_side`` below 1.
     """
     if min_side is not None and min_side < 1:
@@ -129,7 +138,7 @@ def scan_images(paths: Iterable[str | os.PathLike[str]]) -> Scan:
     return Scan(sizes, unreadable)
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+def list_images(folder: str | os.PathLike[str]) -> FileList:
     """All image files in a folder and its subfolders, by suffix, in a fixed order.
 
     Names that begin with a dot and ``__MACOSX`` folders are skipped. Links are followed, each
@@ -139,40 +148,42 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
         NotADirectoryError: ``folder`` is a file.
+        StorageError: a folder is out of reach.
     """
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"image folder {root} does not exist")
     if not root.is_dir():
         raise NotADirectoryError(f"image folder {root} is a file; give the folder that holds it")
-
-    def report(error: OSError) -> None:
-        log.warning("images in %s are left out: %s", error.filename, error.strerror)
-
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()  # folders by device and inode: links may form loops
-    for where, folders, files in os.walk(root, followlinks=True, onerror=report):
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        found.extend(
-            Path(where, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        )
+    found = list_folder(root, SUFFIXES)
     if not found:
         raise FileNotFoundError(
             f"no image in {root} or its subfolders: no file name ends in {', '.join(SUFFIXES)}"
         )
-    return sorted(found, key=lambda path: relative_name(path, root))
+    return found
 
 
-def relative_name(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> str:
+def find_images(location: str | os.PathLike[str]) -> ImageList[Any]:
+    """The images of a folder, of a text file that lists them, or of shards.
+
+    Args:
+        location: a folder, see :func:`list_images`; a file with one path per line, see
+            :func:`~context_encoder.data.listing.read_manifest`; or shards, see
+            :func:`~context_encoder.data.shards.list_shards`.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError, StorageError: as these functions.
+    """
+    if are_shards(location):
+        return list_shards(location, SUFFIXES)
+    if os.path.isfile(location) and not os.fspath(location).lower().endswith(SUFFIXES):
+        return read_manifest(Path(location))
+    return list_images(location)
+
+
+def relative_name(path: str | os.PathLike[str] | ShardImage, root: str | os.PathLike[str]) -> str:
     """``path`` relative to ``root``, with forward slashes and in NFC: equal on all systems."""
-    return unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix())
+    return relative_names([path], root)[0]
 
 
 def to_rgb(image: Image.Image | Samples) -> Image.Image:
@@ -227,7 +238,7 @@ def _from_floats(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     return eight
 
 
-def read_square(path: Path, size: int) -> Tensor:
+def read_square(path: ImageFile, size: int) -> Tensor:
     """The centre square of an image whose short side is scaled to ``size``: uint8 ``(3, S, S)``.
 
     Raises:

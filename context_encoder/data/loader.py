@@ -8,18 +8,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from context_encoder.data.folder import (
     PhotoFolder,
     Sample,
 )
+from context_encoder.data.replacing import DataError
 from context_encoder.data.sampler import SampleStream
+from context_encoder.data.storage import StorageError
 
 __all__ = [
     "Batch",
@@ -40,6 +42,38 @@ class Batch(TypedDict):
     #: (name, reason) of the files found unreadable while this batch was made. Each worker
     #: reports a file once, so several workers may report the same file.
     unreadable: list[tuple[str, str]]
+
+
+class _Reported(Dataset[Sample]):
+    """Samples, or the error that ends the run, so that it crosses from a worker as it is."""
+
+    def __init__(self, photos: PhotoFolder) -> None:
+        self.photos = photos
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        try:
+            return self.photos[key]
+        except (DataError, StorageError) as error:
+            return error
+
+
+def _collate(samples: Sequence[Any]) -> Any:
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    return errors[0] if errors else collate(samples)
+
+
+class _Loader(DataLoader[Sample]):
+    """Raises the errors of :class:`_Reported` in place of their batch."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _raising(super().__iter__())  # starts the workers at once
+
+
+def _raising(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -90,6 +124,7 @@ def make_loader(
 
     Raises:
         ValueError: an argument is out of its range.
+        DataError, StorageError: in the iteration, in place of a batch, see :class:`PhotoFolder`.
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
@@ -104,13 +139,13 @@ def make_loader(
     )
     if not photos.train and (start_step or num_steps is not None):
         raise ValueError("start_step and num_steps are for training; evaluation takes all samples")
-    return DataLoader(
-        photos,
+    return _Loader(
+        _Reported(photos),
         batch_size=stream.local_batch_size,
         sampler=stream
         if photos.train
         else [(0, index) for index in range(rank, len(photos), world_size)],
-        collate_fn=collate,
+        collate_fn=_collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

@@ -25,6 +25,7 @@ from context_encoder.data import (
     to_input,
 )
 from context_encoder.data.images import relative_name
+from context_encoder.data.shards import ImageFile
 from context_encoder.encoder.backbone import layer_names
 from context_encoder.masks import MaskSampler
 from context_encoder.models import Backbone
@@ -135,7 +136,7 @@ class Masking:
 
 def extract_features(
     model: Backbone,
-    paths: Sequence[Path],
+    paths: Sequence[ImageFile],
     layers: Sequence[str],
     *,
     root: Path | None = None,
@@ -150,7 +151,7 @@ def extract_features(
 
     Args:
         model: from :func:`load_backbone`, on any device.
-        paths: the files.
+        paths: the files, or images in shards.
         layers, pool: see :func:`encode_batch`.
         root: the folder that names are relative to; None for the deepest common folder.
         dtype: float32 or float16, of the result.
@@ -167,8 +168,8 @@ def extract_features(
         raise FeatureError(f"batch_size must be at least 1, got {batch_size}")
     if not paths:
         raise FeatureError("no image files were given")
-    paths = [Path(path) for path in paths]
-    root = root or Path(os.path.commonpath([path.parent for path in paths]))
+    paths = list(paths)
+    root = root or Path(os.path.commonpath([os.path.dirname(str(path)) for path in paths]))
     values: dict[str, list[Tensor]] = {}
     read: list[tuple[str, str | None]] = []
     with tqdm(total=len(paths), unit="image", disable=not progress, dynamic_ncols=True) as bar:
@@ -197,7 +198,7 @@ def extract_features(
 class _Squares(Dataset[tuple[str, Tensor | str]]):
     """Name and centre square, uint8 ``(3, S, S)``, per file; or name and reason if unreadable."""
 
-    def __init__(self, paths: Sequence[Path], root: Path, size: int) -> None:
+    def __init__(self, paths: Sequence[ImageFile], root: Path, size: int) -> None:
         self.paths, self.root, self.size = paths, root, size
 
     def __len__(self) -> int:
@@ -223,7 +224,7 @@ class EncodedBatch:
 
 def encode_files(
     model: Backbone,
-    paths: Sequence[Path],
+    paths: Sequence[ImageFile],
     root: Path,
     layers: Sequence[str],
     pool: int | Mapping[str, int] | None,

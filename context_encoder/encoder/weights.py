@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from context_encoder.config import in_words
 from context_encoder.models import MODELS, Backbone, build_context_encoder, default_features_model
 from context_encoder.runs import MismatchError, check_finite
+from context_encoder.utils.text import shortened
 
 __all__ = [
     "ImportReport",
@@ -255,7 +256,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"weights {path} cannot be read: {error}") from error
+            raise WeightsError(f"weights {path} cannot be read: {shortened(error)}") from error
     if suffix not in _PICKLED:
         raise WeightsError(
             f"weights {path} must end in .safetensors, {', '.join(_PICKLED[:-1])} or {_PICKLED[-1]}"

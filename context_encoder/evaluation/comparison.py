@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from context_encoder.config import TrainConfig, in_words
-from context_encoder.data import Crops, list_images
+from context_encoder.data import Crops, ImageFile, find_images
 from context_encoder.data.images import relative_name
 from context_encoder.evaluation import perceptual
 from context_encoder.evaluation.crops import held_out_crops, training_crops
@@ -114,7 +114,9 @@ class _Masks:
         return hashlib.sha256(packed).hexdigest()
 
 
-def evaluate(config: EvaluateConfig, photographs: Mapping[str, Path] | None = None) -> Evaluation:
+def evaluate(
+    config: EvaluateConfig, photographs: Mapping[str, ImageFile] | None = None
+) -> Evaluation:
     """Fill the holes by every method, measure, and write tables and sheets.
 
     Args:
@@ -302,7 +304,7 @@ def _check_sizes(runs: Sequence[Run]) -> None:
 
 
 def _crops(
-    config: EvaluateConfig, first: TrainConfig, photographs: Mapping[str, Path] | None
+    config: EvaluateConfig, first: TrainConfig, photographs: Mapping[str, ImageFile] | None
 ) -> Crops:
     """The crops to evaluate on."""
     if config.native is None:
@@ -310,8 +312,10 @@ def _crops(
             first, config.data, samples=config.samples, crop_scale=config.crop_scale
         )
     if photographs is None:
+        paths: Sequence[ImageFile]
         if config.data is not None:
-            paths, root = list_images(config.data), config.data
+            found = find_images(config.data)
+            paths, root = found, found.root
         else:
             photos = Photos.from_config(first)
             paths, root = photos.val, photos.val_root

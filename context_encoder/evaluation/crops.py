@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import Crops, list_images, load_crops
+from context_encoder.data import Crops, ImageFile, find_images, load_crops
 from context_encoder.runs import Photos
 
 __all__ = [
@@ -26,7 +26,7 @@ def held_out_crops(
 
     Args:
         config: the run's configuration, resolved.
-        folder: folder of photographs; None: those that the run held out.
+        folder: photographs, see :func:`find_images`; None: those that the run held out.
         samples: see :func:`load_crops`. None: one per photograph in ``folder``, or the crops
             that the run was validated on.
         crop_scale: replaces that of the run.
@@ -34,8 +34,10 @@ def held_out_crops(
     Raises:
         FileNotFoundError, NotADirectoryError, ValueError: the folder has no photographs.
     """
+    paths: Sequence[ImageFile]
     if folder is not None:
-        paths, root = list_images(folder), folder
+        found = find_images(folder)
+        paths, root = found, found.root
     else:
         photos = Photos.from_config(config)
         paths, root = photos.val, photos.val_root
@@ -54,8 +56,10 @@ def training_crops(
 
     Arguments and errors as in :func:`held_out_crops`.
     """
+    paths: Sequence[ImageFile]
     if folder is not None:
-        paths, root = list_images(folder), folder
+        found = find_images(folder)
+        paths, root = found, found.root
     else:
         photos = Photos.from_config(config)
         paths, root = photos.train, photos.train_root
@@ -64,7 +68,7 @@ def training_crops(
 
 def _load(
     config: TrainConfig,
-    paths: Sequence[Path],
+    paths: Sequence[ImageFile],
     root: Path,
     samples: int | None,
     crop_scale: tuple[float, float] | None,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from context_encoder.data import UnreadableImage, read_image, same_contents
+from context_encoder.data import ImageFile, UnreadableImage, read_image, same_contents
 
 __all__ = ["HASH_MISSING", "SIMILAR", "Copies", "find_copies", "hash_available", "perceptual_hash"]
 
@@ -50,9 +50,9 @@ class Copies:
     """What :func:`find_copies` found."""
 
     #: Files with the same bytes.
-    same: tuple[Path, ...]
+    same: tuple[ImageFile, ...]
     #: Other files that look the same, the training photograph, and the bits that differ.
-    similar: tuple[tuple[Path, Path, int], ...]
+    similar: tuple[tuple[ImageFile, ImageFile, int], ...]
     #: Number of training photographs that were compared by their look.
     compared: int
     trained_on: int
@@ -71,8 +71,8 @@ def perceptual_hash(image: Image.Image) -> Hashes:
 
 
 def find_copies(
-    paths: Iterable[Path],
-    trained_on: Sequence[Path],
+    paths: Iterable[ImageFile],
+    trained_on: Sequence[ImageFile],
     *,
     most: int,
     description: str = "looking for copies",
@@ -86,17 +86,17 @@ def find_copies(
             decoded; 0, or ImageHash is not installed: compare bytes only.
         description: label of the progress bar.
     """
-    paths = sorted(set(paths))
+    paths = sorted(set(paths), key=str)
     same = same_contents(paths, trained_on)
     count = min(most, len(trained_on)) if hash_available() else 0
     chosen = [trained_on[i * len(trained_on) // count] for i in range(count)]
     others = [path for path in paths if path not in set(same)]
-    similar: list[tuple[Path, Path, int]] = []
+    similar: list[tuple[ImageFile, ImageFile, int]] = []
     compared = 0
     if chosen and others:
         asked = {path: found[0] for path in others if (found := _hashes(path)) is not None}
         codes = np.array(list(asked.values())).reshape(-1, 1, _HASH_SIDE**2 // 8)
-        nearest = [(SIMILAR + 1, Path())] * len(asked)
+        nearest: list[tuple[int, ImageFile]] = [(SIMILAR + 1, Path())] * len(asked)
         for other in tqdm(chosen, desc=description, unit="image", leave=False, dynamic_ncols=True):
             known = _hashes(other)
             if known is None:
@@ -104,7 +104,8 @@ def find_copies(
             compared += 1
             bits = np.unpackbits(codes ^ known, axis=2).sum(2, dtype=np.int64).min(1)
             for i in np.flatnonzero(bits <= SIMILAR).tolist():
-                nearest[i] = min(nearest[i], (int(bits[i]), other))
+                if bits[i] < nearest[i][0]:
+                    nearest[i] = (int(bits[i]), other)
         similar = [
             (path, other, least)
             for path, (least, other) in zip(asked, nearest, strict=True)
@@ -114,7 +115,7 @@ def find_copies(
 
 
 @functools.cache
-def _hashes(path: Path) -> Hashes | None:
+def _hashes(path: ImageFile) -> Hashes | None:
     """Hashes of a photograph and of its parts, uint8 ``(6, 32)``.
 
     None: it cannot be read, or it is one colour, whose hash says nothing.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from context_encoder.data import Crops, contents
+from context_encoder.data import Crops, ImageFile, contents
 from context_encoder.evaluation.descriptors import Descriptor
 
 __all__ = [
@@ -35,7 +34,7 @@ class Neighbours:
         self._contents = [contents(path) for path in candidates.paths]
 
     def __call__(
-        self, image: Tensor, mask: Tensor, paths: Sequence[Path], k: int = 1
+        self, image: Tensor, mask: Tensor, paths: Sequence[ImageFile], k: int = 1
     ) -> tuple[Tensor, Tensor]:
         """The nearest candidates of each query, nearest first; ties are in candidate order.
 
@@ -82,7 +81,7 @@ def check_candidates(queries: Crops, candidates: Crops, k: int = 1) -> None:
             raise _too_few(path, left, k)
 
 
-def _too_few(path: Path, left: int, k: int) -> ValueError:
+def _too_few(path: ImageFile, left: int, k: int) -> ValueError:
     return ValueError(
         f"{left} of the photographs to search are others than {path}, {k} are needed; give "
         "`candidates` a folder with more photographs"

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from context_encoder.data import Crops, UnreadableImage, read_image
+from context_encoder.data import Crops, ImageFile, UnreadableImage, read_image
 from context_encoder.data.crops import chosen_crops
 
 __all__ = ["by_hash", "check_squares", "draw_squares", "load_native_crops"]
@@ -45,7 +45,7 @@ def by_hash(names: Sequence[str]) -> list[int]:
 
 
 def load_native_crops(
-    paths: Sequence[Path], names: Sequence[str], *, size: int, samples: int | None = None
+    paths: Sequence[ImageFile], names: Sequence[str], *, size: int, samples: int | None = None
 ) -> Crops:
     """Read square crops, scaled only if a photograph is much larger than they are.
 
@@ -134,7 +134,7 @@ def draw_squares(
     drawn = []
     for i, (path, crop) in enumerate(zip(crops.paths, crops.numbers, strict=True)):
         side = sides[(photographs[path] + crop) % len(sides)]
-        key = Path(path).name + (f"#{crop}" if crop else "") + (f"@{seed}" if seed else "")
+        key = Path(str(path)).name + (f"#{crop}" if crop else "") + (f"@{seed}" if seed else "")
         for top, left in _places(key, side, size, count):
             masks[i, 0, top : top + side, left : left + side] = True
         drawn.append(side)

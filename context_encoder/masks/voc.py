@@ -17,6 +17,7 @@ from context_encoder.masks.outlines import trace_outline
 from context_encoder.masks.region import RegionMasks
 from context_encoder.masks.registry import register_mask
 from context_encoder.utils.option_groups import OptionGroup
+from context_encoder.utils.text import read_lines
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
         )
     names = base / "ImageSets/Segmentation/train.txt"
     if names.is_file():
-        paths = [folder / f"{name}.png" for name in names.read_text().split()]
+        paths = [folder / f"{name}.png" for name in " ".join(read_lines(names)).split()]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise FileNotFoundError(

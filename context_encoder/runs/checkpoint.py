@@ -16,8 +16,9 @@ from torch import Tensor
 
 from context_encoder.config import TrainConfig
 from context_encoder.runs.manifest import MANIFEST_FILE, DamageError, check_files
-from context_encoder.utils.files import check_regular, is_temporary, pointed_at, read_text
+from context_encoder.utils.files import check_regular, is_temporary, pointed_at
 from context_encoder.utils.options import explain
+from context_encoder.utils.text import read_text
 
 Which = Literal["best", "last"]
 MODEL_FILE = "model.safetensors"
@@ -114,7 +115,7 @@ def find_checkpoint(path: Path, which: Which = "best") -> Path:
     else:
         try:
             found = _pointed_or_left(checkpoints, which)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"checkpoints in {path} cannot be used: {_reason(error)}") from error
         if found is not None:
             return found
@@ -166,10 +167,10 @@ def read_config_as(kind: type[Config], folder: Path, what: str) -> Config:
     except ValidationError as error:
         reasons = "; ".join(explain(error))
         raise RunError(f"{file} is not {what}: {reasons}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(f"{file} is not {what}: {error}") from error
     except (DamageError, OSError) as error:
         raise RunError(f"{file} cannot be read: {_reason(error)}") from error
+    except ValueError as error:
+        raise RunError(f"{file} is not {what}: {error}") from error
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -65,7 +65,6 @@ from context_encoder.utils.files import (
     make_folder,
     point,
     pointed_at,
-    read_text,
     remove_folder,
     remove_unfinished,
     rename_folder,
@@ -73,6 +72,9 @@ from context_encoder.utils.files import (
     write_file,
     write_folder,
 )
+from context_encoder.utils.text import read_text
+
+_APPENDED = ("metrics.jsonl", "unreadable.jsonl", "log.txt")
 
 _APPENDED = ("metrics.jsonl", "unreadable.jsonl", "log.txt")
 

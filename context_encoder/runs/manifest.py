@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from context_encoder.utils.files import file_digest, read_text, write_file
+from context_encoder.utils.files import file_digest, write_file
 from context_encoder.utils.options import explain
+from context_encoder.utils.text import read_text
 
 __all__ = ["FORMAT", "MANIFEST_FILE", "DamageError", "check_files", "write_manifest"]
 
@@ -77,7 +78,7 @@ def check_files(folder: Path, names: Iterable[str]) -> bool:
         manifest = _Manifest.model_validate_json(text)
     except ValidationError as error:
         raise DamageError(_reason(text, error)) from None
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise DamageError(f"{MANIFEST_FILE} is damaged: {error}") from None
     for name in names:
         path, wanted = folder / name, manifest.files.get(name)

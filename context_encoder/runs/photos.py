@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import embedded_photos, list_images, split_photos
+from context_encoder.data import ImageFile, ShardImage, embedded_photos, find_images, split_photos
+from context_encoder.data.listing import FileList, ImageList, relative_names
+from context_encoder.data.storage import patient
 from context_encoder.utils.files import check_regular
 
 
 @dataclass(frozen=True)
 class Photos:
-    """The training files and the held-out files."""
+    """The training images and the held-out images: files, or members of shards."""
 
-    train: list[Path]
+    train: Sequence[ImageFile]
     train_root: Path
-    val: list[Path]
+    val: Sequence[ImageFile]
     val_root: Path
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Photos:
-        """List and split the files of a configuration.
+        """List and split the images of a configuration.
 
         Raises:
             FileNotFoundError, NotADirectoryError, ValueError: a folder cannot be used; the
                 message says why.
+            StorageError: it is out of reach.
         """
-        root = embedded_photos() if config.data is None else config.data
-        files = list_images(root)
+        location = embedded_photos() if config.data is None else config.data
+        files = find_images(location)
         if config.val_data is not None:
-            held_out = config.val_data.resolve()
-            # Held-out photographs in a folder inside `data` must not be trained on.
-            files = [file for file in files if held_out not in file.resolve().parents]
+            held_out = find_images(config.val_data)
+            files = _outside(files, held_out, Path(config.val_data).is_dir())
             if not files:
-                raise ValueError(f"no photograph in `data` {root} lies outside `val_data`")
-            return cls(files, root, list_images(config.val_data), config.val_data)
-        train, val = split_photos(files, root, config.val_fraction)
-        return cls(train, root, val, root)
+                raise ValueError(f"no photograph in `data` {location} lies outside `val_data`")
+            return cls(files, files.root, held_out, held_out.root)
+        train, val = split_photos(files, files.root, config.val_fraction)
+        return cls(train, files.root, val, files.root)
 
     def digest(self) -> str:
         """A digest of the names of the training files, which determine the stream of samples."""
-        names = [file.relative_to(self.train_root).as_posix() for file in self.train]
+        train = self.train
+        names = (
+            train.files if isinstance(train, FileList) else relative_names(train, self.train_root)
+        )
         return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
     def contents_digest(self) -> str:
@@ -51,11 +58,12 @@ class Photos:
         return contents_digest(self.train)
 
 
-def contents_digest(files: Sequence[Path], most: int = 4096) -> str:
+def contents_digest(files: Sequence[ImageFile], most: int = 4096) -> str:
     """A digest of sizes and first bytes of files, whose contents may have been exchanged.
 
     Args:
-        files: the files, of which there may be a million.
+        files: the files, of which there may be a million; or images in shards, whose sizes and
+            checksums are in the index.
         most: number of files that are read, evenly spaced.
     """
     count = min(len(files), most)
@@ -65,11 +73,38 @@ def contents_digest(files: Sequence[Path], most: int = 4096) -> str:
     return digest.hexdigest()
 
 
-def _beginning(path: Path, length: int = 1 << 14) -> bytes:
+def _beginning(image: ImageFile, length: int = 1 << 14) -> bytes:
     """Size and first bytes of a file; a mark for one that cannot be read."""
+    if isinstance(image, ShardImage):
+        return f"{image.size}:{image.crc32}".encode()
     try:
-        check_regular(path)
-        with path.open("rb") as file:
-            return b"%d:" % path.stat().st_size + hashlib.sha256(file.read(length)).digest()
+        return _read_beginning(image, length)
     except OSError:
         return b"-"
+
+
+@patient
+def _read_beginning(path: Path, length: int) -> bytes:
+    check_regular(path)
+    with path.open("rb") as file:
+        return b"%d:" % path.stat().st_size + hashlib.sha256(file.read(length)).digest()
+
+
+def _outside(files: ImageList[Any], held_out: ImageList[Any], is_folder: bool) -> ImageList[Any]:
+    """The images that are not held out: outside that folder, those shards or that list."""
+    if isinstance(files, FileList) and isinstance(held_out, FileList):
+        folder = held_out.root.resolve()
+        listed = set() if is_folder else {path.resolve() for path in held_out}
+        real: dict[str, Path] = {}  # the folders, of which there are fewer than files
+
+        def is_held_out(path: Path) -> bool:
+            parent = os.path.dirname(path)
+            if parent not in real:
+                real[parent] = Path(parent).resolve()
+            place = path.resolve() if path.is_symlink() else real[parent] / path.name
+            return folder in place.parents if is_folder else place in listed
+
+        return files.chosen([i for i, path in enumerate(files) if not is_held_out(path)])
+    shards = {getattr(image, "shard", None) for image in held_out} - {None}
+    kept = [i for i, image in enumerate(files) if getattr(image, "shard", None) not in shards]
+    return files.chosen(kept)

@@ -15,10 +15,11 @@ import multiprocessing
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from context_encoder.data import DataError, StorageError
 from context_encoder.optimization import Learner
 from context_encoder.runs import (
     Checkpoint,
@@ -288,7 +290,8 @@ class TrainingLoop(ABC):
         Raises:
             NonFiniteError: the loss, an output or a weight is not finite; the last checkpoint
                 was written before.
-            TrainingError: the data, the disk, the memory or another process fails.
+            TrainingError: the data, the disk, the memory or another process fails. If too few
+                photographs can be read, a checkpoint was written.
         """
         started = self._saved_at = time.monotonic()
         self.run = run
@@ -346,21 +349,36 @@ class TrainingLoop(ABC):
                 worker.terminate()  # it would otherwise finish what it reads
 
     def _train(self, batches: Iterator[Any], bar: Any) -> None:
+        # Of several processes, each reads one batch ahead: whether one of them has none for the
+        # next step must be known to all before that step.
+        several = self.processes.world_size > 1
+        ahead: deque[Any] = deque()
         while self.step < self.steps:
-            stop, save = self._agreement.any_of((self.stop_requested, self._save_is_due()))
+            failing = any(isinstance(item, Exception) for item in ahead)
+            while several and not failing and len(ahead) < min(2, self.steps - self.step):
+                ahead.append(self._read(batches))
+                failing = isinstance(ahead[-1], Exception)
+            stop, save, failed = self._agreement.any_of(
+                (self.stop_requested, self._save_is_due(), failing)
+            )
             if stop:
                 self.stop_requested = True
                 return
+            if failed:
+                self._end_for_data(ahead)
             try:
                 # Several processes must leave the loop at the same step.
-                with self.interruptible(self.processes.world_size == 1):
-                    batch, unreadable = next(batches)
+                with self.interruptible(not several):
+                    item = ahead.popleft() if several else self._read(batches)
             except _Interruption:
                 continue
             except Exception:
                 if self._alone_and_stopped():  # what stops this process may have killed a worker
                     continue
                 raise
+            if isinstance(item, Exception):
+                self._end_for_data([item])
+            batch, unreadable = item
             self.note_unreadable(unreadable)
             losses = self.train_step(batch)
             self.step += 1
@@ -374,6 +392,25 @@ class TrainingLoop(ABC):
                 self._checkpoint(validate=True)
             elif save or (self.save_every is not None and self.step % self.save_every == 0):
                 self._checkpoint(validate=False)
+
+    def _read(self, batches: Iterator[Any]) -> Any:
+        """The next batch and its unreadable files; or the error for which there is none."""
+        try:
+            return next(batches)
+        except (DataError, StorageError) as error:
+            return error
+
+    def _end_for_data(self, ahead: Iterable[Any]) -> NoReturn:
+        """Save, and end the run, in all processes, because one of them has no batch."""
+        self._agreement.finish()
+        own = next((str(item) for item in ahead if isinstance(item, Exception)), None)
+        reasons = self._agreement.gather(own)
+        if self.step > self._saved_step:
+            self._report_unreadable()
+            self._checkpoint(validate=False)
+        rank, reason = next((r, text) for r, text in enumerate(reasons) if text is not None)
+        where = f"process {rank}: " if len(reasons) > 1 else ""
+        raise TrainingError(f"{where}{reason}; step {self.step} is saved")
 
     def _alone_and_stopped(self) -> bool:
         return self.stop_requested and self.processes.world_size == 1
@@ -421,7 +458,7 @@ class TrainingLoop(ABC):
                 torch.set_rng_state(self._states[0]["random.cpu"])
                 result = "stop"
             except NonFiniteError as found:
-                error = result = found
+                error = result = NonFiniteError(f"{found} {self._kept()}")
             except Exception as found:
                 error, result = found, TrainingError("stopped with the first process")
         self._states = []
@@ -437,6 +474,12 @@ class TrainingLoop(ABC):
         else:
             self._validation_due &= not validate
             self._saved_step, self._saved_at = self.step, now
+
+    def _kept(self) -> str:
+        """The last checkpoint in words."""
+        if self._saved_step < 0:
+            return "No checkpoint was written."
+        return f"The checkpoint of step {self._saved_step} is kept."
 
     # --- log lines ----------------------------------------------------------------------------
 
@@ -476,8 +519,8 @@ class TrainingLoop(ABC):
                 if self.learner.scaler.is_enabled():
                     advice += ", or use `amp` bf16 or off instead of fp16"
                 raise NonFiniteError(
-                    f"{name} is {value} within the {self._summed} steps up to step {self.step}; "
-                    f"the checkpoints of earlier steps are kept. {advice}."
+                    f"{name} is {value} within the {self._summed} steps up to step {self.step}. "
+                    f"{advice}. {self._kept()}"
                 )
         return values
 
@@ -557,7 +600,4 @@ def check_weights(weights: Mapping[str, Tensor], step: int) -> None:
     """Raise NonFiniteError if a weight is not finite; synchronizes with the device."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(
-                f"weights {name} are not finite at step {step}; the checkpoints of earlier steps "
-                "are kept. Lower `lr`."
-            )
+            raise NonFiniteError(f"weights {name} are not finite at step {step}. Lower `lr`.")

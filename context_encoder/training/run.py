@@ -39,9 +39,9 @@ log = logging.getLogger("context_encoder")
 # Fields that may differ from the resumed run; the network and the stream of images and masks must
 # not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
-    "data val_data steps epochs workers device amp compile channels_last out log_every val_every "
-    "save_every save_minutes keep timeout sample_rows lr lr_schedule warmup_steps weight_decay "
-    "beta1"
+    "data val_data max_unreadable steps epochs workers device amp compile channels_last out "
+    "log_every val_every save_every save_minutes keep timeout sample_rows lr lr_schedule "
+    "warmup_steps weight_decay beta1"
 ).split()
 
 
@@ -195,10 +195,11 @@ def _conclude(trainer: Trainer, outcome: Outcome, out: Path) -> None:
         log.info("  best at step %d: %s %.4g", trainer.best["step"], figure, trainer.best[figure])
     if trainer.unreadable:
         log.info(
-            "  files that could not be read: %d, see %s",
-            len(trainer.unreadable),
-            out / "unreadable.jsonl",
-        )
+            "  files that could not be read: %d, see %s; other photographs took their place in "
+            "%d of %d samples",
+            len(trainer.unreadable), out / "unreadable.jsonl", trainer.replaced,
+            outcome.step * trainer.batch_size,
+        )  # fmt: skip
     if trainer.sheet is not None:
         log.info("  look at %s", trainer.sheet)
     for line in pretext.advice(out):

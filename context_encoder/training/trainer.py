@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import PhotoFolder, make_loader, to_input
+from context_encoder.data import PhotoFolder, Replacements, make_loader, to_input
 from context_encoder.optimization import Learner, moving_average, warmup_and_decay
 from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
@@ -52,6 +52,7 @@ class _State(LoopState):
     metrics: dict[str, Finite]
     best: dict[str, Finite]
     scaler: dict[str, Finite]
+    replaced: Annotated[int, Field(ge=0)] = 0
     photos: _Photos
 
 
@@ -75,6 +76,8 @@ class Trainer(TrainingLoop):
         held_out: validation images, uint8 ``(N, 3, S, S)``; None before :meth:`fit`, and in
             all processes but the first.
         sheet: the last sample sheet.
+        replaced: samples so far whose file could not be read, so that another took its place; in
+            this process.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Trainer(TrainingLoop):
         self.best: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.sheet: Path | None = None
+        self.replaced = 0
 
         torch.manual_seed(config.seed)
         self.pretext = find_pretext(config.pretext)(config, device)
@@ -170,11 +174,20 @@ class Trainer(TrainingLoop):
             world_size=self.processes.world_size,
             pin_memory=self.device.type == "cuda",
         )
-        return ((batch, batch["unreadable"]) for batch in loader)
+        return self._counted(iter(loader))
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[tuple[Any, list[tuple[str, str]]]]:
+        """Batches and their unreadable files; DataError if too many samples replace others."""
+        limit = Replacements(len(self.photos.train), self.config.max_unreadable)
+        for batch in batches:
+            replaced = int((batch["source"] != batch["index"]).sum())
+            limit.add(len(batch["index"]), replaced, batch["unreadable"])
+            yield batch, batch["unreadable"]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of the loader; calls the pretext's ``train_step``."""
         config, device = self.config, self.device
+        self.replaced += int((batch["source"] != batch["index"]).sum())
         samples = Samples(
             to_input(batch["image"].to(device, non_blocking=True), self._memory_format),
             batch["epoch"].to(device, non_blocking=True),
@@ -237,6 +250,7 @@ class Trainer(TrainingLoop):
             "metrics": self.latest,
             "best": self.best,
             "scaler": self.learner.scaler.state_dict(),
+            "replaced": self.replaced,
             "photos": {
                 "count": len(self.photos.train),
                 "digest": self._digest,
@@ -287,6 +301,7 @@ class Trainer(TrainingLoop):
             load_weights(part.module, weights[name] or {}, checkpoint.path)
         self.restore_loop(checkpoint, state)
         self.best, self.latest = dict(state.best), dict(state.metrics)
+        self.replaced = state.replaced
         if state.scaler and self.learner.scaler.is_enabled():
             try:
                 self.learner.scaler.load_state_dict(state.scaler)

@@ -74,8 +74,7 @@ def validate(pretext: Pretext, images: Tensor, device: torch.device, step: int) 
     every = {name: torch.cat(parts).float().cpu() for name, parts in per_image.items()}
     if not all(bool(found.isfinite().all()) for found in every.values()):
         raise NonFiniteError(
-            f"the output for held-out images is not finite at step {step}; the checkpoints "
-            "of earlier steps are kept. Lower `lr`."
+            f"the output for held-out images is not finite at step {step}. Lower `lr`."
         )
     rows = config.sample_rows
     return Validation(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from context_encoder.data import list_images
+from context_encoder.data import ImageFile, find_images, list_images
+from context_encoder.data.shards import are_shards
 
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 
@@ -18,7 +19,7 @@ class Labelled:
     """Files with their class numbers."""
 
     root: Path
-    files: list[Path]
+    files: list[ImageFile]
     labels: list[int]
 
     def subset(self, chosen: Sequence[int]) -> Labelled:
@@ -40,7 +41,8 @@ def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Fo
     """List the images by class.
 
     Args:
-        data: folder with train/ and test/ or val/, or with class folders to split.
+        data: folder with train/ and test/ or val/, or with class folders to split. Each of these
+            may be shards instead; their classes are described at :func:`_shard_classes`.
         train, test: the two folders, if ``data`` is None.
 
     Raises:
@@ -59,17 +61,53 @@ def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Fo
                     f"{data} has train/ but no {'/, '.join(_TEST_FOLDERS)}/ beside it"
                 )
             test = data / there[0]
-    classes = _class_names(train)
+    classes, first = _read(train)
     if test is None:
-        return Folders(classes, _list_classes(train, classes), None)
-    if _class_names(test) != classes:
-        one, other = set(classes), set(_class_names(test))
+        return Folders(classes, first, None)
+    test_classes, second = _read(test)
+    if test_classes != classes:
+        one, other = set(classes), set(test_classes)
         raise ValueError(
             f"the classes in {train} and {test} differ: "
             f"only in the first: {', '.join(sorted(one - other)) or 'none'}; "
             f"only in the second: {', '.join(sorted(other - one)) or 'none'}"
         )
-    return Folders(classes, _list_classes(train, classes), _list_classes(test, classes))
+    return Folders(classes, first, second)
+
+
+def _read(folder: Path) -> tuple[list[str], Labelled]:
+    """The classes, and the images with their classes."""
+    if are_shards(folder):
+        return _shard_classes(folder)
+    classes = _class_names(folder)
+    return classes, _list_classes(folder, classes)
+
+
+def _shard_classes(shards: Path) -> tuple[list[str], Labelled]:
+    """The classes of images in shards: their .cls files or, without these, their first folders.
+
+    A class is named after its folder where each has one of its own, and by its number otherwise.
+    """
+    images = find_images(shards)
+    folders = [name.partition("/")[0] if "/" in name else "" for name in images.names]
+    numbers = [image.label for image in images]
+    given = [number for number in numbers if number is not None]
+    if given and len(given) < len(images):
+        missing = images.names[numbers.index(None)]
+        raise ValueError(f"{shards}: {missing} has no .cls file, others have one")
+    pairs = set(zip(given or folders, folders, strict=True))
+    if len({label for label, _ in pairs}) == len({folder for _, folder in pairs}) == len(pairs):
+        names = folders
+    else:
+        names = given or folders
+    classes = sorted(set(names), key=lambda name: (len(name) if name.isdigit() else 0, name))
+    if len(classes) < 2 or "" in classes:
+        raise ValueError(
+            f"{shards} has no classes: expected .cls files, or names that begin with the folder of "
+            "a class"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    return classes, Labelled(shards, list(images), [number[name] for name in names])
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -86,7 +124,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _list_classes(folder: Path, classes: Sequence[str]) -> Labelled:
-    files: list[Path] = []
+    files: list[ImageFile] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         found = list_images(folder / name)

@@ -27,7 +27,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from context_encoder.data import ImageFile
 from context_encoder.data.crops import same_contents
+from context_encoder.data.shards import identity
 from context_encoder.encoder.backbone import weights_digest
 from context_encoder.encoder.extract import PIXELS, Features, extract_features
 from context_encoder.models import Backbone
@@ -49,7 +51,9 @@ class ProbeConfig(BackboneConfig):
     """
 
     data: Path | None = Field(
-        None, description="Folder with train/ and test/ or val/, or with class folders to split."
+        None,
+        description="Folder with train/ and test/ or val/, or with class folders to split; each "
+        "may be tar shards instead.",
     )
     train: Path | None = Field(None, description="Training folder, instead of `data`.")
     test: Path | None = Field(None, description="Test folder, instead of `data`.")
@@ -98,7 +102,7 @@ def grid_side(channels: int, height: int, max_dims: int) -> int:
 
 
 def extract(
-    files: Sequence[Path], network: Backbone, sides: Mapping[str, int], config: ProbeConfig
+    files: Sequence[ImageFile], network: Backbone, sides: Mapping[str, int], config: ProbeConfig
 ) -> Features:
     """Features of layers, averaged to ``sides[layer]`` cells per side, float32.
 
@@ -132,13 +136,12 @@ def _notes(cached: Path) -> Path:
     return cached.with_suffix(".json")
 
 
-def _key(files: Sequence[Path], network: Backbone, sides: Mapping[str, int]) -> str:
+def _key(files: Sequence[ImageFile], network: Backbone, sides: Mapping[str, int]) -> str:
     """A digest of the weights, the files and the layers with their sides."""
     settings = [list(sides.items()), network.image_size, weights_digest(network)]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for path in files:
-        status = path.stat()
-        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        digest.update(f"{identity(path)}\0".encode())
     return digest.hexdigest()[:24]
 
 

@@ -18,6 +18,7 @@ from context_encoder.data.images import stored_size
 from context_encoder.transfer.voc import Item
 from context_encoder.utils.files import make_folder, write_file
 from context_encoder.utils.opencv import why_not
+from context_encoder.utils.text import read_text, shortened
 
 log = logging.getLogger("context_encoder")
 FloatArray = NDArray[np.float64]
@@ -42,7 +43,7 @@ def read_proposals(path: Path) -> dict[str, FloatArray]:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
         elif path.suffix == ".json":
-            found = {name: np.array(v) for name, v in json.loads(path.read_text()).items()}
+            found = {name: np.array(v) for name, v in json.loads(read_text(path)).items()}
         elif path.suffix == ".mat":
             from scipy.io import loadmat
 
@@ -56,7 +57,7 @@ def read_proposals(path: Path) -> dict[str, FloatArray]:
             raise ValueError("the suffix must be .npz, .json or .mat")
         result = {k: np.asarray(v, np.float64).reshape(-1, 4) for k, v in found.items()}
     except Exception as error:  # the readers raise almost any type on damaged files
-        raise ValueError(f"proposals file {path} cannot be used: {error}") from error
+        raise ValueError(f"proposals file {path} cannot be used: {shortened(error)}") from error
     for name, boxes in result.items():
         if not (np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
             raise ValueError(f"proposals file {path}: boxes of {name} are not x1, y1, x2, y2")

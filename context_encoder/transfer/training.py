@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from context_encoder.data import SampleStream, UnreadableImage, read_image, start_worker
+from context_encoder.data import Readable, SampleStream, read_image, start_worker
 from context_encoder.optimization import Learner, step_decay
 from context_encoder.runs import (
     Checkpoint,
@@ -55,23 +56,21 @@ class _Samples(Dataset[Any]):
     def __init__(self, task: Task, seed: int) -> None:
         self.task = task
         self.seed = seed
+        count = len(task.items)
+        self._readable = Readable(count, self._image, self._name, f"{count} images")
+
+    def _name(self, number: int) -> str:
+        return str(self.task.items[number].image)
+
+    def _image(self, number: int) -> Image.Image:
+        # Annotations refer to the stored pixels, without EXIF orientation.
+        return read_image(self.task.items[number].image, upright=False)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
         epoch, index = key
-        items = self.task.items
-        failures: list[tuple[str, str]] = []
-        for shift in range(len(items)):
-            item = items[(index + shift) % len(items)]
-            try:
-                # Annotations refer to the stored pixels, without EXIF orientation.
-                image = read_image(item.image, upright=False)
-            except UnreadableImage as error:
-                failures.append((str(error.path), error.reason))
-                continue
-            return self.task.sample(
-                image, item, np.random.default_rng((self.seed, epoch, index))
-            ), failures
-        raise ValueError(f"none of the {len(items)} images can be read, as {failures[0]}")
+        source, image, failures = self._readable(index)
+        random = np.random.default_rng((self.seed, epoch, index))
+        return self.task.sample(image, self.task.items[source], random), failures
 
 
 def _collate(samples: list[tuple[Any, list[tuple[str, str]]]]) -> tuple[list[Any], Any]:

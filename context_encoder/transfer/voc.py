@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from context_encoder.utils.text import decode_text, read_lines
+
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
     "person pottedplant sheep sofa train tvmonitor".split()
@@ -96,7 +98,7 @@ def read_split(
         raise FileNotFoundError(
             f"split {split!r} is missing: no {listing}; there is {', '.join(there) or 'none'}"
         )
-    names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    names = [line.split()[0] for line in read_lines(listing)]
     if not names:
         raise ValueError(f"{listing} lists no image")
     images = {p.stem: p for p in (base / "JPEGImages").iterdir() if p.suffix.lower() in _SUFFIXES}
@@ -122,12 +124,21 @@ def _check_there(listing: Path, folder: str, names: Sequence[str], absent: Seque
         )
 
 
+def _parse_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file, whatever encoding an editor has saved it in."""
+    data = path.read_bytes()
+    try:
+        return ElementTree.fromstring(data)
+    except ElementTree.ParseError:  # an editor changed the encoding, but not its declaration
+        return ElementTree.fromstring(decode_text(data, str(path)))
+
+
 def _read_annotation(
     path: Path, number: dict[str, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
     boxes, labels, difficult = [], [], []
     try:
-        for entry in ElementTree.parse(path).getroot().iter("object"):
+        for entry in _parse_xml(path).iter("object"):
             name = (entry.findtext("name") or "").strip()
             if name not in number:
                 raise ValueError(

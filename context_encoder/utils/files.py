@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from context_encoder.utils.text import check_regular, read_text
+
 __all__ = [
     "WriteError",
     "check_new_file",
@@ -240,35 +242,6 @@ def remove_folder(folder: Path) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether a name is one of those that are used until a file or folder is complete."""
     return _TEMPORARY.fullmatch(path.name) is not None
-
-
-def check_regular(path: str | os.PathLike[str]) -> None:
-    """OSError unless a path leads to a regular file, since reading a pipe could wait for ever."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", os.fspath(path))
-
-
-def read_text(path: str | os.PathLike[str], most: int = 1 << 30) -> str:
-    """The text (UTF-8) of a regular file.
-
-    Args:
-        path: the file.
-        most: largest length in bytes.
-
-    Raises:
-        OSError: the file cannot be read, is not regular, or is longer.
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    check_regular(path)
-    length = os.stat(path).st_size
-    if length > most:
-        raise OSError(
-            errno.EFBIG, f"it has {length} bytes, at most {most} are expected", os.fspath(path)
-        )
-    return Path(path).read_text("utf-8")
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from context_encoder.utils.text import shortened
+
 _PARAMETER = re.compile(r"(?<!`)`([a-z][a-z0-9_]*)`(?!`)")
 
 
@@ -32,10 +34,19 @@ def with_options(message: str, renamed: Mapping[str, str] | None = None) -> str:
 
 
 def explain(error: ValidationError) -> list[str]:
-    """One sentence per error, with the parameter, what is expected and what was given."""
-    return [_explain(problem) for problem in error.errors()]
+    """One sentence per error, with the parameter, what is expected and what was given.
+
+    There may be many errors, and long values, if a file is not a configuration at all.
+    """
+    problems = error.errors()
+    sentences = [_explain(problem) for problem in problems[:_MOST]]
+    if len(problems) > _MOST:
+        sentences.append(f"and {len(problems) - _MOST} more errors")
+    return sentences
 
 
+# Errors that are explained; the others are counted.
+_MOST = 8
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -47,16 +58,17 @@ _BOUNDS = {
 def _explain(problem: Any) -> str:
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "value_error":  # raised by this package: a sentence already
-        return str(context["error"])
-    name = f"`{problem['loc'][0]}`" if problem["loc"] else "the configuration"
+        return shortened(context["error"], 600)
+    name = f"`{shortened(problem['loc'][0], 60)}`" if problem["loc"] else "the configuration"
+    given = shortened(repr(given), 80)
     if kind == "extra_forbidden":
         return f"there is no option {name}"
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         return f"{name} must be {words} {context[key]:g}, got {given}"
     if kind == "literal_error":
-        return f"{name} must be {context['expected']}, got {given!r}"
+        return f"{name} must be {context['expected']}, got {given}"
     if kind == "finite_number":
         return f"{name} must be a finite number, got {given}"
     message = problem["msg"]
-    return f"{name}: {message[0].lower()}{message[1:]}, got {given!r}"
+    return f"{name}: {message[0].lower()}{message[1:]}, got {given}"

@@ -21,6 +21,7 @@ COMMANDS = {
     "context_encoder.features",
     "context_encoder.inpaint",
     "context_encoder.neighbours",
+    "context_encoder.pack",
     "context_encoder.train",
     "context_encoder.weights",
     "context_encoder.demo.__main__",

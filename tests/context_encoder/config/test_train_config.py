@@ -268,3 +268,14 @@ def test_an_option_that_two_define_differently_is_refused(
         monkeypatch.setitem(MASKS._entries, "block", spec)
         with pytest.raises(RegistryError, match=told):
             TrainConfig.all_fields()
+
+
+def test_every_field_refuses_values_of_other_types_in_words() -> None:
+    for name in preset("laptop").model_dump():
+        for value in ({}, [], {"a": 1}, [[1]], "é" * 3000, -1e300, True, None):
+            sentences: list[str] = []
+            try:
+                TrainConfig.model_validate_json(json.dumps({name: value}))
+            except ValidationError as error:
+                sentences = explain(error)
+            assert all(len(sentence) < 700 for sentence in sentences), name

@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_is_seen_before_the_checkpoint(
         loop = Counting(log_every=log_every)
         loop.losses[5] = float("inf")
         loop.stop_at = stop_at
-        with pytest.raises(NonFiniteError, match="loss is inf within the"):
+        with pytest.raises(NonFiniteError, match=r"loss is inf within the .* step 3 is kept"):
             fit(loop, tmp_path / name)
         state = tmp_path / name / "checkpoints/last/state.json"
         assert json.loads(state.read_text())["step"] == 3
@@ -164,3 +164,11 @@ def test_a_loop_runs_without_a_folder() -> None:
     loop = Unsaved(steps=1)
     assert loop.fit(None).step == 1
     assert loop.calls == ["prepare", "1", "validate 1", "save"]
+
+
+def test_a_loss_that_is_never_finite_leaves_no_checkpoint_and_says_so(tmp_path: Path) -> None:
+    loop = Counting(log_every=1)
+    loop.losses[1] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"loss is nan .* No checkpoint was written\."):
+        fit(loop, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
