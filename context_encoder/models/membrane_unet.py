@@ -239,7 +239,8 @@ class MembraneUNet(InpaintingNetwork):
                 features = self.decoder["refine1"](features)
             if self.skips:
                 features = torch.cat((features, maps.pop()), 1)
-            detail = self.heads[f"head{number}"](features).float()
+            detail = self.heads[f"head{number}"](features)
+            detail = detail.to(torch.promote_types(detail.dtype, torch.float32))
             correction = detail if correction is None else _doubled(correction) + detail
         assert correction is not None
         return _doubled(correction) * (_HEAD_GAIN * contrast)
@@ -293,7 +294,8 @@ class MembraneUNet(InpaintingNetwork):
         parts = []
         if self.channelwise:
             with torch.autocast(features.device.type, enabled=False):
-                everywhere = self.bottleneck["channelwise_fc"](features.float().contiguous())
+                layer = self.bottleneck["channelwise_fc"]
+                everywhere = layer(features.to(next(layer.parameters()).dtype).contiguous())
             parts.append(everywhere.to(features.dtype))
         if self.skips:
             parts.append(features)

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
-__all__ = ["moving_average"]
+__all__ = ["MovingAverage"]
 
 
-def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+class MovingAverage:
     """An exponential moving average of weights and statistics (Polyak and Juditsky 1992).
 
-    ``update_parameters(network)`` after step n moves it by the larger of 1 - ``decay`` and
-    9 / (10 + n), so that the first steps are soon forgotten; it does not synchronize with the
-    device. ``module`` is the averaged network, a copy on the same device.
+    The first update copies the network; the one after n others moves the average by the larger of
+    1 - ``decay`` and 9 / (10 + n), so that the first steps are soon forgotten. An update does not
+    synchronize with the device, unlike that of ``torch.optim.swa_utils.AveragedModel``.
 
     Args:
         network: the network that is trained.
         decay: at least 0, below 1.
+
+    Attributes:
+        module: the averaged network, on the same device.
+        updates: number of updates.
     """
 
-    @torch.no_grad()
-    def move(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        share = (9 / (10 + torch.as_tensor(count))).clamp(min=1 - decay)
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, share.to(mean.dtype))
-            else:
-                mean.copy_(value)
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(network)
+        self.updates = 0
+        self._decay = decay
 
-    return AveragedModel(network, multi_avg_fn=move, use_buffers=True)
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's present weights."""
+        share = 1.0 if not self.updates else max(1 - self._decay, 9 / (10 + self.updates))
+        self.updates += 1
+        ours, theirs = self.module.state_dict(), network.state_dict()
+        numbers = [name for name, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_([ours[n] for n in numbers], [theirs[n] for n in numbers], share)
+        for name in ours.keys() - set(numbers):
+            ours[name].copy_(theirs[name])

@@ -20,7 +20,7 @@ from torch.optim import Adam, Optimizer
 
 from context_encoder.config import TrainConfig
 from context_encoder.data import PhotoFolder, Replacements, make_loader, to_input
-from context_encoder.optimization import Learner, moving_average, warmup_and_decay
+from context_encoder.optimization import Learner, MovingAverage, warmup_and_decay
 from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
     Checkpoint,
@@ -124,7 +124,7 @@ class Trainer(TrainingLoop):
             save_minutes=config.save_minutes,
             timeout=config.timeout,
         )
-        self.average = moving_average(self.model, config.ema) if config.ema else None
+        self.average = MovingAverage(self.model, config.ema) if config.ema else None
         # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)
         if checkpoint is not None:
@@ -202,7 +202,7 @@ class Trainer(TrainingLoop):
         losses = self.pretext.train_step(samples, self.learner)
         self.learner.adjust_loss_scale()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         return losses
 
     # --- validation and checkpoints -----------------------------------------------------------
@@ -291,7 +291,7 @@ class Trainer(TrainingLoop):
         weights = {"model": checkpoint.model, "discriminator": checkpoint.discriminator}
         if self.average is not None:
             load_weights(self.average.module, checkpoint.model, checkpoint.path)
-            self.average.n_averaged.fill_(state.step)
+            self.average.updates = state.step
             tensors = checkpoint.training
             trained = {name for name in tensors if name.startswith(_TRAINED)}
             weights["model"] = {name.removeprefix(_TRAINED): tensors[name] for name in trained}

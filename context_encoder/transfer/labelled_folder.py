@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +61,10 @@ def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Fo
                     f"{data} has train/ but no {'/, '.join(_TEST_FOLDERS)}/ beside it"
                 )
             test = data / there[0]
-    classes, first = _read(train)
+    classes, list_train = _read(train)
     if test is None:
-        return Folders(classes, first, None)
-    test_classes, second = _read(test)
+        return Folders(classes, list_train(), None)
+    test_classes, list_test = _read(test)
     if test_classes != classes:
         one, other = set(classes), set(test_classes)
         raise ValueError(
@@ -72,15 +72,16 @@ def find_folders(data: Path | None, train: Path | None, test: Path | None) -> Fo
             f"only in the first: {', '.join(sorted(one - other)) or 'none'}; "
             f"only in the second: {', '.join(sorted(other - one)) or 'none'}"
         )
-    return Folders(classes, first, second)
+    return Folders(classes, list_train(), list_test())
 
 
-def _read(folder: Path) -> tuple[list[str], Labelled]:
-    """The classes, and the images with their classes."""
+def _read(folder: Path) -> tuple[list[str], Callable[[], Labelled]]:
+    """The classes, and a function that lists the images with their classes."""
     if are_shards(folder):
-        return _shard_classes(folder)
+        classes, images = _shard_classes(folder)
+        return classes, lambda: images
     classes = _class_names(folder)
-    return classes, _list_classes(folder, classes)
+    return classes, lambda: _list_classes(folder, classes)
 
 
 def _shard_classes(shards: Path) -> tuple[list[str], Labelled]:

@@ -611,8 +611,8 @@ def test_a_network_with_damaged_weights_stops_the_evaluation(
     weights["decoder.up3.conv.bias"][0] = torch.nan
     save_file(weights, file)
     options = ["--checkpoint", str(folder), "--device", "cpu", "--baselines", "mean"]
-    assert main([*options, "--perceptual", "off"]) == 1
-    assert "not finite" in capsys.readouterr().err
+    assert main([*options, "--perceptual", "off"]) == 2
+    assert "its checksum differs" in capsys.readouterr().err
 
 
 def test_metrics_are_of_the_pasted_picture(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from context_encoder.models import build_model
-from context_encoder.models.base import ContextEncoder
+from context_encoder.models.base import ContextEncoder, InpaintingNetwork
 from context_encoder.models.registry import MODELS
 
 NETWORKS = MODELS.names(lambda spec: True)
@@ -14,7 +14,7 @@ NETWORKS = MODELS.names(lambda spec: True)
 OPTIONS = {"dcgan-center": {"bottleneck_units": 50}, "dcgan-whole": {"bottleneck_units": 50}}
 
 
-def network(name: str) -> ContextEncoder:
+def network(name: str) -> InpaintingNetwork:
     torch.manual_seed(0)
     model = build_model(name, **OPTIONS.get(name, {})).eval()
     for module in model.modules():
@@ -23,9 +23,14 @@ def network(name: str) -> ContextEncoder:
     return model
 
 
-def images(model: ContextEncoder, batch: int) -> torch.Tensor:
+def inputs(model: InpaintingNetwork, batch: int) -> tuple[torch.Tensor, ...]:
+    """What the network takes: an image, or an image and a mask."""
     generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, 3, model.image_size, model.image_size, generator=generator)
+    size = model.image_size
+    image = torch.randn(batch, 3, size, size, generator=generator)
+    mask = torch.zeros(batch, 1, size, size, dtype=torch.bool)
+    mask[..., size // 4 : size // 2, size // 3 : size // 2] = True
+    return model.inputs(image, mask, torch.zeros(3))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -36,11 +41,12 @@ def test_exported_to_onnx(name: str) -> None:
     from tests.cekernels.test_onnx import export, in_onnxruntime
 
     model = network(name)
-    batch = {"x": {0: torch.export.Dim("batch")}}
-    exported = export(model, images(model, 2), dynamic_shapes=batch)
-    x = images(model, 3)
-    expected = model(x).detach()
-    (found,) = in_onnxruntime(exported, x)
+    example = inputs(model, 2)
+    batch = tuple({0: torch.export.Dim("batch")} for _ in example)
+    exported = export(model, *example, dynamic_shapes=batch)
+    others = inputs(model, 3)
+    expected = model(*others).detach()
+    (found,) = in_onnxruntime(exported, *others)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -48,5 +54,7 @@ def test_exported_to_onnx(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_traced_by_torch_fx(name: str) -> None:
     model = network(name)
-    x = images(model, 2)
+    if not isinstance(model, ContextEncoder):
+        pytest.skip("the levels of the membrane depend on sizes, which this trace does not know")
+    (x,) = inputs(model, 2)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))

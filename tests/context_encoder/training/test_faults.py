@@ -34,7 +34,7 @@ from tests.helpers.vocdevkit import CLASSES, make_devkit
 
 LONG = "RELIABILITY_LONG" in os.environ
 ROOT = Path(__file__).parents[3]
-HERE = [*TINY, "--val-every", "4", "--lr-schedule", "constant"]
+HERE = [*TINY, "--preset", "laptop", "--val-every", "4", "--lr-schedule", "constant"]
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +228,11 @@ def test_a_signal_during_the_start_ends_with_its_status(tmp_path: Path, photos: 
 def with_endless_listing() -> None:
     import context_encoder.runs.photos as module
 
-    def list_images(*_: Any) -> Any:
+    def find_images(*_: Any) -> Any:
         print("listing", flush=True)
         time.sleep(1000)
 
-    module.list_images = list_images
+    module.find_images = find_images
 
 
 # --- several processes --------------------------------------------------------------------------

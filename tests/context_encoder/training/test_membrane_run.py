@@ -104,7 +104,7 @@ def test_the_average_is_judged_and_saved_and_training_goes_on_without_it(
     trainer.model.load_state_dict(trainer.average.module.state_dict())
     averaged = validate(trainer.pretext, trainer.held_out, cpu, 4).metrics["psnr"]
     assert trainer.latest["psnr"] == averaged != own
-    checkpoint = trainer._checkpoint().model
+    checkpoint = trainer._contents().model
     assert all(
         torch.equal(checkpoint[n], v) for n, v in trainer.average.module.state_dict().items()
     )

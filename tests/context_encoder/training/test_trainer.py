@@ -447,7 +447,7 @@ def test_unreadable_files_are_skipped_and_named_once(
     ("options", "message"),
     [
         (["--data", "{missing}"], "missing"),
-        (["--data", "{file}"], "file"),
+        (["--data", "{file}"], "at least 2 images are needed"),
         (["--data", "{empty}"], "image"),
         (["--size", "20"], "size"),
         (["--model", "alexnet", "--size", "40"], "size"),

@@ -161,7 +161,7 @@ def test_biases_learn_twice_as_fast() -> None:
         ("voc-detect", DetectConfig, False),
     ):
         config = kind()
-        task = SimpleNamespace(model=nn.Linear(2, 2))
+        task = SimpleNamespace(model=nn.Linear(2, 2), items=[])
         training = Training(config, task, torch.device("cpu"), "")
         training.learner.set_learning_rates(0.25)
         others, biases = training.learner.optimizers["model"].param_groups
@@ -228,7 +228,8 @@ def test_only_what_is_tuned_changes(devkit: Path, tmp_path: Path) -> None:
 
 def test_transfer_from_a_run_with_an_unreadable_picture(tmp_path: Path) -> None:
     pretraining = tmp_path / "pretrained"
-    options = "--size 32 --batch-size 4 --steps 2 --val-samples 4 --device cpu --workers 0"
+    options = "--preset laptop --size 32 --batch-size 4 --steps 2 --val-samples 4"
+    options += " --device cpu --workers 0"
     assert pretrain([*options.split(), "--out", str(pretraining)]) == 0
     kit = make_devkit(tmp_path / "kit", 8, 8)
     (kit / "VOC2007/JPEGImages/000003.jpg").write_bytes(b"nonsense")
