@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
@@ -187,7 +188,7 @@ class Trainer(TrainingLoop):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of the loader; calls the pretext's ``train_step``."""
         config, device = self.config, self.device
-        self.replaced += int((batch["source"] != batch["index"]).sum())
+        self.replaced += int(np.count_nonzero(batch["source"].numpy() != batch["index"].numpy()))
         samples = Samples(
             to_input(batch["image"].to(device, non_blocking=True), self._memory_format),
             batch["epoch"].to(device, non_blocking=True),

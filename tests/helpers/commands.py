@@ -46,9 +46,12 @@ class Command:
         return self.errors.read_text(errors="replace")
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signal to the whole process group."""
-        with contextlib.suppress(ProcessLookupError):
+        """Signal to the whole process group, or to the process before it has its own."""
+        try:
             os.killpg(self.pid, number)
+        except ProcessLookupError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
         """The exit status; fails if the command, or a child of it, does not end."""
@@ -134,6 +137,7 @@ def _main(
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # as in a command that a user starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which the tests may run, ignores it
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

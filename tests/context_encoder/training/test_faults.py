@@ -438,7 +438,8 @@ def test_kills_at_random_times_change_nothing(tmp_path: Path, photos: Path) -> N
         else:
             command = begin(run, photos, *options, "--workers", "2")
     command.kill(signal.SIGTERM)
-    assert command.wait() == 128 + signal.SIGTERM, command.said()
+    # Before the command has begun, the signal itself ends the process.
+    assert command.wait() in (128 + signal.SIGTERM, -signal.SIGTERM), command.said()
     if not find_or_none(run):
         return  # a machine so slow that no save was reached
     end = str(step_of(run) + 1)
