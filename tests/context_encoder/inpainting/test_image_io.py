@@ -13,6 +13,7 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
+from context_encoder.data.decode import UnreadableImage
 from context_encoder.data.mask_images import InpaintError
 from context_encoder.inpainting.image_io import read_picture
 from tests.helpers.known_networks import COLOR, box_mask, constant, noise
@@ -276,3 +277,12 @@ def test_the_callers_image_and_array_stay_as_they_are():
 def test_what_is_no_picture_is_named() -> None:
     with pytest.raises(InpaintError, match="got a Tensor; give a path, a Pillow image or a"):
         read_picture(torch.zeros(4, 4))  # type: ignore[arg-type]
+
+
+def test_the_limit_of_pixels_is_ones_own(tmp_path):
+    Image.fromarray(noise(40, 50, 3)).save(tmp_path / "in.png")
+    with Image.open(tmp_path / "in.png") as opened:
+        for source in (tmp_path / "in.png", opened, noise(40, 50, 3)):
+            with pytest.raises((InpaintError, UnreadableImage), match="raise `max_megapixels`"):
+                constant()(source, boxes=[(1, 1, 3, 3)], max_megapixels=0.0019)
+            constant()(source, boxes=[(1, 1, 3, 3)], max_megapixels=0.002)
