@@ -272,7 +272,12 @@ class _Planes:
         """In [0, 1]."""
         if self.color.ndim == 2:
             return self.color.astype(np.float32) / np.float32(self.white)
-        return np.asarray(self.color @ (LUMA / np.float32(self.white)), np.float32)
+        parts = LUMA / np.float32(self.white)
+        level = np.empty(self.shape, np.float32)
+        for rows in _strips(self.shape):
+            red, green, blue = np.moveaxis(self.color[rows], -1, 0)
+            level[rows] = red * parts[0] + green * parts[1] + blue * parts[2]
+        return level
 
     def opacity(self) -> NDArray[np.float32]:
         assert self.alpha is not None
@@ -390,7 +395,11 @@ def _automatic(
         if refuse:
             raise InpaintError(_photograph("it"))
     if eight.ndim == 3:
-        least, most = eight.min(-1), eight.max(-1)
+        least, most = np.empty(planes.shape, np.uint8), np.empty(planes.shape, np.uint8)
+        for rows in _strips(planes.shape):
+            red, green, blue = np.moveaxis(eight[rows], -1, 0)
+            least[rows] = np.minimum(np.minimum(red, green), blue)
+            most[rows] = np.maximum(np.maximum(red, green), blue)
         coloured = np.count_nonzero(most - least > _COLOURED)
         if coloured > 2e-5 * least.size:
             black = np.count_nonzero(most < _NEAR)
@@ -448,15 +457,29 @@ def is_photograph(grey: NDArray[np.uint8], where: Mask | None = None) -> bool:
     values = (grey if where is None else grey[where]).ravel()
     if not len(values):
         return False
-    counts = np.bincount(values, minlength=256) / len(values)
+    counts = np.array(Image.fromarray(values[None]).histogram()) / len(values)
     ends = counts[:_NEAR].sum() + counts[-_NEAR:].sum()
     middle = np.sort(counts[_NEAR:-_NEAR].reshape(-1, 8).sum(1))
     if ends + middle[-2:].sum() < _FEW:
         return True
-    step = np.abs(np.diff(grey.astype(np.int16), axis=1)) > 3
-    if where is not None:
-        step = step[where[:, 1:]]
-    return bool(ends < _NEARLY_ALL and step.size and step.mean() > _BUSY)
+    if ends >= _NEARLY_ALL:
+        return False
+    steps = pixels = 0
+    for rows in _strips(grey.shape):
+        left, right = grey[rows, :-1], grey[rows, 1:]
+        step = np.maximum(left, right) - np.minimum(left, right) > 3
+        if where is not None:
+            step = step[where[rows, 1:]]
+        steps, pixels = steps + int(np.count_nonzero(step)), pixels + step.size
+    return steps > _BUSY * pixels
+
+
+def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of about a million pixels at a time: work on large images then stays in the cache."""
+    height, width = shape
+    rows = max(1, (1 << 20) // max(1, width))
+    for top in range(0, height, rows):
+        yield slice(top, top + rows)
 
 
 def _grey(eight: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -476,7 +499,10 @@ def _resembles(
 
 def _differs(eight: NDArray[np.uint8], picture: NDArray[Any], by: int = _PAINTED) -> Mask:
     colors = eight[..., None] if eight.ndim == 2 else eight
-    different: Mask = (np.abs(colors.astype(np.int16) - picture) > by).any(-1)
+    different = np.zeros(colors.shape[:2], bool)
+    for channel in range(picture.shape[-1]):
+        own = colors[..., min(channel, colors.shape[-1] - 1)].astype(np.int16)
+        different |= np.abs(own - picture[..., channel]) > by
     return different
 
 
