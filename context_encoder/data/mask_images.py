@@ -404,7 +404,8 @@ def _automatic(
         if coloured > 2e-5 * least.size:
             black = np.count_nonzero(most < _NEAR)
             white = np.count_nonzero(least > 255 - _NEAR)
-            level = (most if black >= white else 255 - least) / np.float32(255)
+            marked = most if black >= white else 255 - least
+            level = marked.astype(np.float32) / np.float32(255)
             ground = "black" if black >= white else "white"
             return level, f"the mask has colours: what is not {ground} is filled"
     return planes.luminance(), None

@@ -17,7 +17,6 @@ from scipy import ndimage
 from context_encoder.data.mask_images import InpaintError, feathered, grown
 from context_encoder.demo.pictures import Open, Pixels, eight_bits
 from context_encoder.demo.shapes import Shape, draw_mask
-from context_encoder.evaluation.opencv import fill_by_opencv, missing_for
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller
 from context_encoder.inpainting.image_io import Hole, Picture, read_picture
@@ -25,6 +24,7 @@ from context_encoder.inpainting.inpainter import SHOWN_HOLES, Inpainter
 from context_encoder.inpainting.neighbourhoods import neighbourhoods
 from context_encoder.runs import Which
 from context_encoder.utils.bounding_box import Box, bounding_box
+from context_encoder.utils.opencv import fill_by_opencv, missing_for
 
 __all__ = ["Cancelled", "FillRequest", "Networks", "available_methods", "fill", "hole_of"]
 

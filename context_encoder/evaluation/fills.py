@@ -29,8 +29,6 @@ from context_encoder.evaluation.descriptors import (
     hog_available,
 )
 from context_encoder.evaluation.nearest_neighbours import Neighbours
-from context_encoder.evaluation.opencv import OPENCV, RADIUS, OpenCVName, fill_by_opencv
-from context_encoder.evaluation.opencv import missing_for as missing_for_opencv
 from context_encoder.inpainting.blending import remove_seam
 from context_encoder.inpainting.hole_filler import TEXTURE, HoleFiller
 from context_encoder.inpainting.inpainter import Inpainter
@@ -39,6 +37,8 @@ from context_encoder.masks import masks_with_fixed_hole
 from context_encoder.runs import LoadedModel, Which, check_fills_holes, load_model
 from context_encoder.utils.device import Processes, choose_device
 from context_encoder.utils.metrics import context_mean
+from context_encoder.utils.opencv import OPENCV, RADIUS, OpenCVName, fill_by_opencv
+from context_encoder.utils.opencv import missing_for as missing_for_opencv
 
 __all__ = [
     "BASELINES",
@@ -298,7 +298,7 @@ def context_mean_fill(holes: MaskedBatch) -> Tensor:
 
 
 def opencv_fill(name: OpenCVName) -> Fill:
-    """A fill by one of OpenCV's methods, see :mod:`context_encoder.evaluation.opencv`."""
+    """A fill by one of OpenCV's methods, see :mod:`context_encoder.utils.opencv`."""
     return _one_by_one(functools.partial(fill_by_opencv, name))
 
 

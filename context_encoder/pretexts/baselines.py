@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from context_encoder.models import membrane
 from context_encoder.utils.metrics import context_mean
+from context_encoder.utils.opencv import fill_by_opencv, missing_for
 
 __all__ = ["fills_without_network"]
 
 # Cycles after which the membrane is right to a hundredth of a level of 255.
 _EXACT = 16
-# Radius of Telea's neighbourhood in pixels, as in OpenCV's examples.
-_RADIUS = 3
 
 
 def fills_without_network(original: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -32,19 +29,17 @@ def fills_without_network(original: Tensor, mask: Tensor) -> dict[str, Tensor]:
         pixels.
     """
     fills = {"membrane": membrane(original, mask, cycles=_EXACT)}
-    if importlib.util.find_spec("cv2") is not None:
+    if missing_for("telea") is None:
         fills["telea"] = _telea(original, mask)
     return {**fills, "context_mean_fill": context_mean(original, mask)}
 
 
 def _telea(original: Tensor, mask: Tensor) -> Tensor:
-    import cv2
-
     known = torch.where(mask, 0, original).cpu()
-    pictures = known.mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    pictures = known.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     filled = [
-        cv2.inpaint(picture, hole, _RADIUS, cv2.INPAINT_TELEA)
-        for picture, hole in zip(pictures, mask[:, 0].cpu().byte().numpy(), strict=True)
+        fill_by_opencv("telea", picture, hole)
+        for picture, hole in zip(pictures, mask[:, 0].cpu().numpy(), strict=True)
     ]
     result = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)
     return result.to(original.device).float().div(255)

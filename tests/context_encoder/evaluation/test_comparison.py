@@ -26,7 +26,6 @@ from context_encoder.evaluation.fills import (
     default_baselines,
     load_run,
 )
-from context_encoder.evaluation.opencv import fill_by_opencv
 from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.evaluation.perceptual import FeatureDistance
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
@@ -35,6 +34,7 @@ from context_encoder.runs import LoadedModel, Photos
 from context_encoder.train import main as train
 from context_encoder.utils.image_grid import save_sheet
 from context_encoder.utils.metrics import hole_metrics, to_unit
+from context_encoder.utils.opencv import fill_by_opencv
 from tests.helpers.small_runs import TINY, save_photos, save_untrained
 
 SIZE = 32
