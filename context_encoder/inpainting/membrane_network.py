@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from context_encoder.inpainting.correction import corrected_membrane
-from context_encoder.inpainting.windows import WindowGeometry, plan_windows
+from context_encoder.inpainting.inpainter import Inpainter
 from context_encoder.models.membrane_unet import MembraneUNet
 
 __all__ = ["included_network", "predict_holes"]
@@ -39,10 +38,12 @@ def predict_holes(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArra
     Returns:
         float32 ``(H, W, 3)``, 0 to 255; outside the hole it is ``image``.
     """
-    network = included_network()
-    size = network.image_size
-    holes = plan_windows(mask, WindowGeometry(size, (0, 0, size, size)))
-    windows = [window for hole in holes for window in hole.windows]
-    predicted = corrected_membrane(network, image / np.float32(127.5) - 1, mask, windows)
+    predicted = _inpainter().predict(image / np.float32(127.5) - 1, mask)
     levels = np.clip((predicted + 1) * np.float32(127.5), 0, 255)
     return np.where(mask[..., None], levels, image)
+
+
+@functools.cache
+def _inpainter() -> Inpainter:
+    # The network sees no colour of holes.
+    return Inpainter(included_network(), fill_color=(0, 0, 0))
