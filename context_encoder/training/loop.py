@@ -264,7 +264,7 @@ class TrainingLoop(ABC):
                 torch.cuda.set_rng_state(own["random.cuda"], self.device)
         else:  # a function of the run and of the rank
             drawn = own["random.cpu"].numpy().tobytes() + str(rank).encode()
-            torch.manual_seed(int.from_bytes(hashlib.sha256(drawn).digest()[:7]))
+            torch.manual_seed(int.from_bytes(hashlib.sha256(drawn).digest()[:7], "big"))
 
     def _own_state(self) -> dict[str, Tensor]:
         own = {"random.cpu": torch.get_rng_state()}
