@@ -247,8 +247,11 @@ def is_temporary(path: Path) -> bool:
 def file_digest(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a regular file, in hexadecimal digits; OSError as :func:`read_text`."""
     check_regular(path)
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
