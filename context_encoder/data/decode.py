@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import struct
@@ -205,9 +206,10 @@ class OpenImage:
         """The pixels if Pillow would reduce them or take them for others."""
         image = self.pillow
         if self.file is None or image is None or image.format == "TIFF":
-            if self.page is not None and not self._pillow_reads_page():
-                return _tiff_samples(self.page)
-            return None
+            if self.page is None:
+                return None
+            _check_segments(self.page)
+            return None if self._pillow_reads_page() else _tiff_samples(self.page)
         depth = stored_depth(image, self.file)
         if depth <= 8 or image.mode.startswith("I"):
             if image.format == "JPEG2000" and depth > 8:
@@ -537,6 +539,17 @@ def _ppm_samples(image: Image.Image, file: BinaryIO) -> Samples:
 # Compressions of TIFF by tifffile's numbers that Pillow is usually built without: JPEG 2000, WebP,
 # JPEG XL and LERC.
 _NOT_IN_PILLOW = {33003, 33004, 33005, 34712, 34887, 50001, 50002, 52546}
+
+
+def _check_segments(page: tifffile.TiffPage) -> None:
+    """ValueError for a page with fewer strips or tiles than its size needs.
+
+    Both readers would leave black, or unset, what no strip covers.
+    """
+    needed, there = math.prod(page.chunked), len(page.dataoffsets)
+    if there < needed:
+        kind = "tiles" if page.is_tiled else "strips"
+        raise ValueError(f"{needed - there} of the {needed} {kind} are missing")
 
 
 def _tiff_samples(page: tifffile.TiffPage) -> Image.Image | Samples:

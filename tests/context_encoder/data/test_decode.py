@@ -10,6 +10,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, features
 
@@ -148,6 +149,28 @@ def test_a_strip_that_is_missing_is_found(tmp_path: Path) -> None:
         (tmp_path / "a.tif").write_bytes(broken)
         with pytest.raises(UnreadableImage):
             read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("compression", [None, "lzw"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 3}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_header_with_more_rows_than_strips_is_refused(
+    kind: type, layout: dict[str, object], planar: str, compression: str | None, tmp_path: Path
+) -> None:
+    path, stored = tmp_path / "a.tif", values(3, bits=8).astype(kind)
+    if planar == "separate":
+        stored = np.moveaxis(stored, -1, 0).copy()
+    data = with_tifffile(
+        stored, photometric="rgb", planarconfig=planar, compression=compression, **layout
+    )
+    path.write_bytes(data)
+    read_image(path)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages.first.tags["ImageLength"].overwrite(HEIGHT + 40)
+    for read in (read_image, read_picture):
+        with pytest.raises(UnreadableImage, match=r"of the \d+ (strips|tiles) are missing"):
+            read(path)
 
 
 @pytest.mark.parametrize(
