@@ -23,6 +23,7 @@ DEPENDENCIES = [
     "pydantic>=2.7",
     "safetensors>=0.4.3",
     "scipy>=1.11",
+    "threadpoolctl>=3.8",
     "tensorboard>=2.16",
     "tifffile>=2024.1.30",
     "torchmetrics>=1.4",

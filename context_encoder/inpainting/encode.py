@@ -29,6 +29,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True, "exact": True},  # exact: under alpha 0 too
     "JPEG": {"quality": 95, "subsampling": 0},
 }
+# PNGs of more pixels are compressed at level 3 instead of 6: in a third of the time, a tenth
+# larger for photographs.
+_MANY_PIXELS = 4_000_000
 _SUB_DIRECTORIES = (0x8769, 0x8825)  # EXIF, GPS
 
 
@@ -141,6 +144,8 @@ def _encoded_as(
         return _deep_png(pixels, kept)
     buffer = io.BytesIO()
     options = {**_OPTIONS[kind], **_metadata(kind, kept), **extra}
+    if kind == "PNG":
+        options["compress_level"] = _png_level(pixels)
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
@@ -157,6 +162,10 @@ def _metadata(kind: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _png_level(pixels: NDArray[Any]) -> int:
+    return 3 if pixels.shape[0] * pixels.shape[1] > _MANY_PIXELS else 6
+
+
 def _deep_png(pixels: NDArray[np.uint16], kept: Mapping[str, Any]) -> bytes:
     """Colours of 16 bits, which Pillow does not hold.
 
@@ -171,7 +180,7 @@ def _deep_png(pixels: NDArray[np.uint16], kept: Mapping[str, Any]) -> bytes:
         if tiny[at + 4 : at + 8] not in (b"IHDR", b"IDAT", b"IEND"):
             chunks.append(tiny[at:end])
         at = end
-    encoded = imagecodecs.png_encode(np.ascontiguousarray(pixels), level=6)
+    encoded = imagecodecs.png_encode(np.ascontiguousarray(pixels), level=_png_level(pixels))
     header = 8 + 25  # signature and IHDR
     return b"".join((encoded[:header], *chunks, encoded[header:]))
 

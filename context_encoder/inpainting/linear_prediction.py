@@ -6,10 +6,14 @@ Best for small holes, dust and scratches: unlike a membrane it continues edges a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
+import threadpoolctl
+import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
 from scipy.linalg import cho_factor, cho_solve
 
 from context_encoder.inpainting.blending import remove_seam
@@ -31,6 +35,8 @@ _NOISE, _LEAST_VARIANCE = 0.003, 0.5
 _AT_ONCE = 2048
 #: Holes are predicted whole, except thin ones (at most twice this across): they in tiles.
 _THIN, _TILE = 8, 32
+#: Pieces of the hole that the threads get at a time.
+_QUEUE = 256
 
 
 def predict_linearly(
@@ -47,7 +53,8 @@ def predict_linearly(
     estimate, which is positive semidefinite). The prediction from a ring of known pixels then
     follows from a system of linear equations (Cressie 1993, Statistics for Spatial Data, section
     3.2). A hole whose ring has too many pixels is predicted at half the resolution first, and its
-    seam removed.
+    seam removed. As many holes at a time as torch has threads; their number does not change the
+    result.
 
     Args:
         image: float32 ``(H, W, C)``, 0 to 255; the hole is not looked at.
@@ -59,10 +66,16 @@ def predict_linearly(
         float32 ``(H, W, C)``; only pixels of the hole differ from ``image``. Not clipped.
     """
     filled = image.copy()
-    for box, part in _pieces(mask if only is None else only):
-        filled[box][part] = _predict(image, mask, box, part)
-        if progress is not None:
-            progress(int(part.sum()))
+    pieces = _pieces(mask if only is None else only)
+    # Small systems are slower on several threads, the more so the busier the machine is.
+    one_each = threadpoolctl.threadpool_limits(1, user_api="blas")
+    with one_each, ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        while some := list(islice(pieces, _QUEUE)):
+            predicted = threads.map(lambda piece: _predict(image, mask, *piece), some)
+            for (box, part), colors in zip(some, predicted, strict=True):
+                filled[box][part] = colors
+                if progress is not None:
+                    progress(int(part.sum()))
     return filled
 
 
@@ -124,7 +137,10 @@ def _coarsely(image: Image, missing: Mask, wanted: Mask) -> Image:
     colors = np.pad(image, (*pad, (0, 0)), mode="edge").reshape(*gone.shape, image.shape[2])
     count = weight.sum((1, 3))
     small = (colors * weight).sum((1, 3)) / np.maximum(count, 1)
-    filled = predict_linearly(small.astype(np.float32), count[..., 0] == 0)
+    small, gone_small = small.astype(np.float32), count[..., 0] == 0
+    filled = small.copy()
+    for box, part in _pieces(gone_small):
+        filled[box][part] = _predict(small, gone_small, box, part)
     y, x = ((np.arange(n) - 0.5) / 2 for n in (height, width))
     grid = np.meshgrid(y, x, indexing="ij")
     large = np.stack(
@@ -160,10 +176,12 @@ def _krige(image: NDArray[np.float64], known: Mask, ring: Mask, wanted: Mask) ->
 
 def _autocovariance(image: NDArray[np.float64], known: Mask, farthest: int) -> NDArray[np.float64]:
     """By lag, negative lags from the end; the mean over the channels."""
-    shape = tuple(n + farthest for n in known.shape)
+    # More zeros than the lags need, to a length that is transformed fast.
+    shape = tuple(fft.next_fast_len(n + farthest, real=True) for n in known.shape)
     count = np.count_nonzero(known)
-    centred = np.where(known[..., None], image - image[known].mean(0), 0)
-    spectrum = np.fft.rfft2(centred, shape, axes=(0, 1))
-    power = (np.abs(spectrum) ** 2).mean(2)
-    covariance: NDArray[np.float64] = np.fft.irfft2(power, shape) / count
+    colors = image.transpose(2, 0, 1)
+    centred = np.where(known, colors - image[known].mean(0)[:, None, None], 0)
+    spectrum = fft.rfft2(centred, shape)
+    power = np.square(spectrum.real).sum(0) + np.square(spectrum.imag).sum(0)
+    covariance: NDArray[np.float64] = fft.irfft2(power, shape) / (count * len(colors))
     return covariance

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 # A perfect fill has infinite PSNR, which would make every average infinite: 100 dB replaces it.
 _MIN_SQUARED_ERROR = 1e-10
@@ -59,6 +58,9 @@ def hole_metrics(output: Tensor, original: Tensor, mask: Tensor) -> dict[str, Te
         ``l1``, ``l2``, ``psnr`` (dB) and ``ssim`` (Gaussian window of 11 pixels, sigma 1.5, its
         map averaged over the hole), each ``(B,)``; NaN for an image with an empty mask.
     """
+    # Imported here: it takes as long as everything else that filling an image needs beside torch.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     difference = output - original
     squared = hole_mean(difference.square(), mask)
     pasted = torch.where(mask, output, original)

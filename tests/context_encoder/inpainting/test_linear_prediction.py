@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from context_encoder.inpainting.blending import remove_seam
@@ -88,3 +89,16 @@ def test_progress_counts_every_pixel() -> None:
     counted: list[int] = []
     predict_linearly(blanked(image, mask), mask, progress=counted.append)
     assert sum(counted) == mask.sum()
+
+
+def test_threads_do_not_change_the_result() -> None:
+    image, mask = texture(), specks()
+    given, before = blanked(image, mask), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(predict_linearly(given, mask))
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(result, results[0]) for result in results)
