@@ -202,7 +202,10 @@ def _plan_cpp(torch: Torch | None) -> Library:
 def _accepts(cxx: str, flag: str) -> bool:
     """Whether the compiler knows a flag."""
     command = [cxx, flag, "-fsyntax-only", "-x", "c++", os.devnull]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:  # there is no such compiler, which compiling reports
+        return False
 
 
 def _ops(kind: str, flags: list[str]) -> list[tuple[Path, str, list[str]]]:
