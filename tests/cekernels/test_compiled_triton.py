@@ -180,11 +180,52 @@ def test_loss(
         right = reference.masked_loss_backward(g, scale, p, t, m, power)
         found = run(implementation.masked_loss_backward, g, scale, p, t, m, power)
         assert torch.allclose(found, right, **close)
-        if m is mask:
-            one_pass = run(implementation.masked_loss_and_gradient, p, t, m, area, power, normalize)
+        for known in (area, None):
+            args = p, t, m, known if m is mask else None, power, normalize
+            one_pass = run(implementation.masked_loss_and_gradient, *args)
             assert torch.allclose(one_pass[0].double(), exact, rtol=1e-5, atol=0)
             run(implementation.scale_gradient_, one_pass[2], g, m)
             assert torch.allclose(one_pass[2], right, **close)
+
+
+def test_loss_of_channels_last(on_gpu: Callable[[int], Any]) -> None:
+    """Operands in any layout; results in that of the first."""
+    shape = (2, 3, 37, 41)
+    plain = random(*shape, seed=1)
+    last = random(*shape).to(memory_format=torch.channels_last)
+    wider = torch.nn.functional.pad(plain, (2, 1, 1, 0)).to(memory_format=torch.channels_last)
+    crop = wider[:, :, 1:, 2:-1]
+    mask, g = random(2, 1, 37, 41, seed=3) > 0.5, random()
+    run = on_gpu(90)
+    for p, t in ((last, crop), (last, plain), (crop, last)):
+        exact, scale = reference.masked_loss(p.double(), t.double(), mask, None, 2, "mask")
+        right = reference.masked_loss_backward(g, scale.float(), p, t, mask, 2)
+        loss, scale, grad = run(
+            implementation.masked_loss_and_gradient, p, t, mask, None, 2, "mask"
+        )
+        run(implementation.scale_gradient_, grad, g, mask)
+        twice = run(implementation.masked_loss_backward, g, scale, p, t, mask, 2)
+        assert torch.allclose(loss.double(), exact, rtol=1e-5, atol=0)
+        for found in (grad, twice):
+            assert torch.allclose(found, right, rtol=1e-6, atol=0)
+            assert found.stride() == right.stride()
+        filled = run(implementation.fill_masked, p, mask, g.expand(3))
+        expected = reference.fill_masked(p, mask, g.expand(3))
+        assert torch.equal(filled, expected)
+        assert filled.stride() == expected.stride()
+
+
+def test_the_count_of_programs_orders_them(on_gpu: Callable[[int], Any]) -> None:
+    """One launch; without the order of the count, the sums of the others would be a race."""
+    p, t, mask = random(2, 3, 37, 41), random(2, 3, 37, 41, seed=1), random(2, 1, 37, 41) > 0
+    args = p, t, mask, mask.sum((1, 2, 3)), 2, "mask"
+    run = on_gpu(90)
+    run(implementation.masked_loss_and_gradient, *args)
+    assert len(run.launches) == 1
+    run.change = functools.partial(re.sub, r"\.acq_rel", ".relaxed")
+    with pytest.raises(GpuError) as raised:
+        run(implementation.masked_loss_and_gradient, *args)
+    assert raised.value.kind == "race"
 
 
 # --- filling, rasterization, random numbers -------------------------------------------------------

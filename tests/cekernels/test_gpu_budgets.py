@@ -106,10 +106,6 @@ INDEPENDENT = {
     "triton linear backward ieee sm_90": (346, "shared_wavefronts", 88),
     "triton linear backward tf32 sm_80": (277, "wavefronts", 92),
     "triton linear backward bf16 sm_80": (75, "wavefronts", 31),
-    "cuda loss 227 sm_90": (193_000, "", 0),
-    "cuda loss 128 sm_90": (38_000, "", 0),
-    "triton loss 227 sm_90": (127_000, "", 0),
-    "triton loss 128 sm_90": (31_000, "", 0),
     "cuda masks 227 sm_90": (121_000, "", 0),
     "triton masks 227 sm_90": (57 * 37_000, "", 0),  # tiles times instructions of each
 }

@@ -6,9 +6,9 @@ instruction is one numpy operation on all of them (``translate.py``).
 
 Checked, and reported as :class:`GpuError`: alignment, bounds, reads of global memory that was not
 written, races between threads of a block (no barrier between two accesses, one of which writes) and
-between blocks, barriers and warp-wide instructions that some threads do not reach, asynchronous
-copies that are used before they are waited for. Not modelled: the order of memory beyond barriers
-(fences and flags in memory), and time.
+between blocks (nor fences around atomic operations), barriers and warp-wide instructions that some
+threads do not reach, asynchronous copies that are used before they are waited for. Not modelled:
+flags in memory other than by atomic operations, and time.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Machine:
         order = None
         if self.check:
             granule = _granule(kernel.kernel, "global")
-            order = Order(self.memory.top, granule) if granule else None
+            order = Order(self.memory.top, granule, report.grid) if granule else None
         numbers = np.fromiter(range(int(np.prod(grid))) if blocks is None else blocks, np.int64)
         at_once = max(1, LANES // threads)
         with np.errstate(all="ignore"):
@@ -191,6 +191,9 @@ class _Batch:
         # Asynchronous copies: started, and groups of them that were committed.
         self.copies: list[_Copy] = []
         self.groups: list[list[_Copy]] = []
+        # The thread at a time of the last fence; atomic operations observed since then.
+        self.fenced = np.zeros(self.shape, np.int64)
+        self.observed: dict[int, list[int]] = {}
         self.fences = np.zeros(self.shape, np.int32)  # proxy fences that each thread has executed
         self.products: list[tuple[Any, ...]] = []  # reads of shared memory by wgmma, not waited for
         self.product_groups: list[list[tuple[Any, ...]]] = []
@@ -415,8 +418,9 @@ class _Batch:
         )  # fmt: skip
 
     def atomic(
-        self, space: str, operation: str, address: Any, lanes: Any | None, value: Any, site: int
-    ) -> Any:
+        self, space: str, operation: str, address: Any, lanes: Any | None, value: Any, site: int,
+        releases: bool = False, acquires: bool = False,
+    ) -> Any:  # fmt: skip
         """The old values; lanes with the same address take effect one after the other."""
         index = self._index(space, address)
         size = value.dtype.itemsize
@@ -432,6 +436,8 @@ class _Batch:
         operands = self._flat(value, lanes)
         before = np.empty_like(operands)
         function = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(operation)
+        if space == "global" and self.orders[space] is not None:
+            self._order_atomics(flat * size, lanes, releases, acquires)
         for i, (at, operand) in enumerate(zip(flat.tolist(), operands, strict=True)):
             before[i] = data[at]
             data[at] = operand if function is None else function(data[at], operand)
@@ -439,6 +445,34 @@ class _Batch:
             before.reshape(self.shape) if lanes is None else before
         )
         return old
+
+    def _order_atomics(
+        self, places: Any, lanes: Any | None, releases: bool, acquires: bool
+    ) -> None:
+        """Each operation observes those before it, and publishes what its thread did before."""
+        order = self.orders["global"]
+        assert order is not None
+        me = self._flat(self.me, lanes).tolist()
+        fenced = me if releases else self._flat(self.fenced, lanes).tolist()
+        numbers = self._flat(np.arange(self.me.size).reshape(self.shape), lanes).tolist()
+        for place, now, fence, number in zip(places.tolist(), me, fenced, numbers, strict=True):
+            others = order.published.setdefault(place, [])
+            if others and acquires:
+                order.learn(now, others)
+            elif others:
+                self.observed.setdefault(number, []).extend(others)
+            if fence:
+                others.append(fence)
+
+    def fence_memory(self, lanes: Any | None) -> None:
+        """A fence for all threads of the GPU."""
+        order = self.orders["global"]
+        if order is None:
+            return
+        everyone = np.ones(self.shape, bool) if lanes is None else lanes
+        self.fenced = np.where(everyone, self.me, self.fenced)
+        for number in [n for n in self.observed if everyone.flat[n]]:
+            order.learn(int(self.me.flat[number]), self.observed.pop(number))
 
     # --- asynchronous copies ----------------------------------------------------------------------
 

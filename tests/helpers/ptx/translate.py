@@ -472,11 +472,13 @@ class _BlockWriter:
         if not operation:
             raise NotImplementedError(f"{self.kernel.name}: {instruction}")
         dtype = dtype_of(instruction.type)
+        both = "acq_rel" in parts
+        releases, acquires = both or "release" in parts, both or "acquire" in parts
         operands = instruction.operands if parts[0] == "atom" else ("_", *instruction.operands)
         old = self.local(
             f"M.atomic({instruction.space!r}, {operation!r}, {self.address(operands[1])}, "
             f"{self.lanes(instruction)}, {self.value(operands[2], dtype)}, "
-            f"{self.site(instruction)})"
+            f"{self.site(instruction)}, {releases}, {acquires})"
         )
         self.set(operands[0], old, dtype, self.guard(instruction))
 
@@ -577,9 +579,12 @@ class _BlockWriter:
     def _fence(self, instruction: Instruction) -> None:
         if "proxy" in instruction.parts:
             self.emit(f"M.fence_proxy({self.lanes(instruction)})")
+        elif "gpu" in instruction.parts or "sys" in instruction.parts:
+            self.emit(f"M.fence_memory({self.lanes(instruction)})")
 
     def _membar(self, instruction: Instruction) -> None:
-        pass
+        if "cta" not in instruction.parts:
+            self.emit(f"M.fence_memory({self.lanes(instruction)})")
 
     def _removed(self, instruction: Instruction) -> None:
         pass
