@@ -83,6 +83,10 @@ def test_the_page_has_the_predictions() -> None:
     assert budgets.predictions(budgets.read()) in budgets.PAGE.read_text()
 
 
+def test_the_package_has_the_predictions() -> None:
+    assert budgets.module(budgets.read()) == budgets.PREDICTED.read_text()
+
+
 def test_nothing_spills() -> None:
     for name, row in budgets.read().items():
         assert row["budget"]["spills"] == row["budget"]["local"] == 0, name

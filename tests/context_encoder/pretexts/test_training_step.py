@@ -216,7 +216,7 @@ def test_one_pass_over_operands_as_they_lie(
     (shown, *_), filled = found["fill_masked"]
     assert shown.is_contiguous(memory_format=LAST)
     assert filled.is_contiguous(memory_format=LAST)
-    (prediction, target, mask, area, *_), (loss, _, gradient) = found["masked_loss_and_gradient"]
+    (prediction, target, mask, area, *_), (_, _, gradient) = found["masked_loss_and_gradient"]
     for operand in (prediction, target):  # colours of a pixel are adjacent: nothing made planes
         assert operand.stride(1) == 1
     assert gradient.is_contiguous(memory_format=LAST)
