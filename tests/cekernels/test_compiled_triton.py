@@ -258,6 +258,42 @@ def test_shapes(on_gpu: Callable[[int], Any], dtype: torch.dtype, capability: in
     assert torch.equal(filled, reference.fill_masked(image, boxed[0], value))
 
 
+def test_masks_alone(on_gpu: Callable[[int], Any]) -> None:
+    """Odd shapes, in several tiles, and coordinates of any size."""
+    height, width = 21, 300
+    shapes = [
+        polygons(name, height, width)
+        for name in ("on the centres of pixels", "far outside", "degenerate")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for reach in (400, 30_000, 2**31 - 1):
+        vertices = torch.randint(-reach, reach, (150, 2), generator=generator).to(torch.int32)
+        first, contours, samples = torch.tensor([0, 2, 2, 100, 150]), 4, torch.tensor([0, 3, 4])
+        assert len(first) == contours + 1
+        shapes.append((vertices, first, samples))
+    for shape in shapes:
+        for rule in ("nonzero", "evenodd"):
+            right = reference.rasterize_polygons(*shape, height, width, rule)
+            found = on_gpu(90)(implementation.rasterize_polygons, *shape, height, width, rule)
+            assert all(map(torch.equal, found, right))
+
+
+def test_edges_and_prefix_sums_are_ordered(on_gpu: Callable[[int], Any]) -> None:
+    shape = polygons("star with a hole, none, two", 21, 70)
+    for number in range(2):  # that before the edges, and that behind them
+        seen = [0]
+
+        def without(found: re.Match[str], number: int = number, seen: list[int] = seen) -> str:
+            seen[0] += 1
+            return "" if seen[0] == number + 1 else found[0]
+
+        run = on_gpu(90)
+        run.change = functools.partial(re.sub, r"bar\.sync\s+0;", without)
+        with pytest.raises(GpuError) as raised:
+            run(implementation.rasterize_polygons, *shape, 21, 70, "nonzero")
+        assert raised.value.kind == "race"
+
+
 def test_random_words(on_gpu: Callable[[int], Any]) -> None:
     rows, columns = torch.arange(5)[:, None], torch.arange(70)[None, :]
     arguments: tuple[Tensor | int, ...] = (rows, rows, columns, columns, 7, 2**31)

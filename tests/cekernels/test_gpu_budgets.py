@@ -105,13 +105,10 @@ INDEPENDENT = {
     "cuda linear backward tf32 sm_90": (122, "wavefronts", 41),
     "cuda linear backward bf16 sm_90": (122, "wavefronts", 33.4),
     "triton linear forward ieee sm_90": (142, "shared_wavefronts", 142),
-    "triton linear forward tf32 sm_80": (70, "wavefronts", 20.6),
     "triton linear forward bf16 sm_80": (29, "wavefronts", 10.9),
     "triton linear backward ieee sm_90": (346, "shared_wavefronts", 88),
-    "triton linear backward tf32 sm_80": (277, "wavefronts", 92),
     "triton linear backward bf16 sm_80": (75, "wavefronts", 31),
     "cuda masks 227 sm_90": (121_000, "", 0),
-    "triton masks 227 sm_90": (57 * 37_000, "", 0),  # tiles times instructions of each
 }
 
 
