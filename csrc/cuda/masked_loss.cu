@@ -136,7 +136,7 @@ __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece
         static_cast<const M*>(p.mask.data) + b * p.mask.batch + c * p.mask.channel + pixel;
     const T* x = static_cast<const T*>(p.prediction.data) + first;
     const T* y = static_cast<const T*>(p.target.data) + first;
-    T* to = static_cast<T*>(p.grad) + first;
+    T* to = with_grad ? static_cast<T*>(p.grad) + first : nullptr;
     const bool count = weighted && (c == 0 || p.mask_channels != 1);
     const int elements = pixels * repeat;
     int before = int(-first & (V - 1));
