@@ -24,9 +24,12 @@ from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 from cekernels.triton._runtime import bits, cdiv, launch, power_of_two, wide
 from cekernels.triton.fill_masked import as_integers, sides_unsupported
 
-# Pixels per program, of polygons and of boxes: up to WIDEST columns, and as many rows as then fit.
-TILE, BOX_TILE, WIDEST, WARPS = 4096, 1024, 256, 4
-EDGES = 128  # that a program processes at a time
+# Pixels and warps of a program, of polygons and of boxes: up to WIDEST columns, and as many rows as
+# then fit.
+TILE, WARPS = 4096, 8
+BOX_TILE, BOX_WARPS = 1024, 4
+WIDEST = 256
+EDGES = 32 * WARPS  # that a program processes at a time
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _SUBPIXELS = tl.constexpr(SUBPIXELS)
 _HALF = tl.constexpr(SUBPIXELS // 2)
@@ -294,7 +297,7 @@ def _rasterize(
         kernel,
         (programs,),
         device,
-        num_warps=WARPS,
+        num_warps=WARPS if kernel is polygons_kernel else BOX_WARPS,
         **shapes,
         **arguments,
         sample_offsets=sample_offsets.contiguous(),
