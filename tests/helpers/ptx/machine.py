@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.helpers.ptx import arithmetic, counting, tensor_cores
+from tests.helpers.ptx.fences import Fences
 from tests.helpers.ptx.memory import (
     BLOCK,
     INTERVAL,
@@ -191,9 +192,7 @@ class _Batch:
         # Asynchronous copies: started, and groups of them that were committed.
         self.copies: list[_Copy] = []
         self.groups: list[list[_Copy]] = []
-        # The thread at a time of the last fence; atomic operations observed since then.
-        self.fenced = np.zeros(self.shape, np.int64)
-        self.observed: dict[int, list[int]] = {}
+        self.between_blocks = Fences(order, self.shape)
         self.fences = np.zeros(self.shape, np.int32)  # proxy fences that each thread has executed
         self.products: list[tuple[Any, ...]] = []  # reads of shared memory by wgmma, not waited for
         self.product_groups: list[list[tuple[Any, ...]]] = []
@@ -436,8 +435,8 @@ class _Batch:
         operands = self._flat(value, lanes)
         before = np.empty_like(operands)
         function = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(operation)
-        if space == "global" and self.orders[space] is not None:
-            self._order_atomics(flat * size, lanes, releases, acquires)
+        if space == "global":
+            self.between_blocks.atomics(flat * size, self.me, lanes, releases, acquires)
         for i, (at, operand) in enumerate(zip(flat.tolist(), operands, strict=True)):
             before[i] = data[at]
             data[at] = operand if function is None else function(data[at], operand)
@@ -445,34 +444,6 @@ class _Batch:
             before.reshape(self.shape) if lanes is None else before
         )
         return old
-
-    def _order_atomics(
-        self, places: Any, lanes: Any | None, releases: bool, acquires: bool
-    ) -> None:
-        """Each operation observes those before it, and publishes what its thread did before."""
-        order = self.orders["global"]
-        assert order is not None
-        me = self._flat(self.me, lanes).tolist()
-        fenced = me if releases else self._flat(self.fenced, lanes).tolist()
-        numbers = self._flat(np.arange(self.me.size).reshape(self.shape), lanes).tolist()
-        for place, now, fence, number in zip(places.tolist(), me, fenced, numbers, strict=True):
-            others = order.published.setdefault(place, [])
-            if others and acquires:
-                order.learn(now, others)
-            elif others:
-                self.observed.setdefault(number, []).extend(others)
-            if fence:
-                others.append(fence)
-
-    def fence_memory(self, lanes: Any | None) -> None:
-        """A fence for all threads of the GPU."""
-        order = self.orders["global"]
-        if order is None:
-            return
-        everyone = np.ones(self.shape, bool) if lanes is None else lanes
-        self.fenced = np.where(everyone, self.me, self.fenced)
-        for number in [n for n in self.observed if everyone.flat[n]]:
-            order.learn(int(self.me.flat[number]), self.observed.pop(number))
 
     # --- asynchronous copies ----------------------------------------------------------------------
 

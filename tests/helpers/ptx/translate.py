@@ -586,11 +586,11 @@ class _BlockWriter:
         if "proxy" in instruction.parts:
             self.emit(f"M.fence_proxy({self.lanes(instruction)})")
         elif "gpu" in instruction.parts or "sys" in instruction.parts:
-            self.emit(f"M.fence_memory({self.lanes(instruction)})")
+            self.emit(f"M.between_blocks.fence(M.me, {self.lanes(instruction)})")
 
     def _membar(self, instruction: Instruction) -> None:
         if "cta" not in instruction.parts:
-            self.emit(f"M.fence_memory({self.lanes(instruction)})")
+            self.emit(f"M.between_blocks.fence(M.me, {self.lanes(instruction)})")
 
     def _removed(self, instruction: Instruction) -> None:
         pass
