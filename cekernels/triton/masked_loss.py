@@ -49,7 +49,7 @@ def _weights(mask, offsets, exists):
     return (values != 0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def masked_loss_kernel(
     prediction,
     target,
@@ -173,13 +173,13 @@ def _reciprocal(total):
     return tl.where(total > 0, 1 / tl.where(total > 0, total, 1.0), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def scale_kernel(scale, area, samples, repeats, BLOCK: tl.constexpr):
     """``scale = 1 / (repeats * sum(area))``, or 0 where that sum is not positive."""
     tl.store(scale, _reciprocal(_sum(area, 0, samples, BLOCK) * repeats).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["partials"])
 def finish_kernel(
     loss, scale, partial_loss, partial_weight, partials, repeats, BLOCK: tl.constexpr
 ):
@@ -198,7 +198,7 @@ def finish_kernel(
     tl.store(loss + row, (total * factor).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def scale_gradient_kernel(
     grad,
     mask,
