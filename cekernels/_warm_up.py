@@ -29,15 +29,15 @@ def warm_up(device: torch.device | str | int | None = None) -> None:
             return
         device = torch.cuda.current_device()
     chosen = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    if chosen.type not in _selfcheck.DEVICES:
-        return
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise RuntimeError(f"warm_up: {chosen}: this torch finds no CUDA device")
         if _selfcheck.capturing():
             raise RuntimeError("warm_up: call it before a CUDA graph is captured")
-        if chosen.index is None:
+        if ":" not in str(chosen):
             chosen = torch.device("cuda", torch.cuda.current_device())
+    if chosen.type not in _selfcheck.DEVICES:
+        return
     for op in OPS.values():
         for name in _auto.ORDER.get(chosen.type, ()):
             if _backends.unavailable(name) is None and _backends.kernel(op, name) is not None:

@@ -132,7 +132,7 @@ def _store_rows(base, offsets, columns, row_mask, tile, N: tl.constexpr):
     tl.store(pointers, round_to(tile, base.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["batch", "rows_per_program"])
+@triton.jit(do_not_specialize=["batch"])
 def forward_kernel(
     input,
     weight,
@@ -199,7 +199,7 @@ def forward_kernel(
         _store_rows(output, output_rows, o, exists, total, N_OUT)
 
 
-@triton.jit(do_not_specialize=["batch", "rows_per_program"])
+@triton.jit(do_not_specialize=["batch"])
 def backward_kernel(
     grad_output,
     input,

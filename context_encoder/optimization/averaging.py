@@ -30,14 +30,28 @@ class MovingAverage:
         self.module = copy.deepcopy(network)
         self.updates = 0
         self._decay = decay
+        numbers = [v for v in network.state_dict().values() if v.is_floating_point()]
+        #: By how much the next :meth:`move` moves the average; in place, for CUDA graphs.
+        self._share = torch.ones((), dtype=numbers[0].dtype, device=numbers[0].device)
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move the average towards the network's present weights."""
+        self.advance()
+        self.move(network)
+
+    def advance(self) -> None:
+        """Count an update, and set by how much :meth:`move` moves the average."""
         share = 1.0 if not self.updates else max(1 - self._decay, 9 / (10 + self.updates))
         self.updates += 1
+        self._share.fill_(share)
+
+    @torch.no_grad()
+    def move(self, network: nn.Module) -> None:
+        """The part of an update on the device, which may be captured in a CUDA graph."""
         ours, theirs = self.module.state_dict(), network.state_dict()
         numbers = [name for name, value in ours.items() if value.is_floating_point()]
-        torch._foreach_lerp_([ours[n] for n in numbers], [theirs[n] for n in numbers], share)
-        for name in ours.keys() - set(numbers):
-            ours[name].copy_(theirs[name])
+        shares = [self._share] * len(numbers)
+        torch._foreach_lerp_([ours[n] for n in numbers], [theirs[n] for n in numbers], shares)
+        counts = [name for name in ours if name not in set(numbers)]
+        if counts:
+            torch._foreach_copy_([ours[n] for n in counts], [theirs[n] for n in counts])
