@@ -140,7 +140,7 @@ class TrainConfig(OpenConfig):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="Mixed precision by autocast.")
-    compile: bool = Field(False, description="torch.compile the networks.")
+    compile: bool = Field(False, description="torch.compile the networks and the masks.")
     graph: bool = Field(
         False,
         description="Capture the step in a CUDA graph, so that the GPU does not wait for Python; "

@@ -116,6 +116,7 @@ class Inpainting(Pretext):
         top, left, height, width = self.model.output_region
         self._region = (..., slice(top, top + height), slice(left, left + width))
         self.masks = masks_from_config(config, height).to(device)
+        self._draw = torch.compile(self.masks) if config.compile else self.masks
         self._validation_masks = self.masks.with_seed(VALIDATION_SEED)
         self.discriminator = build_discriminator(height) if self.options.lambda_adv > 0 else None
         self.fill = torch.tensor(config.fill_color(), device=device)
@@ -151,7 +152,7 @@ class Inpainting(Pretext):
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         options, image, region = self.options, samples.image, self._region
         # Masks
-        mask, _ = self.masks(samples.epoch, samples.index)
+        mask, _ = self._draw(samples.epoch, samples.index)
         weights = overlap_weights(mask, options.overlap, options.overlap_weight)[region]
         target = image[region]
 
