@@ -29,6 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "step-launches.json"
+PAGE = ROOT / "docs" / "gpu.md"
+BEGIN, END = "<!-- table: step -->", "<!-- end of table -->"
 PRESETS = ("inpaint-center", "inpaint-region", "features-region", "membrane-unet", "laptop")
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _COPIES = ("clone", "copy_", "contiguous", "_foreach_copy_", "_to_copy")
@@ -207,6 +209,45 @@ def main() -> None:
         "after": after,
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.out == OUT:
+        head, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{table(result)}\n{END}{rest.split(END, 1)[1]}")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table of docs/gpu.md: before -> after, where they differ."""
+    lines = [
+        "| preset | dispatched | launching | with `--graph` | casts | copies | Adam | saved |",
+        "| --- |" + " --- |" * 7,
+    ]
+    for name, now in result["after"].items():
+        then = result["before"].get(name, now)
+        preset, amp = name.split()
+
+        def change(one: Any, other: Any) -> str:
+            return f"{one} → {other}" if one != other else f"{other}"
+
+        def moved(kind: str, now: Any = now, then: Any = then) -> str:
+            return change(
+                *(f"{row[kind]['launches']} ({_size(row[kind]['bytes'])})" for row in (then, now))
+            )
+
+        cells = [
+            f"`{preset}`, {'float32' if amp == 'off' else amp}",
+            change(then["dispatched"], now["dispatched"]),
+            change(then["launching"], now["launching"]),
+            f"1 + {now['captured']}",
+            moved("casts"),
+            moved("copies"),
+            moved("adam"),
+            _size(now["saved"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 if __name__ == "__main__":
