@@ -138,9 +138,11 @@ def count(preset: str, amp: str, batch: int, graph: bool = False) -> tuple[Count
     trainer.step += 1
     parts = trainer.pretext.parts().values()
     weights = [p for part in parts for p in part.module.parameters()]
-    saved = Saved(weights)
-    with Count() as found, saved:
+    with Count() as found:
         trainer._add_to_sums(trainer.train_step(inputs))
+    saved = Saved(weights)
+    with saved:  # a step of its own, as reading what is saved is dispatched too
+        trainer.train_step(inputs)
     return found, saved.most, sum(p.numel() for p in weights)
 
 
