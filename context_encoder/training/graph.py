@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import cekernels
+from cekernels import warm_up
 from context_encoder.utils.device import Processes
 
 __all__ = ["CapturedStep", "Recorder", "check_capture", "cuda_graph"]
@@ -122,7 +122,7 @@ class CapturedStep:
             place.copy_(value, non_blocking=True)
 
     def _capture(self) -> None:
-        cekernels.warm_up(self._device)
+        warm_up(self._device)
         before = _Snapshot(self._networks, self._optimizers, self._others(), self._device)
         with warnings.catch_warnings():
             # The optimizers' advice for steps outside a capture, which these are on purpose.

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import cekernels
 from context_encoder.config import TrainConfig
 from context_encoder.runs import Photos
 from context_encoder.train import main
@@ -220,7 +219,7 @@ def test_the_first_call_runs_the_self_tests_before_it_records(
     trainer = make(photos, graph=True)
     step = trainer._step
     assert isinstance(step, CapturedStep)
-    monkeypatch.setattr(cekernels, "warm_up", lambda device: order.append(f"warm_up {device}"))
+    monkeypatch.setattr(graph, "warm_up", lambda device: order.append(f"warm_up {device}"))
     inner, record = step._step, step._record
     monkeypatch.setattr(step, "_step", lambda **batch: order.append("run") or inner(**batch))
     monkeypatch.setattr(step, "_record", lambda f: order.append("record") or record(f))
