@@ -71,6 +71,7 @@ class Learner:
                     dtype = torch.float64 if device.type == "cpu" else torch.float32
                     group["lr"] = torch.full((), group["lr"], dtype=dtype, device=device)
         self._factor: float | None = None
+        self._within = False  # one of several micro-batches
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._dtype = _AMP_DTYPES.get(amp)
         self._clip = clip
@@ -136,7 +137,9 @@ class Learner:
         for number, part in enumerate(parts, start=1):
             alone = isinstance(network, DistributedDataParallel) and number < len(parts)
             with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+                self._within = True
                 yield part
+                self._within = False
 
     def network(self, name: str) -> nn.Module:
         """A network for use in a training step: compiled, and averaging its gradients.
@@ -155,8 +158,16 @@ class Learner:
 
         Args:
             loss: the mean over a micro-batch; it counts with its share of the batch.
+
+        Raises:
+            RuntimeError: the step does not compute its batch in :meth:`micro_batches`.
         """
         if self.accumulate > 1:
+            if not self._within:
+                raise RuntimeError(
+                    "`accumulate` needs a training step that computes its batch in parts, by "
+                    "Learner.split and Learner.micro_batches; this one does not"
+                )
             loss = loss / self.accumulate
         self.scaler.scale(loss).backward()
 

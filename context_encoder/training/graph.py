@@ -39,12 +39,12 @@ def check_capture(device: torch.device, processes: Processes) -> None:
     if device.type != "cuda":
         raise ValueError(
             f"`graph` captures the step in a CUDA graph, this run is on {device.type}; train on "
-            "a GPU (`device` cuda), or leave `graph` off"
+            "a GPU (`device` cuda), or give `no_graph`"
         )
     if processes.world_size > 1:
         raise ValueError(
             f"`graph` captures the step of one process, this run has {processes.world_size}, "
-            "which exchange gradients within it; leave `graph` off"
+            "which exchange gradients within it; give `no_graph`"
         )
 
 

@@ -158,6 +158,15 @@ def test_the_model_sees_parts_and_counts_its_statistics_once_each(photos: Path) 
     assert all(count == 2 for count in counts)
 
 
+def test_a_step_that_ignores_the_parts_is_refused(photos: Path) -> None:
+    trainer = make_trainer(photos, accumulate=2)
+    loss = next(iter(trainer.model.parameters())).sum()
+    with pytest.raises(RuntimeError, match="computes its batch in parts"):
+        trainer.learner.backward(loss)
+    with pytest.raises(ValueError, match="a batch of 3 cannot be divided into 2 equal parts"):
+        trainer.learner.split(torch.ones(3, 1))
+
+
 def lines(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["split"] == "train"]

@@ -310,6 +310,23 @@ def test_a_cpu_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert not out.exists()
 
 
+def test_a_captured_run_resumes_on_a_cpu_without_its_graph(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "check_capture", lambda *_: None)
+        patch.setattr(run, "Trainer", functools.partial(Trainer, record=record_on_cpu))
+        options = ["--steps", "1", "--graph", "--out", str(out)]
+        assert main([*TINY, "--data", str(photos), *options]) == 0
+    assert main(["--resume", str(out), "--steps", "2"]) == 2
+    assert "or give --no-graph" in capsys.readouterr().err
+    assert main(["--resume", str(out), "--steps", "2", "--no-graph"]) == 0
+
+
 def test_several_processes_are_refused() -> None:
     cuda = torch.device("cuda", 0)
     check_capture(cuda, Processes())
