@@ -31,7 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "step-launches.json"
 PAGE = ROOT / "docs" / "gpu.md"
 BEGIN, END = "<!-- table: step -->", "<!-- end of table -->"
-PRESETS = ("inpaint-center", "inpaint-region", "features-region", "membrane-unet", "laptop")
+PRESETS = (
+    *("inpaint-center", "inpaint-region", "inpaint-blob", "features-region", "features-block"),
+    *("features-central", "features-autoencoder", "features-denoising", "features-relative-patch"),
+    *("membrane-unet", "laptop"),
+)
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _COPIES = ("clone", "copy_", "contiguous", "_foreach_copy_", "_to_copy")
 

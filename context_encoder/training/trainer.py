@@ -134,7 +134,9 @@ class Trainer(TrainingLoop):
             save_minutes=config.save_minutes,
             timeout=config.timeout,
         )
-        self.average = MovingAverage(self.model, config.ema) if config.ema else None
+        self.average: MovingAverage | None = None
+        if config.ema:
+            self.average = MovingAverage(self.model, config.ema, captured=config.graph)
         # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)
         if checkpoint is not None:
