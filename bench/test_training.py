@@ -32,7 +32,7 @@ from context_encoder.training.trainer import Trainer
 from context_encoder.utils.device import Processes
 
 # Three of the paper: features from random regions; the centre, joint loss; random regions, joint
-# loss. The fourth is the default, which is for machines without a GPU.
+# loss. The fourth is a small network for machines without a GPU.
 _PRESETS = ("features-region", "inpaint-center", "inpaint-region", "laptop")
 _CPU_BATCH = {"features-region": 4, "inpaint-center": 16, "inpaint-region": 4, "laptop": 16}
 _BATCHES = 4

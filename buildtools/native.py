@@ -58,6 +58,8 @@ NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 COMPILED_ONCE = ("dispatch", "rasterize", "remove_seam")
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+# For the products of bfloat16 alone, if the compiler knows these instructions.
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-DCEK_BF16_PRODUCTS"]
 ARCHITECTURES = {"8.0": (11, 0), "9.0": (11, 8), "10.0": (12, 8)}  # with their first nvcc
 
 
@@ -170,6 +172,9 @@ def _plan_cpp(torch: Torch | None) -> Library:
     if x86:
         sets |= {"avx2": AVX2, "avx512": AVX512}
     common = [*CXX_FLAGS, *(["-DCEK_X86"] if x86 else [])]
+    products = x86 and _accepts(cxx, "-mavx512bf16")
+    if products:
+        common.append("-DCEK_AVX512_BF16")
     library = Library(name, cxx)
     for source in sorted((CSRC / "cpu").glob("*.cpp")):
         if source.stem in COMPILED_ONCE:
@@ -179,15 +184,28 @@ def _plan_cpp(torch: Torch | None) -> Library:
             (source, f"{source.stem}-{isa}", [*common, f"-DCEK_ISA={isa}", *flags])
             for isa, flags in reversed(sets.items())
         ]
+    if products:
+        source, isa = CSRC / "cpu" / "channelwise_linear.cpp", "avx512_bf16"
+        flags = [*common, f"-DCEK_ISA={isa}", *AVX512_BF16]
+        library.objects.append((source, f"{source.stem}-{isa}", flags))
     library.objects += _ops("cpp", [*common, *torch.includes])
     library.link = [f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-Wl,--no-undefined"]
     library.record = {
         "compiler": _version(cxx),
         "flags": CXX_FLAGS,
-        "instruction sets": list(sets),
+        "instruction sets": [*sets, *(["avx512_bf16"] if products else [])],
         "torch": torch.version,
     }
     return library
+
+
+def _accepts(cxx: str, flag: str) -> bool:
+    """Whether the compiler knows a flag."""
+    command = [cxx, flag, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:  # there is no such compiler, which compiling reports
+        return False
 
 
 def _ops(kind: str, flags: list[str]) -> list[tuple[Path, str, list[str]]]:

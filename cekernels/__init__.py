@@ -5,7 +5,7 @@ the implementation to force. ``python -m cekernels.info`` lists the implementati
 this machine.
 """
 
-from cekernels import _backends, _interop, _precision  # noqa: F401  (an op of the CUDA library)
+from cekernels import _backends, _interop
 from cekernels._backends import Impl, ImplementationError
 from cekernels._register import OPS, decompositions
 from cekernels._version import __version__

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from cekernels._register import LIBRARY
-
 # Same order as the enum Products in csrc/params.h.
 PRODUCTS = ("ieee", "tf32x3", "tf32")
 
@@ -31,7 +29,11 @@ def _index() -> int:
     return PRODUCTS.index(float32_products())
 
 
-# For the CUDA library, which cannot read torch's settings: they are not part of LibTorch's stable
-# ABI. It calls this op in every call, as torch's own products read the settings in every call.
-LIBRARY.define("float32_products() -> int")
-LIBRARY.impl("float32_products", _index, "CompositeExplicitAutograd")
+def define(library: torch.library.Library) -> None:
+    """An op for the CUDA library, which cannot read torch's settings itself.
+
+    They are not part of LibTorch's stable ABI. It calls the op in every call, as torch's own
+    products read the settings in every call.
+    """
+    library.define("float32_products() -> int")
+    library.impl("float32_products", _index, "CompositeExplicitAutograd")

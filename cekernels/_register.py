@@ -31,12 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cekernels import _auto, _backends
+from cekernels import _auto, _backends, _precision
 from cekernels._backends import IMPLS, ImplementationError
 from cekernels._torch_internals import register_decomposition, transforms_active
 
 # Must live as long as the process: torch removes the ops when the Library is deleted.
 LIBRARY = torch.library.Library("cekernels", "DEF")
+_precision.define(LIBRARY)
 
 OPS: dict[str, Op] = {}
 

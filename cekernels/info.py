@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cekernels import _auto, _backends, _selfcheck
+from cekernels._predicted import MICROSECONDS
 from cekernels._register import OPS
 from cekernels._version import __version__
 
@@ -37,6 +38,7 @@ def report() -> str:
         lines.append(f"  {name:<10} {'available' if reason is None else f'no: {reason}'}")
         if reason is None and torch.cuda.is_available():
             lines += [f"  {'':<10} {line}" for line in _checks_on_devices(name)]
+    lines += ["", *_choices()]
     for name, library in _backends.build_record().items():
         if library["built"]:
             lines.append("")
@@ -48,6 +50,18 @@ def report() -> str:
             if name == "_C" and _backends.load_library(name) is None:
                 lines.append(f"{name}.so runs with: {_backends.instruction_set()}")
     return "\n".join(lines)
+
+
+def _choices() -> list[str]:
+    """What ``impl="auto"`` uses on CUDA where predictions decide."""
+    lines = ['impl="auto" on CUDA, by predicted microseconds (docs/gpu.md; no GPU has shown them):']
+    for key, times in MICROSECONDS.items():
+        chosen = _auto.by_prediction(times)
+        left_out = [n for n in times if n not in chosen]
+        shown = ", ".join(f"{n} {times[n]:g}" if n in times else n for n in chosen)
+        why = "".join(f"; not {n}, {times[n]:g}: slower" for n in left_out)
+        lines.append(f"  {key:<36} {shown}{why}")
+    return lines
 
 
 def _checks_on_devices(name: str) -> list[str]:

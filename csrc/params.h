@@ -1,6 +1,6 @@
 // Parameters of the kernels: pointers, sizes and strides, independent of torch. csrc/ops fills
 // these structs; the kernels in csrc/cpu and csrc/cuda take the same ones. Strides are in elements;
-// the last dimension is always contiguous.
+// the last dimension is contiguous except in Planes.
 #pragma once
 
 #include <cstddef>
@@ -49,10 +49,11 @@ struct LinearBackward {
 
 enum class Normalize : int32_t { mask, all, sum, none };
 
-// Data and strides of an image or a mask (B, C, H, W); the stride of a broadcast dimension is 0.
+// Data and strides of an image or a mask (B, C, H, W); the stride of a broadcast dimension is 0. On
+// the CPU the column stride is 1.
 struct Planes {
   const void* data;
-  int64_t batch, channel, row;
+  int64_t batch, channel, row, column;
 };
 
 struct MaskedLoss {
@@ -67,9 +68,11 @@ struct MaskedLoss {
   int64_t area_stride;
   void* loss;   // (), or (B,) for Normalize::none; f32, or f64 for f64
   void* scale;  // ()
-  // CUDA only. (B, C, H, W), contiguous: the gradient for a grad_loss of 1, computed in the same
-  // pass; null: skipped. Requires the area if the scale depends on it.
+  // CUDA only. (B, C, H, W): the gradient for a grad_loss of 1, computed in the same pass; null:
+  // skipped. Contiguous, or with channels_last in that format.
   void* grad;
+  bool channels_last;
+  uint32_t* counter;  // CUDA only. 0, and 0 again when the kernel has ended
 };
 
 struct MaskedLossBackward {
@@ -80,7 +83,8 @@ struct MaskedLossBackward {
   const void* grad_loss;  // () with stride 0, or (B,); f32, or f64 for f64
   int64_t grad_loss_stride;
   const void* scale;
-  void* grad;  // (B, C, H, W), contiguous, dtype of prediction
+  void* grad;  // (B, C, H, W), dtype of prediction; contiguous, or (CUDA only) channels_last
+  bool channels_last;
 };
 
 // Scales in place the gradient for a grad_loss of 1 to that for grad_loss. Unmasked elements are 0
@@ -92,6 +96,7 @@ struct ScaleGradient {
   const void* grad_loss;  // as in MaskedLossBackward
   int64_t grad_loss_stride;
   void* grad;
+  bool channels_last;  // the layout of grad
 };
 
 // out = value[c] where the mask is not 0, the image elsewhere; bits are copied, not converted.
@@ -101,7 +106,8 @@ struct FillMasked {
   int64_t batch, channels, height, width;
   Planes image, mask;
   const void* value;  // (C,), elements of element_size
-  void* output;       // (B, C, H, W), contiguous
+  void* output;       // (B, C, H, W), contiguous, or (CUDA only) channels_last
+  bool channels_last;
 };
 
 // Masks and areas of polygons or boxes and, optionally, filled images.

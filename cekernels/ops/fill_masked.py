@@ -16,6 +16,7 @@ from cekernels._backends import Impl
 from cekernels._interop import record
 from cekernels._register import Formula, Op, Sharding
 from cekernels._selfcheck import numbers
+from cekernels.reference.layout import dense_format
 
 
 def fill_masked(
@@ -38,7 +39,8 @@ def fill_masked(
         impl: "auto", or the implementation to force: "reference", "cpp", "triton", "cuda".
 
     Returns:
-        ``(B, C, H, W)``, contiguous. The image has a gradient: 0 where the mask is set.
+        ``(B, C, H, W)``; in channels_last if the image is, else contiguous. The image has a
+        gradient: 0 where the mask is set.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a mask or
@@ -136,7 +138,7 @@ def _does_not_fit(op: str, image: Tensor, value: object) -> TypeError:
 
 
 def _fake(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-    return image.new_empty(image.shape)
+    return torch.empty_like(image, memory_format=dense_format(image))
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

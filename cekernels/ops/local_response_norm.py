@@ -13,7 +13,7 @@ from cekernels._backends import IMPLS, Impl
 from cekernels._interop import record
 from cekernels._register import Formula, Op, Sharding
 from cekernels._selfcheck import numbers
-from cekernels.reference.local_response_norm import dense_format
+from cekernels.reference.layout import dense_format
 
 
 def local_response_norm(

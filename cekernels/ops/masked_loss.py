@@ -15,6 +15,7 @@ from cekernels._interop import record
 from cekernels._register import Formula, Op, Sharding
 from cekernels._selfcheck import numbers
 from cekernels._torch_internals import transforms_active
+from cekernels.reference.layout import dense_format
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
 
 Normalize = Literal["mask", "all", "sum", "none"]
@@ -60,7 +61,7 @@ def masked_l2_loss(
         call = functools.partial(record, masked_l2_loss, prediction, target, mask)
         return call(normalize=normalize, area=area, impl=impl)  # type: ignore[no-any-return]
     args = _checked("masked_l2_loss", prediction, target, mask, area, normalize, impl)
-    loss: Tensor = _kernel(impl, *args, normalize)(*args, 2, normalize)[0]
+    loss: Tensor = _kernel(impl, *args[:2])(*args, 2, normalize)[0]
     return loss
 
 
@@ -81,7 +82,7 @@ def masked_l1_loss(
         call = functools.partial(record, masked_l1_loss, prediction, target, mask)
         return call(normalize=normalize, area=area, impl=impl)  # type: ignore[no-any-return]
     args = _checked("masked_l1_loss", prediction, target, mask, area, normalize, impl)
-    loss: Tensor = _kernel(impl, *args, normalize)(*args, 1, normalize)[0]
+    loss: Tensor = _kernel(impl, *args[:2])(*args, 1, normalize)[0]
     return loss
 
 
@@ -120,27 +121,18 @@ def _checked(
 ONE_PASS_DEVICES = ("cuda",)
 
 
-def _kernel(
-    impl: str,
-    prediction: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    area: Tensor | None,
-    normalize: str,
-) -> Callable[..., Any]:
+def _kernel(impl: str, prediction: Tensor, target: Tensor) -> Callable[..., Any]:
     """The kernel of the loss, or of the loss with its gradient where one pass computes both.
 
-    One pass requires that the normalization is known beforehand. It is not used in float16, where a
-    gradient without its loss scale would underflow, nor in a compiled graph, whose backward pass
-    must not modify a tensor of its forward pass in place, nor for tensors of another class, such as
-    a DTensor, which may not support that.
+    One pass is not used in float16, where a gradient without its loss scale would underflow, nor in
+    a compiled graph, whose backward pass must not modify a tensor of its forward pass in place, nor
+    for tensors of another class, such as a DTensor, which may not support that.
     """
     if (
         prediction.device.type in ONE_PASS_DEVICES
         and prediction.dtype != torch.float16
         and type(prediction) in _checks.PLAIN
         and type(target) in _checks.PLAIN
-        and (area is not None or normalize != "mask")
         and torch.is_grad_enabled()
         and (prediction.requires_grad or target.requires_grad)
         and not torch.compiler.is_compiling()
@@ -192,7 +184,7 @@ def _loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | Non
 
 
 def _loss_and_gradient_fake(prediction: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return *_loss_fake(prediction, *args), prediction.new_empty(prediction.shape)
+    return *_loss_fake(prediction, *args), _like(prediction)
 
 
 def _loss_and_gradient_context(
@@ -218,8 +210,12 @@ def _loss_and_gradient_backward(
     return _of_operands(ctx, gradient)
 
 
+def _like(prediction: Tensor) -> Tensor:
+    return torch.empty_like(prediction, memory_format=dense_format(prediction))
+
+
 def _gradient_fake(grad_loss: Tensor, scale: Tensor, prediction: Tensor, *_: Any) -> Tensor:
-    return prediction.new_empty(prediction.shape)
+    return _like(prediction)
 
 
 def _gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cekernels.reference.layout import dense_format
 from cekernels.reference.masked_loss import accumulation_dtype
-
-
-def dense_format(input: Tensor) -> torch.memory_format:
-    """The layout of the result: channels_last for an input in that layout, else contiguous."""
-    if not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 def _window_sums(x: Tensor, before: int, after: int) -> Tensor:

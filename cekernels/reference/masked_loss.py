@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cekernels.reference.layout import dense_format
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -65,14 +67,14 @@ def masked_loss_backward(
     mask: Tensor,
     power: int,
 ) -> Tensor:
-    """Gradient of the prediction, in its dtype; the gradient of the target is its negative."""
+    """Gradient of the prediction, in its dtype and layout; that of the target is its negative."""
     dtype = scale.dtype
     weight = weights(mask, dtype)
     difference = prediction.to(dtype) - target.to(dtype)
     slope = 2 * difference if power == 2 else difference.sign()
     factor = (grad_loss * scale).reshape(-1, 1, 1, 1)
     grad = torch.where(weight != 0, weight * factor * slope, 0)
-    return grad.to(prediction.dtype).contiguous()
+    return grad.to(prediction.dtype).contiguous(memory_format=dense_format(prediction))
 
 
 def masked_loss_and_gradient(
@@ -83,10 +85,7 @@ def masked_loss_and_gradient(
     power: int,
     normalize: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and scale of :func:`masked_loss`, and the gradient for a ``grad_loss`` of 1.
-
-    With ``normalize="mask"``, ``area`` is required.
-    """
+    """Loss and scale of :func:`masked_loss`, and the gradient for a ``grad_loss`` of 1."""
     loss, scale = masked_loss(prediction, target, mask, area, power, normalize)
     one = torch.ones_like(loss)
     return loss, scale, masked_loss_backward(one, scale, prediction, target, mask, power)

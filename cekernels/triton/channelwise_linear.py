@@ -103,6 +103,10 @@ def products_of(dtype: torch.dtype) -> str:
 @triton.jit
 def _to_tf32(x):
     """Round to nearest TF32; the tensor core alone would truncate the last 13 bits."""
+    if not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     rounded = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     return tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
 

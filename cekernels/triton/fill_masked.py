@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cekernels.reference.layout import dense_format
 from cekernels.triton._runtime import (
     alignment,
     bits,
@@ -46,6 +47,8 @@ def fill_masked_kernel(
     image_stride_c,
     image_stride_h,
     image_stride_w,
+    filled_stride_c,
+    filled_stride_p,
     mask_stride_b,
     mask_stride_c,
     mask_stride_h,
@@ -86,7 +89,8 @@ def fill_masked_kernel(
         source = image + tl.multiple_of(channel * image_stride_c, ALIGN) + i_pixel
         moved = tl.load(source, mask=kept, other=0)
         moved = tl.where(inside, tl.load(value + channel), moved)
-        tl.store(filled + tl.multiple_of(channel * pixels, ALIGN) + pixel, moved, mask=exists)
+        result = filled + tl.multiple_of(channel * filled_stride_c, ALIGN)
+        tl.store(result + pixel * filled_stride_p, moved, mask=exists)
 
 
 def as_integers(tensor: Tensor) -> Tensor:
@@ -106,7 +110,8 @@ def unsupported(op: str, *args: Any) -> str | None:
 
 def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     samples, channels, height, width = image.shape
-    filled = torch.empty_like(image, memory_format=torch.contiguous_format)
+    filled = torch.empty_like(image, memory_format=dense_format(image))
+    last = dense_format(image) == torch.channels_last
     mask = bits(mask)
     blocks = cdiv(height * width, BLOCK)
     launch(
@@ -120,6 +125,8 @@ def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
         pixels=height * width,
         blocks=blocks,
         channels=channels,
+        filled_stride_c=1 if last else height * width,
+        filled_stride_p=channels if last else 1,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(image, mask, filled, pixels=True),
         WIDE=wide(image, mask, filled),

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cekernels.reference.layout import dense_format
 from cekernels.triton._runtime import (
     FLOAT64,
     alignment,
@@ -30,11 +31,15 @@ from cekernels.triton._runtime import (
     round_to,
     to_float32,
     wide,
+    zero_counter,
 )
 
 # Pixels per step of a program; and the largest number of programs, one partial sum each.
 BLOCK, WARPS = 1024, 4
 PROGRAMS = 4096
+# Numbers that are added at a time: areas, and rows and columns of partial sums.
+AREAS = tl.constexpr(128)
+ROWS = tl.constexpr(32)
 
 
 # --- kernels ----------------------------------------------------------------------------------
@@ -49,7 +54,39 @@ def _weights(mask, offsets, exists):
     return (values != 0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit
+def _sum(values, first, count, BLOCK: tl.constexpr):
+    """Sum of ``count`` values in float64, in a fixed order; exact for areas."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        value = tl.load(values + first + index, mask=index < count, other=0)
+        total += value.to(tl.float64)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _reciprocal(total):
+    """``1 / total``, or 0 where the total is not positive."""
+    return tl.where(total > 0, 1 / tl.where(total > 0, total, 1.0), 0.0)
+
+
+@triton.jit
+def _sum_rows(sums, values, rows, columns):
+    """``sums[i]`` of row i of ``values`` ``(rows, columns)``, in float64, in a fixed order."""
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        total = tl.zeros((ROWS, ROWS), tl.float64)
+        for first in range(0, columns, ROWS):
+            column = first + tl.arange(0, ROWS)
+            exists = (row < rows)[:, None] & (column < columns)[None, :]
+            at = row[:, None] * columns + column[None, :]
+            total += tl.load(values + at, mask=exists, other=0).to(tl.float64)
+        tl.store(sums + row, tl.sum(total, 1).to(tl.float32), mask=row < rows)
+
+
+# No specialization on what differs in the last batch of an epoch: it would compile again.
+@triton.jit(do_not_specialize=["samples", "splits", "areas", "elements"])
 def masked_loss_kernel(
     prediction,
     target,
@@ -58,7 +95,14 @@ def masked_loss_kernel(
     partial_weight,
     grad,
     grad_loss,
+    loss,
     scale,
+    area,
+    counter,
+    elements,
+    samples,
+    areas,
+    repeats,
     pixels,
     splits,
     channels,
@@ -74,12 +118,15 @@ def masked_loss_kernel(
     mask_stride_c,
     mask_stride_h,
     mask_stride_w,
+    grad_stride_c,
+    grad_stride_p,
     grad_loss_stride,
     PREDICTION_WIDTH: tl.constexpr,
     TARGET_WIDTH: tl.constexpr,
     MASK_WIDTH: tl.constexpr,
     MASK_HAS_CHANNELS: tl.constexpr,
     POWER: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -87,8 +134,11 @@ def masked_loss_kernel(
     """Program (b, s): the blocks s, s + splits, ... of sample b.
 
     With ``partial_loss`` the weighted error is summed, with ``partial_weight`` the weights. With
-    ``grad`` the gradient is written: the product of scale, ``grad_loss`` (unless None), weight and
-    the derivative of the error.
+    ``grad`` the gradient is written: the product of the scale, ``grad_loss`` (unless None), weight
+    and the derivative of the error. With ``counter``, which is 0 before and after, the program that
+    ends last adds the sums, in an order that depends on the shape alone, and writes ``loss`` and
+    ``scale``. The scale is the reciprocal of ``repeats`` times the sum of ``area``, or of the
+    partial weights; that of ``elements`` where there is neither; for a ``grad_loss`` it is read.
     """
     sample = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
@@ -98,11 +148,13 @@ def masked_loss_kernel(
     prediction += tl.multiple_of(sample * prediction_stride_b, ALIGN)
     target += tl.multiple_of(sample * target_stride_b, ALIGN)
     mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
+    factor = _reciprocal(tl.cast(elements, tl.float64)).to(tl.float32)
+    if area is not None:
+        factor = _reciprocal(_sum(area, 0, areas, AREAS) * repeats).to(tl.float32)
     if grad is not None:
         grad += tl.multiple_of(sample * channels * pixels, ALIGN)
-        factor = tl.load(scale)
         if grad_loss is not None:
-            factor *= tl.load(grad_loss + sample * grad_loss_stride)
+            factor = tl.load(scale) * tl.load(grad_loss + sample * grad_loss_stride)
     group = tl.arange(0, BLOCK // ALIGN)
     within = tl.arange(0, ALIGN)
     total = tl.zeros((BLOCK // ALIGN, ALIGN), tl.float32)
@@ -147,55 +199,27 @@ def masked_loss_kernel(
                     slope = tl.where(difference < 0, -1.0, 0.0)
                     slope = tl.where(difference > 0, 1.0, slope)  # 0 for NaN, as torch.sign
                 value = tl.where(masked, weight * factor * slope, 0.0)
-                g_channel = tl.multiple_of(channel * pixels, ALIGN)
+                g_channel = tl.multiple_of(channel * grad_stride_c, ALIGN)
                 rounded = round_to(value, grad.dtype.element_ty)
-                tl.store(grad + g_channel + pixel, rounded, mask=exists)
+                tl.store(grad + g_channel + pixel * grad_stride_p, rounded, mask=exists)
     if partial_loss is not None:
         tl.store(partial_loss + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
     if partial_weight is not None:
         tl.store(partial_weight + tl.program_id(0), tl.sum(tl.sum(total_weight, 1), 0))
-
-
-@triton.jit
-def _sum(values, first, count, BLOCK: tl.constexpr):
-    """Sum of ``count`` values in float64, in a fixed order; exact for areas."""
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, count, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        value = tl.load(values + first + index, mask=index < count, other=0)
-        total += value.to(tl.float64)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def _reciprocal(total):
-    """``1 / total``, or 0 where the total is not positive."""
-    return tl.where(total > 0, 1 / tl.where(total > 0, total, 1.0), 0.0)
-
-
-@triton.jit(do_not_specialize=["samples"])
-def scale_kernel(scale, area, samples, repeats, BLOCK: tl.constexpr):
-    """``scale = 1 / (repeats * sum(area))``, or 0 where that sum is not positive."""
-    tl.store(scale, _reciprocal(_sum(area, 0, samples, BLOCK) * repeats).to(tl.float32))
-
-
-@triton.jit(do_not_specialize=["partials"])
-def finish_kernel(
-    loss, scale, partial_loss, partial_weight, partials, repeats, BLOCK: tl.constexpr
-):
-    """Program r adds its ``partials`` partial sums and scales the result.
-
-    The scale is computed from the partial weights as in ``scale_kernel``; if those are None, it is
-    read from ``scale``.
-    """
-    row = tl.program_id(0)
-    total = _sum(partial_loss, row * partials, partials, BLOCK)
-    if partial_weight is not None:
-        factor = _reciprocal(_sum(partial_weight, 0, partials, BLOCK) * repeats)
-        tl.store(scale, factor.to(tl.float32))
-    else:
-        factor = tl.load(scale).to(tl.float64)
-    tl.store(loss + row, (total * factor).to(tl.float32))
+    if counter is not None:
+        # Releases this program's sums, and acquires those of the programs before it.
+        before = tl.atomic_add(counter, 1, sem="acq_rel")
+        if before == tl.num_programs(0) - 1:
+            tl.store(counter, 0)
+            if partial_weight is not None:
+                total_area = _sum(partial_weight, 0, samples * splits, BLOCK)
+                factor = _reciprocal(total_area * repeats).to(tl.float32)
+            tl.store(scale, factor)
+            if PER_SAMPLE:
+                _sum_rows(loss, partial_loss, samples, splits)
+            else:
+                whole = _sum(partial_loss, 0, samples * splits, BLOCK)
+                tl.store(loss, (whole * tl.cast(factor, tl.float64)).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -210,6 +234,8 @@ def scale_gradient_kernel(
     mask_stride_c,
     mask_stride_h,
     mask_stride_w,
+    grad_stride_c,
+    grad_stride_p,
     factor_stride,
     MASK_WIDTH: tl.constexpr,
     MASK_HAS_CHANNELS: tl.constexpr,
@@ -246,7 +272,8 @@ def scale_gradient_kernel(
                 masked = weight != 0
                 taken = tl.max(masked.to(tl.int32), 1) > 0
                 taken = tl.broadcast_to(taken[:, None], pixel.shape)
-                pointers = grad + tl.multiple_of(channel * pixels, ALIGN) + pixel
+                g_channel = tl.multiple_of(channel * grad_stride_c, ALIGN)
+                pointers = grad + g_channel + pixel * grad_stride_p
                 value = to_float32(tl.load(pointers, mask=taken, other=0.0))
                 value = tl.where(masked, value * by, 0.0)
                 tl.store(pointers, round_to(value, grad.dtype.element_ty), mask=taken)
@@ -260,9 +287,16 @@ def _splits(samples: int, pixels: int) -> int:
     return max(min(cdiv(pixels, BLOCK), PROGRAMS // max(samples, 1)), 1)
 
 
-def _repeats(prediction: Tensor, mask: Tensor) -> int:
-    """Number of channels of the prediction per channel of the mask."""
-    return prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0
+def _results(grad: Tensor | None) -> dict[str, int]:
+    """Strides of a gradient, contiguous or channels_last."""
+    if grad is None:
+        return {"grad_stride_c": 0, "grad_stride_p": 0}
+    last = dense_format(grad) == torch.channels_last
+    channels, pixels = grad.shape[1], grad.shape[2] * grad.shape[3]
+    return {
+        "grad_stride_c": 1 if last else pixels,
+        "grad_stride_p": channels if last else 1,
+    }
 
 
 def _launch_elements(
@@ -270,12 +304,15 @@ def _launch_elements(
     target: Tensor,
     mask: Tensor,
     power: int,
+    normalize: str,
     *,
     partial_loss: Tensor | None = None,
     partial_weight: Tensor | None = None,
     grad: Tensor | None = None,
     grad_loss: Tensor | None = None,
+    loss: Tensor | None = None,
     scale: Tensor | None = None,
+    area: Tensor | None = None,
 ) -> None:
     samples, channels, height, width = prediction.shape
     pixels = height * width
@@ -291,62 +328,58 @@ def _launch_elements(
         partial_weight=partial_weight,
         grad=grad,
         grad_loss=grad_loss,
+        loss=loss,
         scale=scale,
+        area=area,
+        counter=None if loss is None else zero_counter(prediction.device),
+        elements=max(prediction.numel(), 1) if normalize == "all" else 1,
+        samples=samples,
+        areas=0 if area is None else area.numel(),
+        repeats=prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0,
         pixels=pixels,
         splits=splits,
         channels=channels,
+        **_results(grad),
         grad_loss_stride=grad_loss.stride(0) if grad_loss is not None and grad_loss.dim() else 0,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         POWER=power,
+        PER_SAMPLE=normalize == "none",
         ALIGN=alignment(prediction, target, mask, grad, pixels=True),
         WIDE=wide(prediction, target, mask, grad),
         BLOCK=BLOCK,
     )
 
 
-def _finish(
-    partial_loss: Tensor, partial_weight: Tensor | None, scale: Tensor, rows: int, repeats: int
-) -> Tensor:
-    """The loss: ``()`` for one row, else ``(rows,)``."""
-    loss = scale.new_empty(rows)
-    launch(
-        finish_kernel,
-        (rows,),
-        scale.device,
-        num_warps=WARPS,
-        loss=loss,
-        scale=scale,
-        partial_loss=partial_loss,
-        partial_weight=partial_weight,
-        partials=partial_loss.numel() // max(rows, 1),
-        repeats=repeats,
-        BLOCK=BLOCK,
-    )
-    return loss
-
-
-def _known_scale(
-    prediction: Tensor, mask: Tensor, area: Tensor | None, normalize: str
-) -> Tensor | None:
-    """The scale, if it can be computed without reading the mask; else None."""
-    if normalize == "mask":
-        if area is None:
-            return None
-        scale = prediction.new_empty((), dtype=torch.float32)
-        launch(
-            scale_kernel,
-            (1,),
-            scale.device,
-            num_warps=WARPS,
-            scale=scale,
-            area=area.contiguous(),
-            samples=area.numel(),
-            repeats=_repeats(prediction, mask),
-            BLOCK=BLOCK,
-        )
-        return scale
-    value = 1 / max(prediction.numel(), 1) if normalize == "all" else 1.0
-    return prediction.new_full((), value, dtype=torch.float32)
+def _loss(
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    area: Tensor | None,
+    power: int,
+    normalize: str,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and scale, and the gradient if one is to be written."""
+    samples, _, height, width = prediction.shape
+    partials = samples * _splits(samples, height * width)
+    sums = prediction.new_empty((3, partials), dtype=torch.float32)
+    scale = sums.new_empty(())
+    loss = sums.new_empty(samples if normalize == "none" else ())
+    if samples == 0:
+        return loss.zero_(), scale.fill_(normalize != "mask")
+    counted = None
+    if normalize != "mask":
+        area = None
+    elif area is None:
+        counted = sums[1]
+        if grad is not None:  # depends on the sum of the weights
+            _launch_elements(prediction, target, mask, power, "sum", partial_weight=counted)
+            area, counted = counted, None
+    _launch_elements(
+        prediction, target, mask, power, normalize, partial_loss=sums[0], partial_weight=counted,
+        grad=grad, loss=loss, scale=scale, area=None if area is None else area.contiguous(),
+    )  # fmt: skip
+    return loss, scale
 
 
 def unsupported(op: str, *args: Any) -> str | None:
@@ -362,17 +395,7 @@ def masked_loss(
     power: int,
     normalize: str,
 ) -> tuple[Tensor, Tensor]:
-    samples, _, height, width = prediction.shape
-    partials = samples * _splits(samples, height * width)
-    sums = prediction.new_empty((2, partials), dtype=torch.float32)
-    scale = _known_scale(prediction, mask, area, normalize)
-    counted = sums[1] if scale is None else None
-    _launch_elements(prediction, target, mask, power, partial_loss=sums[0], partial_weight=counted)
-    if scale is None:
-        scale = sums.new_empty(())
-    rows = samples if normalize == "none" else 1
-    loss = _finish(sums[0], counted, scale, rows, _repeats(prediction, mask))
-    return loss if normalize == "none" else loss.squeeze(0), scale
+    return _loss(prediction, target, mask, area, power, normalize)
 
 
 def masked_loss_backward(
@@ -383,8 +406,10 @@ def masked_loss_backward(
     mask: Tensor,
     power: int,
 ) -> Tensor:
-    grad = torch.empty_like(prediction, memory_format=torch.contiguous_format)
-    _launch_elements(prediction, target, mask, power, grad=grad, grad_loss=grad_loss, scale=scale)
+    grad = torch.empty_like(prediction, memory_format=dense_format(prediction))
+    _launch_elements(
+        prediction, target, mask, power, "sum", grad=grad, grad_loss=grad_loss, scale=scale
+    )
     return grad
 
 
@@ -396,15 +421,8 @@ def masked_loss_and_gradient(
     power: int,
     normalize: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scale = _known_scale(prediction, mask, area, normalize)
-    assert scale is not None, "the public function does not use this op without an area"
-    samples, _, height, width = prediction.shape
-    sums = scale.new_empty(samples * _splits(samples, height * width))
-    grad = torch.empty_like(prediction, memory_format=torch.contiguous_format)
-    _launch_elements(prediction, target, mask, power, partial_loss=sums, grad=grad, scale=scale)
-    rows = samples if normalize == "none" else 1
-    loss = _finish(sums, None, scale, rows, 0)
-    return loss if normalize == "none" else loss.squeeze(0), scale, grad
+    grad = torch.empty_like(prediction, memory_format=dense_format(prediction))
+    return *_loss(prediction, target, mask, area, power, normalize, grad), grad
 
 
 def scale_gradient_(grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
@@ -422,6 +440,7 @@ def scale_gradient_(grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
         pixels=height * width,
         splits=splits,
         channels=channels,
+        **_results(grad),
         factor_stride=grad_loss.stride(0) if grad_loss.dim() else 0,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(grad, mask, pixels=True),

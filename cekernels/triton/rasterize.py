@@ -1,10 +1,10 @@
 """Rasterization and filling in exact integers, in one launch.
 
 The rule is that of :mod:`cekernels.reference.rasterize`. A program processes a tile of pixels of
-one sample: it loops over the edges of the sample and skips those that cannot cross its rows. The
-reference divides to find the column at which an edge crosses a row of centres; the kernel avoids
-the division: column j is at or to the right of that point if ``256 rise j >= numerator``. The
-image is read only where it is kept.
+one sample. Of polygons, each thread takes an edge: where it crosses a row of centres, it adds the
+change of the winding number to the tile's part of a working memory; the column advances from row to
+row by an exact quotient and rest. Boxes are compared with every pixel. The image is read only where
+it is kept.
 """
 
 # Triton: constexpr parameters are upper-case; the other types depend on the call.
@@ -24,8 +24,12 @@ from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 from cekernels.triton._runtime import bits, cdiv, launch, power_of_two, wide
 from cekernels.triton.fill_masked import as_integers, sides_unsupported
 
-# Pixels per program: up to WIDEST columns, and as many rows as then fit into TILE.
-TILE, WIDEST, WARPS = 1024, 256, 4
+# Pixels and warps of a program, of polygons and of boxes: up to WIDEST columns, and as many rows as
+# then fit.
+TILE, WARPS = 4096, 8
+BOX_TILE, BOX_WARPS = 1024, 4
+WIDEST = 256
+EDGES = 32 * WARPS  # that a program processes at a time
 _LIMIT = tl.constexpr(COORDINATE_LIMIT)
 _SUBPIXELS = tl.constexpr(SUBPIXELS)
 _HALF = tl.constexpr(SUBPIXELS // 2)
@@ -43,6 +47,18 @@ def _clamp(value, low, high):
 def _coordinate(pointer, mask):
     value = tl.load(pointer, mask=mask, other=0).to(tl.int64)
     return _clamp(value, -_LIMIT, _LIMIT)
+
+
+@triton.jit
+def _divide(number, by, inverse):
+    """Quotient, rounded down, and rest; ``inverse``: of ``by``. Exact for quotients below 2**50."""
+    quotient = (number.to(tl.float64) * inverse).to(tl.int64)
+    rest = number - quotient * by
+    less = rest < 0
+    more = rest >= by
+    quotient += more.to(tl.int64) - less.to(tl.int64)
+    rest += tl.where(less, by, 0) - tl.where(more, by, 0)
+    return quotient, rest
 
 
 @triton.jit
@@ -105,6 +121,7 @@ def _store_tile(
 def polygons_kernel(
     vertices,
     contour_offsets,
+    turns,
     sample_offsets,
     mask,
     area,
@@ -124,39 +141,74 @@ def polygons_kernel(
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    EDGES: tl.constexpr,
 ):
+    """A tile: edges change the winding numbers in memory, prefix sums along the rows give them."""
     sample, row, column = _tile(height, width, ROWS, COLUMNS)
-    centre = row.to(tl.int64) * _SUBPIXELS + _HALF
-    column64 = column.to(tl.int64)
-    top = tl.min(centre, 0)
-    bottom = tl.max(centre, 0)
-    right = tl.max(column64, 0) * _SUBPIXELS + _HALF
-    winding = tl.zeros((ROWS, COLUMNS), tl.int32)
+    top = tl.min(row, 0)
+    bottom = tl.minimum(top + ROWS, height)
+    left = tl.min(column, 0)
+    # Changes of the winding number at the pixels of the tile.
+    turns += tl.program_id(0).to(tl.int64) * (ROWS * COLUMNS)
+    pixel = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    tl.store(turns + pixel, tl.zeros((ROWS, COLUMNS), tl.int32))
+    tl.debug_barrier()
 
     # Clamped: offsets are not checked on a GPU, and must not cause out-of-bounds reads.
     first_contour = _clamp(tl.load(sample_offsets + sample), 0, contour_count)
-    last_contour = _clamp(tl.load(sample_offsets + sample + 1), 0, contour_count)
-    for contour in range(first_contour, last_contour):
-        first = _clamp(tl.load(contour_offsets + contour), 0, vertex_count)
-        last = _clamp(tl.load(contour_offsets + contour + 1), 0, vertex_count)
-        from_x = _coordinate(vertices + 2 * (last - 1), first < last)
-        from_y = _coordinate(vertices + 2 * (last - 1) + 1, first < last)
-        for vertex in range(first, last):
-            to_x = _coordinate(vertices + 2 * vertex, True)
-            to_y = _coordinate(vertices + 2 * vertex + 1, True)
-            y0 = tl.minimum(from_y, to_y)
-            y1 = tl.maximum(from_y, to_y)
-            if (y0 <= bottom) & (y1 > top) & (tl.minimum(from_x, to_x) <= right):
-                downward = to_y > from_y
-                x0 = tl.where(downward, from_x, to_x)
-                x1 = tl.where(downward, to_x, from_x)
-                rise = y1 - y0
-                numerator = (x0 - _HALF) * rise + (centre - y0) * (x1 - x0)
-                crossed = (column64 * (rise * _SUBPIXELS))[None, :] >= numerator[:, None]
-                meets = (y0 <= centre) & (centre < y1)
-                winding += tl.where(crossed & meets[:, None], tl.where(downward, 1, -1), 0)
-            from_x = to_x
-            from_y = to_y
+    last_contour = _clamp(tl.load(sample_offsets + sample + 1), first_contour, contour_count)
+    first = _clamp(tl.load(contour_offsets + first_contour), 0, vertex_count)
+    last = _clamp(tl.load(contour_offsets + last_contour), 0, vertex_count)
+    for block in range(first, last, EDGES):
+        vertex = block + tl.arange(0, EDGES)
+        exists = vertex < last
+        # The contour of each vertex: the last one that starts at or before it.
+        contour = tl.zeros((EDGES,), tl.int64) + first_contour
+        step = tl.zeros((), tl.int64) + 1
+        while step < last_contour - first_contour:
+            step *= 2
+        while step > 0:
+            later = contour + step
+            begins = tl.load(contour_offsets + later, mask=later < last_contour, other=last)
+            contour = tl.where((later < last_contour) & (begins <= vertex), later, contour)
+            step //= 2
+        begin = _clamp(tl.load(contour_offsets + contour), 0, vertex_count)
+        end = _clamp(tl.load(contour_offsets + contour + 1, mask=exists, other=0), 0, vertex_count)
+        exists = exists & (vertex >= begin) & (vertex < end)
+        following = tl.where(vertex + 1 < end, vertex + 1, begin)
+        from_x = _coordinate(vertices + 2 * vertex, exists)
+        from_y = _coordinate(vertices + 2 * vertex + 1, exists)
+        to_x = _coordinate(vertices + 2 * following, exists)
+        to_y = _coordinate(vertices + 2 * following + 1, exists)
+
+        # From the upper end (x0, y0) to the lower one; y0 <= centre of the row < y1.
+        downward = to_y > from_y
+        x0 = tl.where(downward, from_x, to_x)
+        x1 = tl.where(downward, to_x, from_x)
+        y0 = tl.minimum(from_y, to_y)
+        y1 = tl.maximum(from_y, to_y)
+        turn = tl.where(downward, 1, -1)
+        here = tl.maximum((y0 + (_HALF - 1)) // _SUBPIXELS, top).to(tl.int32)
+        stop = tl.minimum((y1 + (_HALF - 1)) // _SUBPIXELS, bottom).to(tl.int32)
+        rise = tl.maximum(y1 - y0, 1)
+        # The first pixel at or to the right of the edge in this row: the quotient, rounded up.
+        centre = here.to(tl.int64) * _SUBPIXELS + _HALF
+        numerator = (x0 - _HALF) * rise + (centre - y0) * (x1 - x0)
+        divisor = rise * _SUBPIXELS
+        inverse = 1.0 / divisor.to(tl.float64)
+        quotient, rest = _divide(numerator - 1, divisor, inverse)
+        slope, slope_rest = _divide((x1 - x0) * _SUBPIXELS, divisor, inverse)
+        rows = tl.max(tl.where(exists, stop - here, 0), 0)
+        for _ in range(rows):
+            at = tl.maximum(quotient + 1 - left, 0)
+            changed = exists & (here < stop) & (at < COLUMNS)
+            tl.atomic_add(turns + (here - top) * COLUMNS + at, turn, mask=changed, sem="relaxed")
+            here += 1
+            rest += slope_rest
+            quotient += slope + (rest >= divisor).to(tl.int64)
+            rest = tl.where(rest >= divisor, rest - divisor, rest)
+    tl.debug_barrier()
+    winding = tl.cumsum(tl.load(turns + pixel), 1)
     inside = (winding & 1) != 0 if EVEN_ODD else winding != 0
     _store_tile(
         inside, sample, row, column, mask, area, image, value, filled, height, width, channels,
@@ -233,12 +285,19 @@ def _rasterize(
         }
     strides = (0, 0, 0, 0) if image is None else image.stride()
     columns = min(max(power_of_two(width), 16), WIDEST)
-    rows = TILE // columns
+    if kernel is polygons_kernel:
+        rows = min(TILE // columns, max(power_of_two(height), 1))
+    else:
+        rows = BOX_TILE // columns
+    programs = samples * cdiv(height, rows) * cdiv(width, columns)
+    if kernel is polygons_kernel:
+        turns = torch.empty(programs * rows * columns, dtype=torch.int32, device=device)
+        shapes = shapes | {"turns": turns, "EDGES": EDGES}
     launch(
         kernel,
-        (samples * cdiv(height, rows) * cdiv(width, columns),),
+        (programs,),
         device,
-        num_warps=WARPS,
+        num_warps=WARPS if kernel is polygons_kernel else BOX_WARPS,
         **shapes,
         **arguments,
         sample_offsets=sample_offsets.contiguous(),

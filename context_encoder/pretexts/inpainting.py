@@ -120,7 +120,27 @@ class Inpainting(Pretext):
         self._validation_masks = self.masks.with_seed(VALIDATION_SEED)
         self.discriminator = build_discriminator(height) if self.options.lambda_adv > 0 else None
         self.fill = torch.tensor(config.fill_color(), device=device)
+        self._fixed_area = self._area_of_fixed_hole(device)
         self._baselines: dict[tuple[int, ...], dict[str, Tensor]] = {}
+
+    def _weights(self, mask: Tensor) -> Tensor:
+        """Weights of the reconstruction loss in the region that the network predicts."""
+        weights = overlap_weights(mask, self.options.overlap, self.options.overlap_weight)
+        return weights[self._region]
+
+    def _area_of_fixed_hole(self, device: torch.device) -> Tensor | None:
+        """The sum of the weights of an image ``(1,)``, if all images have the same hole."""
+        if not MASKS[self.config.mask].fixed_hole:
+            return None
+        index = torch.zeros(1, dtype=torch.int64, device=device)
+        mask, _ = self.masks(index, index)
+        return self._weights(mask).sum((1, 2, 3), dtype=torch.float64)
+
+    def _area(self, area: Tensor) -> Tensor | None:
+        """The sums of the weights ``(B,)`` of masks of this area; None: not known."""
+        if self._fixed_area is not None:
+            return self._fixed_area.expand(len(area))
+        return area if self.options.overlap == 0 else None
 
     @classmethod
     def resolve(cls, config: TrainConfig) -> dict[str, Any]:
@@ -152,15 +172,17 @@ class Inpainting(Pretext):
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         options, image, region = self.options, samples.image, self._region
         # Masks
-        mask, _ = self._draw(samples.epoch, samples.index)
-        weights = overlap_weights(mask, options.overlap, options.overlap_weight)[region]
+        mask, pixels = self._draw(samples.epoch, samples.index)
+        weights, area = self._weights(mask), self._area(pixels)
         target = image[region]
 
         shares: Any = (None,) * learner.accumulate
         shared = options.normalize == "mask" and self.config.loss != "log-l2"
         if shared and learner.world_size * learner.accumulate > 1:
-            shares = share_of_weights(weights, learner.world_size, learner.accumulate)
+            known = weights if area is None else area
+            shares = share_of_weights(known, learner.world_size, learner.accumulate)
         parts = learner.split(image, mask, weights, target)
+        areas: Any = [(None,)] * len(parts) if area is None else learner.split(area)
         losses = MeanLosses(len(parts))
 
         # Forward. Of several micro-batches, one graph at a time is in memory: the model runs
@@ -196,13 +218,15 @@ class Inpainting(Pretext):
 
         # Losses. The gradient of loss_adv passes through the updated discriminator but not to its
         # weights, so processes share nothing here and learner.network is not needed.
-        for part, share in zip(learner.micro_batches("model", parts), shares, strict=True):
+        micro_batches = learner.micro_batches("model", parts)
+        for part, share, (area,) in zip(micro_batches, shares, areas, strict=True):
             image, mask, weights, target = part
             output = predict(image, mask) if prediction is None else prediction
             with learner.autocast():
                 loss_rec = reconstruction_loss(
-                    output, target, weights, kind=self.config.loss, normalize=options.normalize
-                )
+                    output, target, weights, kind=self.config.loss, normalize=options.normalize,
+                    area=area,
+                )  # fmt: skip
                 if share is not None:
                     loss_rec = loss_rec * share
                 loss = options.lambda_rec * loss_rec

@@ -37,7 +37,13 @@ _LEAST_ERROR = 1e-4
 
 
 def reconstruction_loss(
-    prediction: Tensor, target: Tensor, weights: Tensor, *, kind: str, normalize: str
+    prediction: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    *,
+    kind: str,
+    normalize: str,
+    area: Tensor | None = None,
 ) -> Tensor:
     """The loss of the weighted elements, ``()`` float32.
 
@@ -46,25 +52,30 @@ def reconstruction_loss(
         weights: ``(B, 1, H, W)``, see :func:`overlap_weights`.
         kind: "l2" (the paper's equation 1), "l1", or "log-l2", see :func:`log_l2_loss`.
         normalize: "mask" or "all", see :func:`cekernels.masked_l2_loss`; "log-l2" does without.
+        area: the sum of the weights per sample ``(B,)``, where it is known.
     """
     if kind == "log-l2":
-        return log_l2_loss(prediction, target, weights)
+        return log_l2_loss(prediction, target, weights, area)
     loss = masked_l2_loss if kind == "l2" else masked_l1_loss
-    return loss(prediction, target, weights, normalize=normalize)  # type: ignore[arg-type]
+    return loss(prediction, target, weights, normalize=normalize, area=area)  # type: ignore[arg-type]
 
 
-def log_l2_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+def log_l2_loss(
+    prediction: Tensor, target: Tensor, weights: Tensor, area: Tensor | None = None
+) -> Tensor:
     """The mean natural logarithm of each image's weighted mean squared error, ``()`` float32.
 
     Up to a factor and a constant it is the mean PSNR (the loss of Chen et al. 2021, "HINet"). An
     image with smooth surroundings, whose error is small, counts as much as any other.
 
     Args:
-        prediction, target, weights: as in :func:`reconstruction_loss`. An image without weights
-            adds a constant.
+        prediction, target, weights, area: as in :func:`reconstruction_loss`. An image without
+            weights adds a constant.
     """
     squares = masked_l2_loss(prediction, target, weights, normalize="none")
-    elements = target.shape[1] * weights.sum((1, 2, 3), dtype=squares.dtype)
+    if area is None:
+        area = weights.sum((1, 2, 3), dtype=squares.dtype)
+    elements = target.shape[1] * area.to(squares.dtype)
     return (squares / elements.clamp(min=1e-6) + _LEAST_ERROR).log().mean()
 
 
@@ -76,7 +87,7 @@ def share_of_weights(weights: Tensor, world_size: int, parts: int = 1) -> Tensor
     weighted mean over all images.
 
     Args:
-        weights: those of this process's images, ``(B, ...)``.
+        weights: those of this process's images, ``(B, ...)``, or their sums per image ``(B,)``.
         world_size: number of processes, all of which must call this.
         parts: number of micro-batches, equal parts of the images in their order.
     """

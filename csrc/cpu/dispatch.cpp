@@ -14,10 +14,13 @@ const char* instruction_set() {
     const char* limit = std::getenv("CEKERNELS_ISA");
     if (limit == nullptr) limit = "";
     bool known = *limit == '\0';
-    for (const char* name : {"baseline", "avx2", "avx512"}) known |= std::strcmp(limit, name) == 0;
+    for (const char* name : {"baseline", "avx2", "avx512", "avx512_bf16"}) {
+      known |= std::strcmp(limit, name) == 0;
+    }
     if (!known) {
       throw std::invalid_argument(
-          "environment variable CEKERNELS_ISA must be 'baseline', 'avx2' or 'avx512', got '" +
+          "environment variable CEKERNELS_ISA must be 'baseline', 'avx2', 'avx512' or "
+          "'avx512_bf16', got '" +
           std::string(limit) + "'");
     }
 #ifdef CEK_X86
@@ -26,6 +29,10 @@ const char* instruction_set() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
     if (std::strcmp(limit, "baseline") != 0) {
+#ifdef CEK_AVX512_BF16
+      const bool limited = std::strcmp(limit, "avx2") == 0 || std::strcmp(limit, "avx512") == 0;
+      if (avx512 && __builtin_cpu_supports("avx512bf16") && !limited) return "avx512_bf16";
+#endif
       if (avx512 && std::strcmp(limit, "avx2") != 0) return "avx512";
       if (avx2) return "avx2";
     }

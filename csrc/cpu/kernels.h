@@ -2,6 +2,8 @@
 // (CEK_ISA) and selected at run time, so that one binary runs on every machine.
 #pragma once
 
+#include <cstring>
+
 #include "../params.h"
 
 namespace cekernels {
@@ -36,15 +38,20 @@ CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 CEK_FOR_EACH_CPU_KERNEL(CEK_DECLARE_RUN)
 }  // namespace avx512
 #endif
+#ifdef CEK_AVX512_BF16
+namespace avx512_bf16 {  // for bfloat16 only
+CEK_DECLARE_RUN(LinearForward)
+}  // namespace avx512_bf16
+#endif
 #undef CEK_DECLARE_RUN
 
-// "baseline", "avx2" or "avx512": the best supported by this machine, limited by the environment
+// "baseline", "avx2", "avx512" or "avx512_bf16": the best supported by this machine, limited by the environment
 // variable CEKERNELS_ISA. Determined once, at the first call; throws std::invalid_argument if that
 // variable is none of them.
 const char* instruction_set();
 
 template <class Params>
-void dispatch(const Params& p) {
+void run_on_best(const Params& p) {
 #ifdef CEK_X86
   switch (instruction_set()[3]) {
     case '5': return avx512::run(p);
@@ -53,6 +60,21 @@ void dispatch(const Params& p) {
 #endif
   baseline::run(p);
 }
+
+template <class Params>
+void dispatch(const Params& p) {
+  run_on_best(p);
+}
+
+// True if the kernel of the channel-wise map multiplies bfloat16 without widening it.
+inline bool has_bf16_products() { return std::strcmp(instruction_set(), "avx512_bf16") == 0; }
+
+#ifdef CEK_AVX512_BF16
+template <>
+inline void dispatch(const LinearForward& p) {
+  has_bf16_products() && p.dtype == DType::bf16 ? avx512_bf16::run(p) : run_on_best(p);
+}
+#endif
 
 // Compiled once: their code does not benefit from wide registers.
 void run(const Shapes& p);

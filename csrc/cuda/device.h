@@ -45,6 +45,22 @@ struct alignas(V * sizeof(T)) Pack {
   T v[V];
 };
 
+// Stores 16 bytes in one instruction. The compiler splits an assignment into stores of the elements
+// where it merges it with another one.
+template <class T, int V>
+__device__ __forceinline__ void store_vector(T* to, const Pack<T, V>& values) {
+  static_assert(sizeof(values) == 16, "");
+#ifdef __CUDACC__
+  uint4 words;
+  memcpy(&words, &values, sizeof(words));
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+#else
+  *reinterpret_cast<Pack<T, V>*>(to) = values;
+#endif
+}
+
 inline bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % uintptr_t(bytes) == 0;
 }
@@ -65,12 +81,12 @@ __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
 
 // Planes of images are divided into pieces; a block processes one piece at a time.
 constexpr int kPieceThreads = 256;
-constexpr int64_t kPieceElements = 8192;
+constexpr int64_t kPieceElements = 4096;
 
 inline int64_t pieces_of(int64_t plane) { return divide_up(plane, kPieceElements); }
 
 // The position of a thread in its piece, V elements at a time. V > 1 requires contiguous planes;
-// with V = 1 each operand has its own row stride.
+// with V = 1 each operand has its own strides.
 template <int V>
 struct Position {
   int64_t i, last;
@@ -97,23 +113,55 @@ struct Position {
   template <class T>
   __device__ __forceinline__ Pack<T, V> load(const Planes& planes, int64_t b, int64_t c) const {
     const T* from = static_cast<const T*>(planes.data) + b * planes.batch + c * planes.channel;
-    return *reinterpret_cast<const Pack<T, V>*>(from + (V == 1 ? row * planes.row + column : i));
+    const int64_t at = V == 1 ? row * planes.row + column * planes.column : i;
+    return *reinterpret_cast<const Pack<T, V>*>(from + at);
   }
 };
 
 // True if an operand can be loaded V elements at a time.
 template <class T, int V>
 bool packs(const Planes& planes, int64_t width) {
-  return planes.row == width && planes.batch % V == 0 && planes.channel % V == 0 &&
-         aligned(planes.data, V * sizeof(T));
+  return planes.row == width && planes.column == 1 && planes.batch % V == 0 &&
+         planes.channel % V == 0 && aligned(planes.data, V * sizeof(T));
+}
+
+// Strides of a result (B, C, H, W), contiguous or channels_last.
+struct Layout {
+  int64_t batch, channel, pixel;
+
+  template <class P>
+  __host__ __device__ explicit Layout(const P& p)
+      : batch(p.channels * p.height * p.width),
+        channel(p.channels_last ? 1 : p.height * p.width),
+        pixel(p.channels_last ? p.channels : 1) {}
+  __device__ __forceinline__ int64_t at(int64_t b, int64_t c, int64_t i) const {
+    return b * batch + c * channel + i * pixel;
+  }
+};
+
+// True, in every thread of the block, if all other blocks of the grid have called this before: what
+// thread 0 of each wrote before the call can be read. Called once; `counter` is 0 before and after
+// the launch.
+__device__ __forceinline__ bool is_last_block(uint32_t* counter) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    __threadfence();  // publishes what this thread wrote
+    last = atomicAdd(counter, 1u) + 1 == gridDim.x;
+    __threadfence();  // and what the other blocks wrote is seen from here on
+  }
+  __syncthreads();
+  if (last && threadIdx.x == 0) *counter = 0;
+  return last;
 }
 
 // The sum over a block of up to 1024 threads, in a fixed order; the result is valid in thread 0.
+// A call that a launch executes once has its own number from 1 on, and its own memory.
+template <int once = 0>
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double warps[32];
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(kFullWarp, x, offset);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  __syncthreads();  // an earlier sum may still be in use
+  if (once == 0) __syncthreads();  // an earlier sum may still be in use
   if (lane == 0) warps[warp] = x;
   __syncthreads();
   double total = 0;

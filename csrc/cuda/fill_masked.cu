@@ -11,6 +11,7 @@ constexpr int kThreads = kPieceThreads;
 template <class T, class M, int V>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks) fill(FillMasked p, int64_t pieces) {
   const int64_t plane = p.height * p.width;
+  const Layout layout(p);
   const int drop = p.mask_floating ? 1 : 0;  // shifts out the sign bit: -0.0 counts as 0
   for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
     const int64_t b = quotient(block, pieces);
@@ -28,7 +29,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) fill(FillMasked p, 
             if (M(mask.v[j] << drop) == 0) result.v[j] = image.v[j];
           }
         }
-        T* to = static_cast<T*>(p.output) + (b * p.channels + c) * plane + at.i;
+        const int64_t planar = (b * p.channels + c) * plane + at.i;
+        T* to = static_cast<T*>(p.output) + (V == 1 ? layout.at(b, c, at.i) : planar);
         *reinterpret_cast<Pack<T, V>*>(to) = result;
       }
     }
@@ -40,7 +42,7 @@ void start(const FillMasked& p, void* stream) {
   constexpr int V = 16 / sizeof(T);
   const int64_t plane = p.height * p.width, pieces = pieces_of(plane), count = p.batch * pieces;
   if (count == 0) return;
-  if (plane % V == 0 && packs<T, V>(p.image, p.width) && packs<M, V>(p.mask, p.width) &&
+  if (!p.channels_last && plane % V == 0 && packs<T, V>(p.image, p.width) && packs<M, V>(p.mask, p.width) &&
       aligned(p.output, 16)) {
     CEK_LAUNCH((fill<T, M, V>), grid_of(count), kThreads, stream, p, pieces);
   } else {

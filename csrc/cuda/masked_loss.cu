@@ -1,6 +1,7 @@
-// Masked L2 and L1 losses and their gradient. Prediction and target are loaded only where the mask
-// is set, 16 bytes at a time where the alignment allows it. The sum is computed in two stages in an
-// order that depends on the shape alone, so that every run gives the same bits.
+// Masked L2 and L1 losses and their gradient, in one launch. Prediction and target are loaded only
+// where the mask is set, 16 bytes at a time where both lie densely in memory. Each block stores its
+// sums, and the block that ends last adds them, in an order that depends on the shape alone, so that
+// every run gives the same bits.
 #include <type_traits>
 
 #include "device.h"
@@ -11,6 +12,16 @@ namespace {
 
 constexpr int kThreads = kPieceThreads;
 
+template <class A>
+struct Sums {
+  A loss = 0, weight = 0;
+};
+
+// What the blocks of a launch share.
+struct Partial {
+  double *losses, *weights;  // a sum per piece; null weights: not needed
+};
+
 template <class A, class M, int V>
 __device__ __forceinline__ bool weights_of(const Pack<M, V>& mask, A (&weights)[V]) {
   bool any = false;
@@ -19,6 +30,21 @@ __device__ __forceinline__ bool weights_of(const Pack<M, V>& mask, A (&weights)[
     any |= weights[j] != 0;
   }
   return any;
+}
+
+// The sum of the areas, of `count` numbers; the result is valid in thread 0.
+template <int once>
+__device__ __forceinline__ double total_area(const MaskedLoss& p, int64_t count) {
+  double sum = 0;
+  for (int64_t b = threadIdx.x; b < count; b += kThreads) {
+    const int64_t i = b * p.area_stride;
+    switch (p.area_dtype) {
+      case DType::f32: sum += static_cast<const float*>(p.area)[i]; break;
+      case DType::f64: sum += static_cast<const double*>(p.area)[i]; break;
+      default: sum += double(static_cast<const int64_t*>(p.area)[i]);
+    }
+  }
+  return block_sum<once>(sum);
 }
 
 // The factor that normalises the sum of the losses, given the sum of the weights.
@@ -32,110 +58,225 @@ __device__ __forceinline__ A scale_of(const MaskedLoss& p, double weight) {
   return p.normalize == Normalize::all ? 1 / A(elements > 0 ? elements : 1) : A(1);
 }
 
-// The factor of the gradient. In the one-pass kernel p.scale is set already if it depends on the
-// area.
+// The factor of the gradient of a loss whose weights are known: its scale, in every thread.
 template <class A>
-__device__ __forceinline__ A factor_of(const MaskedLoss& p, int64_t) {
-  return p.normalize == Normalize::mask ? *static_cast<const A*>(p.scale) : scale_of<A>(p, 0);
-}
-template <class A>
-__device__ __forceinline__ A factor_of(const MaskedLossBackward& p, int64_t b) {
-  return static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride] *
-         *static_cast<const A*>(p.scale);
+__device__ __forceinline__ A known_scale(const MaskedLoss& p, int64_t areas) {
+  if (p.normalize != Normalize::mask) return scale_of<A>(p, 0);
+  __shared__ A scale;
+  const double area = total_area<1>(p, areas);
+  if (threadIdx.x == 0) scale = scale_of<A>(p, area);
+  __syncthreads();
+  return scale;
 }
 
-// Computes the loss, the gradient, or both; P is MaskedLoss or MaskedLossBackward.
-template <class P, bool with_grad, class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    elements(P p, int64_t pieces, double* sums, double* weight_sums) {
-  using A = acc_t<T>;
-  constexpr bool with_sum = std::is_same<P, MaskedLoss>::value;
-  const int64_t plane = p.height * p.width;
-  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
-    const int64_t b = quotient(block, pieces);
-    A factor = 0;
-    if (with_grad) factor = factor_of<A>(p, b);
-    A sum = 0, weight_sum = 0;
-    for (Position<V> at(block - b * pieces, plane, p.width); at.inside(); at.next()) {
-      A weights[V];
-      bool any = false;
-      for (int64_t c = 0; c < p.channels; ++c) {
-        if (c == 0 || p.mask_channels != 1) {
-          any = weights_of<A>(at.template load<M>(p.mask, b, c), weights);
-          for (int j = 0; j < V; ++j) weight_sum += weights[j];
+// One element: adds to the sum of the losses, and returns the gradient.
+template <bool with_sum, bool with_grad, class T, class A>
+__device__ __forceinline__ T element(int power, A weight, A factor, T x, T y, A& sum) {
+  const A difference = A(widen(x)) - A(widen(y));
+  if (weight == 0) return narrow<T>(A(0));
+  if (with_sum) sum += weight * loss_term(power, difference);
+  return with_grad ? narrow<T>(A(weight * factor * loss_slope(power, difference)))
+                   : narrow<T>(A(0));
+}
+
+// A piece of a sample with operands of any strides.
+template <bool with_sum, bool with_grad, class T, class M, class P, class A>
+__device__ __forceinline__ void strided_piece(const P& p, int64_t b, int64_t piece, A factor,
+                                              Sums<A>& sums) {
+  const Layout layout(p);
+  for (Position<1> at(piece, p.height * p.width, p.width); at.inside(); at.next()) {
+    A weight = 0;
+    for (int64_t c = 0; c < p.channels; ++c) {
+      if (c == 0 || p.mask_channels != 1) {
+        weight = mask_weight<A>(at.template load<M>(p.mask, b, c).v[0]);
+        sums.weight += weight;
+      }
+      T grad = narrow<T>(A(0));
+      if (weight != 0) {
+        const T x = at.template load<T>(p.prediction, b, c).v[0];
+        const T y = at.template load<T>(p.target, b, c).v[0];
+        grad = element<with_sum, with_grad>(p.power, weight, factor, x, y, sums.loss);
+      }
+      if (with_grad) static_cast<T*>(p.grad)[layout.at(b, c, at.i)] = grad;
+    }
+  }
+}
+
+// The weights of V adjacent elements. If they are interleaved, each weight is that of `repeat`
+// elements, and the first element is number `part` of its weight.
+template <bool interleaved, int V, class M>
+__device__ __forceinline__ Pack<M, V> dense_weights(const M* mask, bool packed, int repeat,
+                                                    int part) {
+  if (!interleaved && packed) return *reinterpret_cast<const Pack<M, V>*>(mask);
+  Pack<M, V> found;
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    found.v[j] = interleaved ? *mask : mask[j];
+    if (interleaved && ++part == repeat) ++mask, part = 0;
+  }
+  return found;
+}
+
+// A piece of a sample whose prediction, target and gradient lie densely in memory, in one order:
+// contiguous planes, or, with p.channels_last, pixels of adjacent channels. Vectors are aligned in
+// memory, whatever the size of a plane; the few elements before and after them are taken one by one.
+template <bool interleaved, bool with_sum, bool with_grad, class T, class M, int V, class P,
+          class A>
+__device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece, A factor,
+                                            bool weighted, Sums<A>& sums) {
+  using Vector = Pack<T, V>;
+  constexpr int kAhead = 2;  // vectors that are loaded together
+  const int64_t plane = p.height * p.width, pixel = piece * kPieceElements;
+  const int pixels = int(pixel + kPieceElements < plane ? kPieceElements : plane - pixel);
+  const int repeat = interleaved ? int(p.channels) : 1;
+  const int64_t runs = interleaved ? 1 : p.channels;
+  for (int64_t c = 0; c < runs; ++c) {
+    const int64_t first = (b * p.channels + c) * plane + pixel * repeat;
+    const M* mask =
+        static_cast<const M*>(p.mask.data) + b * p.mask.batch + c * p.mask.channel + pixel;
+    const T* x = static_cast<const T*>(p.prediction.data) + first;
+    const T* y = static_cast<const T*>(p.target.data) + first;
+    T* to = with_grad ? static_cast<T*>(p.grad) + first : nullptr;
+    const bool count = weighted && (c == 0 || p.mask_channels != 1);
+    const int elements = pixels * repeat;
+    int before = int(-first & (V - 1));
+    if (before > elements) before = elements;
+    const int vectors = (elements - before) / V, after = (elements - before) % V;
+
+    if (int(threadIdx.x) < before + after) {
+      const int i = int(threadIdx.x) + (int(threadIdx.x) < before ? 0 : vectors * V);
+      const A weight = mask_weight<A>(mask[i / repeat]);
+      if (count && i % repeat == 0) sums.weight += weight;
+      T grad = narrow<T>(A(0));
+      if (weight != 0) {
+        grad = element<with_sum, with_grad>(p.power, weight, factor, x[i], y[i], sums.loss);
+      }
+      if (with_grad) to[i] = grad;
+    }
+
+    const bool packed = reinterpret_cast<uintptr_t>(mask + before) % (V * sizeof(M)) == 0;
+    for (int v = int(threadIdx.x); v < vectors; v += kAhead * kThreads) {
+      A weights[kAhead][V];
+      bool there[kAhead], any[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        there[k] = v + k * kThreads < vectors, any[k] = false;
+        if (!there[k]) continue;
+        const int i = before + (v + k * kThreads) * V;
+        const int at = interleaved ? i / repeat : i, part = interleaved ? i - at * repeat : 0;
+        any[k] = weights_of(dense_weights<interleaved, V>(mask + at, packed, repeat, part),
+                            weights[k]);
+        for (int j = 0; count && j < V; ++j) {
+          if (!interleaved || (part + j) % repeat == 0) sums.weight += weights[k][j];
         }
-        Pack<T, V> grad;
+      }
+      Vector left[kAhead], right[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int i = before + (v + k * kThreads) * V;
+        if (any[k]) {
+          left[k] = *reinterpret_cast<const Vector*>(x + i);
+          right[k] = *reinterpret_cast<const Vector*>(y + i);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (!there[k]) continue;
+        Vector grad;
         for (int j = 0; j < V; ++j) grad.v[j] = narrow<T>(A(0));
-        if (any) {
-          const auto x = at.template load<T>(p.prediction, b, c);
-          const auto y = at.template load<T>(p.target, b, c);
+        const auto take = [&](int power) {  // a constant for the compiler
+#pragma unroll
           for (int j = 0; j < V; ++j) {
-            const A difference = A(widen(x.v[j])) - A(widen(y.v[j]));
-            if (weights[j] == 0) continue;
-            if (with_sum) sum += weights[j] * loss_term(p.power, difference);
-            if (with_grad) {
-              grad.v[j] = narrow<T>(A(weights[j] * factor * loss_slope(p.power, difference)));
-            }
+            grad.v[j] = element<with_sum, with_grad>(power, weights[k][j], factor, left[k].v[j],
+                                                     right[k].v[j], sums.loss);
           }
-        }
-        if (with_grad) {
-          T* to = static_cast<T*>(p.grad) + (b * p.channels + c) * plane + at.i;
-          *reinterpret_cast<Pack<T, V>*>(to) = grad;
-        }
-      }
-    }
-    if (with_sum) {
-      const double total = block_sum(double(sum)), weight = block_sum(double(weight_sum));
-      if (threadIdx.x == 0) {
-        sums[block] = total;
-        weight_sums[block] = weight;
+        };
+        if (any[k]) p.power == 2 ? take(2) : take(1);
+        if (with_grad) store_vector(to + before + (v + k * kThreads) * V, grad);
       }
     }
   }
 }
 
-// The sum of the areas; the result is valid in thread 0.
-__device__ __forceinline__ double total_area(const MaskedLoss& p) {
-  double sum = 0;
-  for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
-    const int64_t i = b * p.area_stride;
-    switch (p.area_dtype) {
-      case DType::f32: sum += static_cast<const float*>(p.area)[i]; break;
-      case DType::f64: sum += static_cast<const double*>(p.area)[i]; break;
-      default: sum += double(static_cast<const int64_t*>(p.area)[i]);
-    }
-  }
-  return block_sum(sum);
-}
-
-template <class A>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) scale_by_area(MaskedLoss p) {
-  const double area = total_area(p);
-  if (threadIdx.x == 0) *static_cast<A*>(p.scale) = scale_of<A>(p, area);
-}
-
-template <class A>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    finish(MaskedLoss p, int64_t pieces, const double* sums, const double* weight_sums) {
+// The results of a loss, by the block that ends last.
+template <bool with_grad, class A>
+__device__ __forceinline__ void finish(const MaskedLoss& p, int64_t pieces, const Partial& partial,
+                                       int64_t areas) {
   A* loss = static_cast<A*>(p.loss);
+  const bool known = with_grad || p.area != nullptr, needed = p.normalize == Normalize::mask;
   double sum = 0, weight = 0;
   for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) {
-    sum += sums[i];
-    weight += weight_sums[i];
+    sum += partial.losses[i];
+    if (needed && !known) weight += partial.weights[i];
   }
   if (p.normalize == Normalize::none) {
     for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
       double sample = 0;
-      for (int64_t i = b * pieces; i < (b + 1) * pieces; ++i) sample += sums[i];
+      for (int64_t i = b * pieces; i < (b + 1) * pieces; ++i) sample += partial.losses[i];
       loss[b] = A(sample);
     }
   }
-  sum = block_sum(sum), weight = block_sum(weight);
-  if (p.area != nullptr) weight = total_area(p);
+  sum = block_sum<2>(sum);
+  if (needed) weight = known ? total_area<3>(p, areas) : block_sum<4>(weight);
   if (threadIdx.x != 0) return;
   const A scale = scale_of<A>(p, weight);
   *static_cast<A*>(p.scale) = scale;
   if (p.normalize != Normalize::none) *loss = A(sum * scale);
+}
+
+// Computes the loss, the gradient, or both; P is MaskedLoss or MaskedLossBackward. V is 1 for
+// operands of any strides. The gradient of a loss normalised by the mask requires the `areas`.
+template <class P, bool with_grad, class T, class M, int V>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    elements(P p, int64_t pieces, Partial partial, int64_t areas) {
+  using A = acc_t<T>;
+  constexpr bool with_sum = std::is_same<P, MaskedLoss>::value;
+  A factor = 0;
+  const bool weighted = with_sum && !with_grad && partial.weights != nullptr;
+  if constexpr (with_grad && with_sum) factor = known_scale<A>(p, areas);
+  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, pieces), piece = block - b * pieces;
+    if constexpr (!with_sum) {
+      factor = static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride] *
+               *static_cast<const A*>(p.scale);
+    }
+    Sums<A> sums;
+    if constexpr (V == 1) {
+      strided_piece<with_sum, with_grad, T, M>(p, b, piece, factor, sums);
+    } else if (p.channels_last) {
+      dense_piece<true, with_sum, with_grad, T, M, V>(p, b, piece, factor, weighted, sums);
+    } else {
+      dense_piece<false, with_sum, with_grad, T, M, V>(p, b, piece, factor, weighted, sums);
+    }
+    if constexpr (with_sum) {
+      const double loss = block_sum(double(sums.loss));
+      const double weight = weighted ? block_sum(double(sums.weight)) : 0;
+      if (threadIdx.x == 0) {
+        partial.losses[block] = loss;
+        if (weighted) partial.weights[block] = weight;
+      }
+    }
+  }
+  if constexpr (with_sum) {
+    if (is_last_block(p.counter)) finish<with_grad, A>(p, pieces, partial, areas);
+  }
+}
+
+// The sum of the weights of each piece, before a gradient that depends on them.
+template <class A, class M>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    measure(MaskedLoss p, int64_t pieces, double* weights) {
+  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, pieces);
+    A sum = 0;
+    for (Position<1> at(block - b * pieces, p.height * p.width, p.width); at.inside(); at.next()) {
+      for (int64_t c = 0; c < p.mask_channels; ++c) {
+        sum += mask_weight<A>(at.template load<M>(p.mask, b, c).v[0]);
+      }
+    }
+    const double total = block_sum(double(sum));
+    if (threadIdx.x == 0) weights[block] = total;
+  }
 }
 
 template <class T, class M, int V>
@@ -143,6 +284,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     scale_gradient(ScaleGradient p, int64_t pieces) {
   using A = acc_t<T>;
   const int64_t plane = p.height * p.width;
+  const Layout layout(p);
   for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
     const int64_t b = quotient(block, pieces);
     const A factor = static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride];
@@ -155,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
           any = weights_of<A>(at.template load<M>(p.mask, b, c), weights);
         }
         if (!any) continue;
-        T* to = static_cast<T*>(p.grad) + (b * p.channels + c) * plane + at.i;
+        T* to = static_cast<T*>(p.grad) + layout.at(b, c, at.i);
         auto grad = *reinterpret_cast<const Pack<T, V>*>(to);
         for (int j = 0; j < V; ++j) {
           if (weights[j] != 0) grad.v[j] = narrow<T>(A(A(widen(grad.v[j])) * factor));
@@ -166,45 +308,62 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   }
 }
 
-// True if V elements can be accessed at a time in all operands.
-template <class T, class M, int V, class P>
-bool packs_all(const P& p) {
-  return p.height * p.width % V == 0 && packs<T, V>(p.prediction, p.width) &&
-         packs<T, V>(p.target, p.width) && packs<M, V>(p.mask, p.width) &&
-         aligned(p.grad, V * sizeof(T));
+// True if the operands allow dense_piece.
+template <class P>
+bool is_dense(const P& p) {
+  const int64_t plane = p.height * p.width;
+  const int64_t column = p.channels_last ? p.channels : 1;
+  const int64_t channel = p.channels_last ? 1 : plane;
+  const Planes operands[] = {p.prediction, p.target};
+  for (const Planes& planes : operands) {
+    const bool dense = (p.batch == 1 || planes.batch == p.channels * plane) &&
+                       (p.channels == 1 || planes.channel == channel) &&
+                       (p.height == 1 || planes.row == column * p.width) &&
+                       (p.width == 1 || planes.column == column) && aligned(planes.data, 16);
+    if (!dense) return false;
+  }
+  return aligned(p.grad, 16) && (p.height == 1 || p.mask.row == p.width) &&
+         (p.width == 1 || p.mask.column == 1) && (!p.channels_last || p.mask_channels == 1);
 }
 
 template <bool with_grad, class T, class M, class P>
-void launch_elements(const P& p, int64_t pieces, double* sums, double* weight_sums, void* stream) {
-  constexpr int V = 16 / sizeof(T);
-  const int64_t count = p.batch * pieces;
-  if (count == 0) return;
-  if (packs_all<T, M, V>(p)) {
-    CEK_LAUNCH((elements<P, with_grad, T, M, V>), grid_of(count), kThreads, stream, p, pieces, sums,
-               weight_sums);
+void launch_elements(const P& p, int64_t pieces, const Partial& partial, int64_t areas,
+                     void* stream) {
+  const dim3 grid = grid_of(p.batch * pieces);
+  if (is_dense(p)) {
+    CEK_LAUNCH((elements<P, with_grad, T, M, 16 / sizeof(T)>), grid, kThreads, stream, p, pieces,
+               partial, areas);
   } else {
-    CEK_LAUNCH((elements<P, with_grad, T, M, 1>), grid_of(count), kThreads, stream, p, pieces, sums,
-               weight_sums);
+    CEK_LAUNCH((elements<P, with_grad, T, M, 1>), grid, kThreads, stream, p, pieces, partial,
+               areas);
   }
 }
 
 template <class T, class M>
-void start(const MaskedLoss& p, void* workspace, void* stream) {
+void start(MaskedLoss p, void* workspace, void* stream) {
   const int64_t pieces = pieces_of(p.height * p.width);
-  double* sums = static_cast<double*>(workspace);
-  double* weight_sums = sums + p.batch * pieces;
+  const bool unknown = p.normalize == Normalize::mask && p.area == nullptr;
+  Partial partial{static_cast<double*>(workspace), nullptr};
+  double* weights = partial.losses + p.batch * pieces;
+  int64_t areas = p.batch;
   if (p.grad == nullptr) {
-    launch_elements<false, T, M>(p, pieces, sums, weight_sums, stream);
-  } else {
-    if (p.normalize == Normalize::mask) CEK_LAUNCH(scale_by_area<acc_t<T>>, 1, kThreads, stream, p);
-    launch_elements<true, T, M>(p, pieces, sums, weight_sums, stream);
+    if (unknown) partial.weights = weights;
+    launch_elements<false, T, M>(p, pieces, partial, areas, stream);
+    return;
   }
-  CEK_LAUNCH(finish<acc_t<T>>, 1, kThreads, stream, p, pieces, sums, weight_sums);
+  if (unknown) {
+    areas = p.batch * pieces;
+    CEK_LAUNCH((measure<acc_t<T>, M>), grid_of(areas), kThreads, stream, p, pieces, weights);
+    p.area = weights, p.area_dtype = DType::f64, p.area_stride = 1;
+  }
+  launch_elements<true, T, M>(p, pieces, partial, areas, stream);
 }
 
 template <class T, class M>
 void start(const MaskedLossBackward& p, void*, void* stream) {
-  launch_elements<true, T, M>(p, pieces_of(p.height * p.width), nullptr, nullptr, stream);
+  const int64_t pieces = pieces_of(p.height * p.width);
+  if (p.batch * pieces == 0) return;
+  launch_elements<true, T, M>(p, pieces, Partial{}, 0, stream);
 }
 
 template <class T, class M>
@@ -212,7 +371,8 @@ void start(const ScaleGradient& p, void*, void* stream) {
   constexpr int V = 16 / sizeof(T);
   const int64_t pieces = pieces_of(p.height * p.width), count = p.batch * pieces;
   if (count == 0) return;
-  if (p.height * p.width % V == 0 && packs<M, V>(p.mask, p.width) && aligned(p.grad, 16)) {
+  const bool vectors = !p.channels_last && p.height * p.width % V == 0;
+  if (vectors && packs<M, V>(p.mask, p.width) && aligned(p.grad, 16)) {
     CEK_LAUNCH((scale_gradient<T, M, V>), grid_of(count), kThreads, stream, p, pieces);
   } else {
     CEK_LAUNCH((scale_gradient<T, M, 1>), grid_of(count), kThreads, stream, p, pieces);
@@ -240,6 +400,14 @@ const char* with_types(const P& p, void* workspace, void* stream) {
 }
 
 }  // namespace
+
+bool launches_in_order(void* stream) {
+  if (stream == static_cast<void*>(cudaStreamPerThread)) return false;
+  cudaStreamCaptureStatus status;
+  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
+  if (error != cudaSuccess) cudaGetLastError();  // the legacy stream, while another is captured
+  return error == cudaSuccess && status == cudaStreamCaptureStatusNone;
+}
 
 size_t workspace_bytes(const MaskedLossBackward&) { return 0; }
 size_t workspace_bytes(const ScaleGradient&) { return 0; }

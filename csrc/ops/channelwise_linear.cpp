@@ -18,8 +18,8 @@ Tensor none(const Tensor& like) { return empty(kOp, "gradient", like, like.scala
 // --- large maps: torch's batched product ---------------------------------------------------------
 
 // True if torch's batched product is faster than the kernel, by the number of weights per channel.
-// CPU: measured on an AMD EPYC with AVX-512; the kernel widens bfloat16, torch may multiply it
-// directly. CUDA: such maps are limited by arithmetic, for which cuBLAS uses tensor cores; not
+// CPU: measured on an AMD EPYC with AVX-512; without its instructions for bfloat16 the kernel widens
+// it, where torch may have other ways. CUDA: such maps are limited by arithmetic, for which cuBLAS uses tensor cores; not
 // measured yet.
 bool is_large(const Tensor& weight, bool backward) {
   const int64_t weights = weight.size(1) * weight.size(2);
@@ -27,8 +27,8 @@ bool is_large(const Tensor& weight, bool backward) {
   (void)backward;
   return weights >= 256 * 256;
 #else
-  const bool bfloat16_forward = weight.scalar_type() == ScalarType::BFloat16 && !backward;
-  return weights > (bfloat16_forward ? 48 * 48 : 256 * 256);
+  const bool widened = weight.scalar_type() == ScalarType::BFloat16 && !cpu::has_bf16_products();
+  return weights > (widened && !backward ? 48 * 48 : 256 * 256);
 #endif
 }
 

@@ -187,6 +187,28 @@ inline Tensor empty(const char* op, const char* name, const Tensor& like, Scalar
   return empty(op, name, like, type, sizes, kContiguous);
 }
 
+// Whether the strides are those of (B, H, W, C) or (B, C, H, W), where dimensions of one element
+// do not matter.
+inline bool is_dense(const Tensor& t, bool channels_last) {
+  const int64_t order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
+  int64_t expected = 1;
+  for (const int64_t d : order[channels_last]) {
+    if (t.size(d) != 1 && t.stride(d) != expected) return false;
+    expected *= t.size(d);
+  }
+  return true;
+}
+
+// Whether results take the layout (B, H, W, C) from this operand; else they are contiguous.
+inline bool is_channels_last(const Tensor& t) { return !is_dense(t, false) && is_dense(t, true); }
+
+// An uninitialised tensor of the shape and dtype of `t`, in one of the two layouts.
+inline Tensor empty_as(const char* op, const char* name, const Tensor& t, bool channels_last) {
+  constexpr int64_t last[4] = {0, 2, 3, 1};
+  return empty(op, name, t, t.scalar_type(), {t.size(0), t.size(1), t.size(2), t.size(3)},
+               channels_last ? last : kContiguous);
+}
+
 // A contiguous copy.
 inline Tensor copy(const char* op, const char* name, const Tensor& t) {
   int64_t sizes[4] = {};
@@ -203,17 +225,60 @@ inline Tensor dense(const char* op, const char* name, const Tensor& t) {
   return is ? t : copy(op, name, t);
 }
 
+// An image or a mask (B, C, H, W) that the kernels can read: on a GPU any, on the CPU a copy where
+// the last dimension is not contiguous.
+inline Tensor readable(const char* op, const char* name, const Tensor& t) {
+#ifdef CEK_CUDA
+  (void)op, (void)name;
+  return t;
+#else
+  return dense(op, name, t);
+#endif
+}
+
+// A result for an operand of the shape, dtype and layout of `like`. On the CPU the kernels write
+// contiguous results only: `made` is what they write, and the result is a copy of it.
+struct Result {
+  const char *op, *name;
+  const Tensor& like;
+  bool channels_last;
+  Tensor made;
+
+  Result(const char* op, const char* name, const Tensor& like)
+      : op(op), name(name), like(like), channels_last(is_channels_last(like)),
+        made(empty_as(op, name, like, written_in_place() && channels_last)) {}
+  static constexpr bool written_in_place() {
+#ifdef CEK_CUDA
+    return true;
+#else
+    return false;
+#endif
+  }
+  Tensor get() const {
+    if (written_in_place() || !channels_last) return made;
+    Tensor result = empty_as(op, name, like, true);
+    return torch::stable::copy_(result, made);
+  }
+};
+
 // The operand itself if it is contiguous, else a copy.
 inline Tensor contiguous(const char* op, const char* name, const Tensor& t) {
   return t.is_contiguous() ? t : copy(op, name, t);
 }
 
+#ifdef CEK_CUDA
+inline void* current_stream(const Tensor& on) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  return stream;
+}
+#endif
+
 template <class Params>
 inline void execute(const Tensor& on, const Params& p) {
 #ifdef CEK_CUDA
   const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  void* stream = current_stream(on);
   const int64_t bytes = int64_t(cuda::workspace_bytes(p));
   std::optional<Tensor> workspace;
   if (bytes > 0) workspace = empty("kernel", "working memory", on, ScalarType::Byte, {bytes});
@@ -227,7 +292,7 @@ inline void execute(const Tensor& on, const Params& p) {
 
 inline Planes planes(const Tensor& t) {
   return {t.const_data_ptr(), t.size(0) == 1 ? 0 : t.stride(0), t.size(1) == 1 ? 0 : t.stride(1),
-          t.size(2) == 1 ? t.size(3) : t.stride(2)};
+          t.size(2) == 1 ? t.size(3) : t.stride(2), t.size(3) == 1 ? 1 : t.stride(3)};
 }
 
 }  // namespace

@@ -18,15 +18,15 @@ Tensor fill_masked(Tensor image, Tensor mask, Tensor value) {
   p.mask_element_size = element_size(op, "mask", mask);
   p.mask_floating = !is_bytes(mask);
   if (p.mask_floating) floating(op, "mask (unless bool or uint8)", mask);
-  image = dense(op, "image", image);
-  mask = dense(op, "mask", mask);
+  const Tensor given = image;
+  const Result output(op, "output", given);
+  image = readable(op, "image", image);
+  mask = readable(op, "mask", mask);
   value = dense(op, "value", value);
   p.image = planes(image), p.mask = planes(mask), p.value = value.const_data_ptr();
-  Tensor output = empty(op, "output", image, image.scalar_type(),
-                        {p.batch, p.channels, p.height, p.width});
-  p.output = output.mutable_data_ptr();
-  if (output.numel() > 0) execute(image, p);
-  return output;
+  p.output = output.made.mutable_data_ptr(), p.channels_last = output.channels_last;
+  if (output.made.numel() > 0) execute(image, p);
+  return output.get();
 }
 
 }  // namespace

@@ -5,24 +5,6 @@
 namespace cekernels {
 namespace {
 
-// Whether the strides are those of (B, H, W, C) or (B, C, H, W), where dimensions of one element
-// do not matter.
-bool is_dense(const Tensor& t, bool channels_last) {
-  const int64_t order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
-  int64_t expected = 1;
-  for (const int64_t d : order[channels_last]) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
-Tensor empty_as(const char* op, const char* name, const Tensor& t, bool channels_last) {
-  constexpr int64_t last[4] = {0, 2, 3, 1};
-  return empty(op, name, t, t.scalar_type(), {t.size(0), t.size(1), t.size(2), t.size(3)},
-               channels_last ? last : kContiguous);
-}
-
 Tensor normalize(const char* op, Tensor input, OptionalTensor grad, int64_t size, double alpha,
                  double beta, double k) {
   expect(op, "input", input, input, {-1, -1, -1, -1});
@@ -37,7 +19,7 @@ Tensor normalize(const char* op, Tensor input, OptionalTensor grad, int64_t size
     expect(op, "grad_output", *grad, input, {p.batch, p.channels, input.size(2), input.size(3)});
     expect_type(op, "grad_output", *grad, input.scalar_type());
   }
-  p.channels_last = !is_dense(input, false) && is_dense(input, true);
+  p.channels_last = is_channels_last(input);
   if (!is_dense(input, p.channels_last)) input = copy(op, "input", input);
   Tensor output = empty_as(op, "output", input, p.channels_last);
   if (output.numel() == 0) return output;

@@ -1,6 +1,12 @@
 // torch bindings of the masked losses and their gradient.
 #include "common.h"
 
+#ifdef CEK_CUDA
+#include <map>
+#include <mutex>
+#include <utility>
+#endif
+
 namespace cekernels {
 namespace {
 
@@ -22,7 +28,7 @@ void mask_operand(const char* op, Tensor& mask, const Tensor& image, Params& p) 
       mask = torch::stable::copy_(weights, mask);
     }
   }
-  mask = dense(op, "mask", mask);
+  mask = readable(op, "mask", mask);
   p.mask_channels = mask.size(1);
   CEK_CHECK(op, p.mask_channels == 1 || p.mask_channels == p.channels,
             "mask must have 1 channel or as many as the image");
@@ -54,8 +60,8 @@ void loss_operands(const char* op, Tensor& prediction, Tensor& target, Tensor& m
   mask_operand(op, mask, prediction, p);
   CEK_CHECK(op, power == 1 || power == 2, "power must be 1 or 2");
   p.power = int32_t(power);
-  prediction = dense(op, "prediction", prediction);
-  target = dense(op, "target", target);
+  prediction = readable(op, "prediction", prediction);
+  target = readable(op, "target", target);
   p.prediction = planes(prediction), p.target = planes(target);
 }
 
@@ -67,11 +73,39 @@ Normalize normalization(const char* op, const std::string& name) {
   fail(op, "normalize must be mask, all, sum or none");
 }
 
+#ifdef CEK_CUDA
+// A counter that is 0 for a kernel on the current stream, which leaves it at 0: one for all launches
+// on the stream, as they follow each other. Launches that are captured into a graph may run at the
+// same time as others, those of the graph's other runs excepted: they get their own, which the graph
+// clears.
+Tensor zero_counter(const char* op, const Tensor& on) {
+  const auto make = [&] {
+    Tensor counter = empty(op, "counter", on, ScalarType::Int, {1});
+    return torch::stable::zero_(counter);
+  };
+  void* stream = current_stream(on);
+  if (!cuda::launches_in_order(stream)) return make();
+  static std::mutex lock;
+  // Never destroyed: at exit the CUDA context may be gone before it.
+  static auto& counters = *new std::map<std::pair<int32_t, void*>, Tensor>;
+  const std::lock_guard<std::mutex> guard(lock);
+  const auto key = std::make_pair(int32_t(on.get_device_index()), stream);
+  const auto found = counters.find(key);
+  return found != counters.end() ? found->second : counters.emplace(key, make()).first->second;
+}
+#endif
+
 // Computes the loss and the scale and, if `gradient` is not null, the gradient.
 std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor& target,
                                      Tensor& mask, const OptionalTensor& area, int64_t power,
                                      const std::string& normalize, OptionalTensor* gradient) {
   MaskedLoss p{};
+  expect(op, "prediction", prediction, prediction, {-1, -1, -1, -1});
+  if (gradient != nullptr) {
+    p.channels_last = is_channels_last(prediction);
+    *gradient = empty_as(op, "gradient", prediction, p.channels_last);
+    p.grad = (*gradient)->mutable_data_ptr();
+  }
   loss_operands(op, prediction, target, mask, power, p);
   p.normalize = normalization(op, normalize);
   if (area.has_value()) {
@@ -90,13 +124,10 @@ std::tuple<Tensor, Tensor> make_loss(const char* op, Tensor& prediction, Tensor&
                                                : empty(op, "loss", prediction, type, {});
   Tensor scale = empty(op, "scale", prediction, type, {});
   p.loss = loss.mutable_data_ptr(), p.scale = scale.mutable_data_ptr();
-  if (gradient != nullptr) {
-    CEK_CHECK(op, area.has_value() || p.normalize != Normalize::mask,
-              "area must be given if normalize is mask");
-    *gradient = empty(op, "gradient", prediction, prediction.scalar_type(),
-                      {p.batch, p.channels, p.height, p.width});
-    p.grad = (*gradient)->mutable_data_ptr();
-  }
+#ifdef CEK_CUDA
+  Tensor counter = zero_counter(op, prediction);
+  p.counter = static_cast<uint32_t*>(counter.mutable_data_ptr());
+#endif
   execute(prediction, p);
   return {loss, scale};
 }
@@ -119,8 +150,10 @@ std::tuple<Tensor, Tensor, Tensor> masked_loss_and_gradient(Tensor prediction, T
 void scale_gradient(Tensor gradient, Tensor grad_loss, Tensor mask) {
   const char* op = "scale_gradient_";
   expect(op, "gradient", gradient, gradient, {-1, -1, -1, -1});
-  CEK_CHECK(op, gradient.is_contiguous(), "gradient must be contiguous");
   ScaleGradient p{};
+  p.channels_last = is_channels_last(gradient);
+  CEK_CHECK(op, p.channels_last || gradient.is_contiguous(),
+            "gradient must be contiguous or channels_last");
   p.dtype = floating(op, "gradient", gradient);
   p.batch = gradient.size(0), p.channels = gradient.size(1);
   p.height = gradient.size(2), p.width = gradient.size(3);
@@ -136,17 +169,18 @@ Tensor masked_loss_backward(Tensor grad_loss, Tensor scale, Tensor prediction, T
                             Tensor mask, int64_t power) {
   const char* op = "masked_loss_backward";
   MaskedLossBackward p{};
+  expect(op, "prediction", prediction, prediction, {-1, -1, -1, -1});
+  const Tensor given = prediction;
+  const Result grad(op, "gradient", given);
   loss_operands(op, prediction, target, mask, power, p);
   const ScalarType type = accumulator(p.dtype);
   expect(op, "scale", scale, prediction, {});
   expect_type(op, "scale", scale, type);
   p.scale = scale.const_data_ptr();
   grad_loss_operand(op, grad_loss, prediction, p);
-  Tensor grad = empty(op, "gradient", prediction, prediction.scalar_type(),
-                      {p.batch, p.channels, p.height, p.width});
-  p.grad = grad.mutable_data_ptr();
-  if (grad.numel() > 0) execute(prediction, p);
-  return grad;
+  p.grad = grad.made.mutable_data_ptr(), p.channels_last = grad.channels_last;
+  if (grad.made.numel() > 0) execute(prediction, p);
+  return grad.get();
 }
 
 }  // namespace

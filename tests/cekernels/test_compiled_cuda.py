@@ -168,6 +168,54 @@ def test_loss(
         assert torch.allclose(one_pass[2], right, **close)
 
 
+def layouts_of_images(shape: tuple[int, ...], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Prediction and target as networks have them: channels_last, a crop of it, one of each."""
+    p, t = random(*shape, dtype=dtype), random(*shape, seed=1, dtype=dtype)
+    last, other = (x.to(memory_format=torch.channels_last) for x in (p, t))
+    wider = torch.nn.functional.pad(t, (2, 1, 1, 0)).to(memory_format=torch.channels_last)
+    crop = wider[:, :, 1:, 2:-1]
+    return [(last, other), (last, crop), (crop, last), (last, t), (p, other)]
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 12, 16), (2, 3, 71, 63)], ids=str)
+def test_loss_of_channels_last(
+    kernels: CompiledKernels, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """No operand is copied, and the gradient has the layout of the prediction."""
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    mask = random(shape[0], 1, *shape[2:], seed=3) > 0.5
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 2.0**-23 if dtype == torch.float16 else 0}
+    for p, t in layouts_of_images(shape, dtype):
+        p_, t_, mask_ = kernels.on_gpu(p, t, mask)
+        exact, _ = reference.masked_loss(p.double(), t.double(), mask, None, 2, "mask")
+        g = random(dtype=sums)
+        (g_,) = kernels.on_gpu(g)
+        loss, scale, grad = kernels.masked_loss_and_gradient(p_, t_, mask_, None, 2, "mask")
+        assert torch.allclose(loss.double(), exact, rtol=1e-5, atol=0)
+        kernels.scale_gradient_(grad, g_, mask_)
+        right = reference.masked_loss_backward(g, scale, p, t, mask, 2)
+        twice = kernels.masked_loss_backward(g_, scale, p_, t_, mask_, 2)
+        for found in (grad, twice):
+            assert torch.allclose(found, right, **close)
+            assert found.stride() == right.stride()
+
+
+def test_launches_of_a_loss(kernels: CompiledKernels) -> None:
+    """One; with the gradient of a mean over a mask of unknown area another one before it."""
+    p, t, mask = kernels.on_gpu(
+        random(2, 3, 9, 7), random(2, 3, 9, 7, seed=1), random(2, 1, 9, 7) > 0
+    )
+    (area,) = kernels.on_gpu(mask.sum((1, 2, 3)))
+    for run, known, launches in (
+        (kernels.masked_loss, area, 1), (kernels.masked_loss, None, 1),
+        (kernels.masked_loss_and_gradient, area, 1), (kernels.masked_loss_and_gradient, None, 2),
+    ):  # fmt: skip
+        before = len(kernels.reports)
+        run(p, t, mask, known, 2, "mask")
+        assert len(kernels.reports) - before == launches
+
+
 # --- filling and rasterization --------------------------------------------------------------------
 
 
@@ -180,8 +228,13 @@ def test_fill(kernels: CompiledKernels, dtype: torch.dtype, height: int, width: 
     for mask_dtype in (torch.bool, *FLOATING):
         channels = 1 if mask_dtype == torch.bool else 3
         mask = (-random(2, channels, height, width).clamp(min=0)).to(mask_dtype)
-        found = kernels.fill_masked(*kernels.on_gpu(image, mask, value))
-        assert torch.equal(found, reference.fill_masked(image, mask, value))
+        last = image.to(memory_format=torch.channels_last)
+        for given in (image, last, last[:, :, 1:, 2:]):
+            some = mask[:, :, -given.shape[2] :, -given.shape[3] :]
+            found = kernels.fill_masked(*kernels.on_gpu(given, some, value))
+            right = reference.fill_masked(given, some, value)
+            assert torch.equal(found, right)
+            assert found.stride() == right.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.int64], ids=str)

@@ -180,11 +180,52 @@ def test_loss(
         right = reference.masked_loss_backward(g, scale, p, t, m, power)
         found = run(implementation.masked_loss_backward, g, scale, p, t, m, power)
         assert torch.allclose(found, right, **close)
-        if m is mask:
-            one_pass = run(implementation.masked_loss_and_gradient, p, t, m, area, power, normalize)
+        for known in (area, None):
+            args = p, t, m, known if m is mask else None, power, normalize
+            one_pass = run(implementation.masked_loss_and_gradient, *args)
             assert torch.allclose(one_pass[0].double(), exact, rtol=1e-5, atol=0)
             run(implementation.scale_gradient_, one_pass[2], g, m)
             assert torch.allclose(one_pass[2], right, **close)
+
+
+def test_loss_of_channels_last(on_gpu: Callable[[int], Any]) -> None:
+    """Operands in any layout; results in that of the first."""
+    shape = (2, 3, 37, 41)
+    plain = random(*shape, seed=1)
+    last = random(*shape).to(memory_format=torch.channels_last)
+    wider = torch.nn.functional.pad(plain, (2, 1, 1, 0)).to(memory_format=torch.channels_last)
+    crop = wider[:, :, 1:, 2:-1]
+    mask, g = random(2, 1, 37, 41, seed=3) > 0.5, random()
+    run = on_gpu(90)
+    for p, t in ((last, crop), (last, plain), (crop, last)):
+        exact, scale = reference.masked_loss(p.double(), t.double(), mask, None, 2, "mask")
+        right = reference.masked_loss_backward(g, scale.float(), p, t, mask, 2)
+        loss, scale, grad = run(
+            implementation.masked_loss_and_gradient, p, t, mask, None, 2, "mask"
+        )
+        run(implementation.scale_gradient_, grad, g, mask)
+        twice = run(implementation.masked_loss_backward, g, scale, p, t, mask, 2)
+        assert torch.allclose(loss.double(), exact, rtol=1e-5, atol=0)
+        for found in (grad, twice):
+            assert torch.allclose(found, right, rtol=1e-6, atol=0)
+            assert found.stride() == right.stride()
+        filled = run(implementation.fill_masked, p, mask, g.expand(3))
+        expected = reference.fill_masked(p, mask, g.expand(3))
+        assert torch.equal(filled, expected)
+        assert filled.stride() == expected.stride()
+
+
+def test_the_count_of_programs_orders_them(on_gpu: Callable[[int], Any]) -> None:
+    """One launch; without the order of the count, the sums of the others would be a race."""
+    p, t, mask = random(2, 3, 37, 41), random(2, 3, 37, 41, seed=1), random(2, 1, 37, 41) > 0
+    args = p, t, mask, mask.sum((1, 2, 3)), 2, "mask"
+    run = on_gpu(90)
+    run(implementation.masked_loss_and_gradient, *args)
+    assert len(run.launches) == 1
+    run.change = functools.partial(re.sub, r"\.acq_rel", ".relaxed")
+    with pytest.raises(GpuError) as raised:
+        run(implementation.masked_loss_and_gradient, *args)
+    assert raised.value.kind == "race"
 
 
 # --- filling, rasterization, random numbers -------------------------------------------------------
@@ -215,6 +256,42 @@ def test_shapes(on_gpu: Callable[[int], Any], dtype: torch.dtype, capability: in
     filled, *masks = run(implementation.fill_boxes, image, value, corners, samples)
     assert all(map(torch.equal, masks, boxed))
     assert torch.equal(filled, reference.fill_masked(image, boxed[0], value))
+
+
+def test_masks_alone(on_gpu: Callable[[int], Any]) -> None:
+    """Odd shapes, in several tiles, and coordinates of any size."""
+    height, width = 21, 300
+    shapes = [
+        polygons(name, height, width)
+        for name in ("on the centres of pixels", "far outside", "degenerate")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    for reach in (400, 30_000, 2**31 - 1):
+        vertices = torch.randint(-reach, reach, (150, 2), generator=generator).to(torch.int32)
+        first, contours, samples = torch.tensor([0, 2, 2, 100, 150]), 4, torch.tensor([0, 3, 4])
+        assert len(first) == contours + 1
+        shapes.append((vertices, first, samples))
+    for shape in shapes:
+        for rule in ("nonzero", "evenodd"):
+            right = reference.rasterize_polygons(*shape, height, width, rule)
+            found = on_gpu(90)(implementation.rasterize_polygons, *shape, height, width, rule)
+            assert all(map(torch.equal, found, right))
+
+
+def test_edges_and_prefix_sums_are_ordered(on_gpu: Callable[[int], Any]) -> None:
+    shape = polygons("star with a hole, none, two", 21, 70)
+    for number in range(2):  # that before the edges, and that behind them
+        seen = [0]
+
+        def without(found: re.Match[str], number: int = number, seen: list[int] = seen) -> str:
+            seen[0] += 1
+            return "" if seen[0] == number + 1 else found[0]
+
+        run = on_gpu(90)
+        run.change = functools.partial(re.sub, r"bar\.sync\s+0;", without)
+        with pytest.raises(GpuError) as raised:
+            run(implementation.rasterize_polygons, *shape, 21, 70, "nonzero")
+        assert raised.value.kind == "race"
 
 
 def test_random_words(on_gpu: Callable[[int], Any]) -> None:

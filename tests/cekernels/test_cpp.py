@@ -398,7 +398,7 @@ def test_bits_do_not_depend_on_threads_or_runs(threads: None) -> None:
             assert torch.equal(found, before)
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set_agrees(name: str) -> None:
     built = _backends.build_record()["_C"]["instruction sets"]
     best = built.index(_backends.instruction_set())
@@ -421,6 +421,25 @@ def test_every_instruction_set_agrees(name: str) -> None:
             assert ((found - expected).abs().max() <= 4e-6 * scale).item()
         else:
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("n_out", [1, 15, 16, 36, 49, 65])
+@pytest.mark.parametrize("n_in", [1, 2, 9, 36, 65, 131])
+@pytest.mark.parametrize("batch", [1, 3, 33, 300])
+def test_bfloat16_is_rounded_once(batch: int, n_in: int, n_out: int) -> None:
+    generator = torch.Generator().manual_seed(batch + n_in + n_out)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator).bfloat16()
+
+    # Odd strides: rows of pairs do not begin at multiples of four bytes.
+    x = random(batch, 3, n_in + 1)[..., 1:]
+    weight, bias = random(3, n_out, n_in + 1)[..., :-1], random(3, n_out)
+    found = kernel("channelwise_linear")(x, weight, bias, False).double()
+    exact = torch.einsum("bci,coi->bco", x.double(), weight.double()) + bias.double()
+    terms = torch.einsum("bci,coi->bco", x.double().abs(), weight.double().abs())
+    # Half a unit in the last place of 8 bits, and the error of float32 sums.
+    assert ((found - exact).abs() <= exact.abs() * 2**-8 + terms * 2**-20).all()
 
 
 X, W = torch.zeros(50, 2, 4), torch.zeros(2, 3, 4)
@@ -674,7 +693,8 @@ print(info.report().splitlines()[-1])
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True
     )
     message = (
-        "environment variable CEKERNELS_ISA must be 'baseline', 'avx2' or 'avx512', got 'sse9'"
+        "environment variable CEKERNELS_ISA must be 'baseline', 'avx2', 'avx512' or 'avx512_bf16', "
+        "got 'sse9'"
     )
     assert run.stdout.splitlines() == [message] * 3 + [f"_C.so runs with: {message}"], run.stderr
 

@@ -30,6 +30,7 @@ from cekernels import (
     masked_l2_loss,
     reference,
 )
+from cekernels._predicted import MICROSECONDS
 from cekernels._register import OPS, Op
 from cekernels.ops.channelwise_linear import LINEAR
 from cekernels.ops.masked_loss import LOSS
@@ -59,6 +60,7 @@ class Machine:
             monkeypatch.setattr(module, "kernel", self._kernel)
         monkeypatch.setattr(_backends, "unsupported", self._unsupported)
         monkeypatch.setattr(_selfcheck, "failure", lambda *_: None)  # see test_selfcheck.py
+        monkeypatch.setattr(_auto, "MICROSECONDS", {})  # see test_order_by_prediction
         self.device("cpu")
 
     def environment(self, impl: str) -> None:
@@ -273,12 +275,55 @@ def test_order_on_each_device(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         chosen[device] = [_auto.selected(op, ARGS) for op in (LINEAR, LOSS)]
     assert chosen == {
         "cpu": ["cpp", "cpp"],
-        "cuda": ["triton", "triton"],
+        "cuda": ["triton", "cuda"],
         "mps": ["reference", "reference"],
     }
-    monkeypatch.setitem(_auto.ORDER, "cuda", ("cuda", "triton", "reference"))
+    monkeypatch.setitem(_auto.ORDER, "cuda", ("triton", "cuda", "reference"))
     machine.device("cuda")
-    assert [_auto.selected(op, ARGS) for op in (LINEAR, LOSS)] == ["triton", "cuda"]
+    assert [_auto.selected(op, ARGS) for op in (LINEAR, LOSS)] == ["triton", "triton"]
+
+
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [
+        ({"cuda": 9.0, "triton": 12.0}, ("cuda", "triton", "reference")),
+        ({"cuda": 12.0, "triton": 9.0}, ("triton", "cuda", "reference")),
+        ({"cuda": 9.3, "triton": 9.0}, ("cuda", "triton", "reference")),  # as good as equal
+        ({"cuda": 9.0, "triton": 99.0, "reference": 30.0}, ("cuda", "reference")),
+        ({"cuda": 90.0, "triton": 31.0, "reference": 30.0}, ("triton", "reference")),
+        ({"cuda": 90.0, "triton": 80.0, "reference": 30.0}, ("reference",)),
+    ],
+    ids=str,
+)
+def test_order_by_prediction(
+    machine: Machine,
+    times: dict[str, float],
+    order: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the op and the dtype of the call; the others keep the order of the device."""
+    assert _auto.by_prediction(times) == order
+    monkeypatch.setattr(_auto, "MICROSECONDS", {"channelwise_linear 16 bit": times})
+    for name in ("cuda", "triton"):
+        machine.add(name)
+    for device, first in (("cuda", order[0]), ("cpu", "reference")):
+        machine.device(device)
+        narrow = (INPUT.bfloat16(), WEIGHT.bfloat16(), None, False)
+        assert _auto.selected(LINEAR, narrow) == first
+    machine.device("cuda")
+    assert _auto.selected(LINEAR, ARGS) == "cuda"
+    assert _auto.selected(LOSS, ARGS) == "cuda"
+
+
+def test_what_is_predicted_is_an_op() -> None:
+    products = {"ieee", "tf32x3", "tf32", "16 bit"}
+    linear = {f"channelwise_linear{s} {p}" for s in ("", "_backward") for p in products}
+    assert MICROSECONDS.keys() - linear <= OPS.keys()
+    assert linear <= MICROSECONDS.keys()
+    for times in MICROSECONDS.values():
+        assert _auto.by_prediction(times)[0] == min(times, key=times.__getitem__) or (
+            times[_auto.by_prediction(times)[0]] <= _auto.SAME * min(times.values())
+        )
 
 
 def test_libraries_implement_what_the_ops_say() -> None:

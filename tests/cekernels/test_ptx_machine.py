@@ -133,6 +133,23 @@ READ_NEIGHBOUR = "xor.b32 %r5, %r0, {}; shl.b32 %r5, %r5, 2; add.u32 %r5, %r3, %
 LOAD = "ld.shared.u32 %r6, [%r5];"
 ODD = "and.b32 %r7, %r0, 1; setp.eq.s32 %p1, %r7, 0;\n"
 
+# Of two blocks, the one that counts last reads what both wrote.
+LAST_BLOCK = """
+    setp.ne.u32 %p1, %r0, 0;
+    @%p1 bra $END;
+    shl.b32 %r5, %r1, 2; cvt.u64.u32 %rd5, %r5; add.s64 %rd5, %rd1, %rd5;
+    st.global.u32 [%rd5], %r1;
+    {}
+    {} %r6, [%rd0], 1;
+    {}
+    setp.ne.u32 %p2, %r6, 1;
+    @%p2 bra $END;
+    ld.global.u32 %r7, [%rd1];
+    ld.global.u32 %r8, [%rd1+4];
+$END: mov.u32 %r5, 0;
+"""
+FENCE, COUNT = "membar.gl;", "atom.global.add.u32"
+
 FAULTS = {
     "write, then read by another warp": ("race", WRITE_SHARED + READ_NEIGHBOUR.format(33, LOAD)),
     "write, then read by the same warp": ("race", WRITE_SHARED + READ_NEIGHBOUR.format(1, LOAD)),
@@ -164,6 +181,11 @@ FAULTS = {
         "race",
         "setp.eq.s32 %p1, %r1, 0;\n@%p1 st.global.u32 [%rd4], %r1;\n"
         "setp.ne.s32 %p2, %r1, 0;\n@%p2 bra $L; ret;\n$L: ld.global.u32 %r6, [%rd4];",
+    ),
+    "written without a fence before the count": ("race", LAST_BLOCK.format("", COUNT, FENCE)),
+    "read without a fence after the count": ("race", LAST_BLOCK.format(FENCE, COUNT, "")),
+    "counted with a fence for the block alone": (
+        "race", LAST_BLOCK.format("membar.cta;", COUNT, FENCE),
     ),
     "a barrier for half of a block": (
         "divergent barrier", "setp.lt.s32 %p1, %r0, 32;\n"
@@ -220,6 +242,8 @@ SOUND = {
     "equal values written to one place": "st.shared.u32 [%r3], 7;",
     "atomic operations of all blocks": "st.shared.u32 [%r4], 0;\n" + BARRIER
     + READ_NEIGHBOUR.format(33, "atom.shared.add.u32 %r6, [%r5], 1;"),
+    "the last block reads what all wrote": LAST_BLOCK.format(FENCE, COUNT, FENCE),
+    "fences as part of the count": LAST_BLOCK.format("", "atom.acq_rel.gpu.global.add.u32", ""),
     "a copy waited for, and a barrier": (
         "cp.async.ca.shared.global [%r4], [%rd3], 4;\ncp.async.commit_group;\n"
         "cp.async.wait_group 0;\n"
@@ -295,12 +319,9 @@ def test_counts_of_known_patterns() -> None:
 # forward_exact: the first two follow two other barriers since the last access to what they protect,
 #   and load_tile and store_tile map an element to the same thread;
 # backward_square<Exact>: the first protects the weights, last read before barriers of grad_input;
-# finish, scale_by_area: a barrier of block_sum for an earlier sum, inlined where there is none.
 REDUNDANT = {
     "forward_exact<float, 36>": {0, 1},
     "backward_square<Exact<float, 36>, float, 36>": {0},
-    "finish<float>": {0},
-    "scale_by_area<float>": {0},
 }
 
 
@@ -341,9 +362,10 @@ def linear_runs(dtype: torch.dtype, products: int, n: int, shape: tuple[int, int
 def losses(kernels: CompiledKernels) -> None:
     p, t, mask = random(3, 2, 97, 90), random(3, 2, 97, 90, seed=1), random(3, 1, 97, 90) > 0
     area = mask.sum((1, 2, 3))
-    operands = kernels.on_gpu(p, t, mask, area)
-    kernels.masked_loss(*operands, 2, "mask")
-    kernels.masked_loss_and_gradient(*operands, 2, "mask")
+    p, t, mask, area = kernels.on_gpu(p, t, mask, area)
+    for known in (area, None):
+        kernels.masked_loss(p, t, mask, known, 2, "mask")
+    kernels.masked_loss_and_gradient(p, t, mask, None, 2, "mask")
 
 
 def shapes(kernels: CompiledKernels) -> None:
@@ -363,6 +385,7 @@ CASES: dict[str, list[Run]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_missing_barrier_is_found(kernels: CompiledKernels, case: str) -> None:
+    """Of the barriers of blocks, and of the fences between blocks."""
     runs: dict[str, list[Run]] = {}  # that use a kernel
     for run in CASES[case]:
         kernels.memory.reset()
@@ -374,7 +397,7 @@ def test_each_missing_barrier_is_found(kernels: CompiledKernels, case: str) -> N
     for name, its_runs in runs.items():
         whole = kernels.translated(name)
         instructions = whole.kernel.instructions
-        barriers = [i for i, one in enumerate(instructions) if one.parts[0] == "bar"]
+        barriers = [i for i, one in enumerate(instructions) if one.parts[0] in ("bar", "membar")]
         missed = set()
         for number, barrier in enumerate(barriers):
             kernels.replace(name, Translated(without(whole.kernel, barrier)))

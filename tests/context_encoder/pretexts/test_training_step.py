@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cekernels.ops import masked_loss
 from context_encoder.pretexts import Inpainting, Samples
 from context_encoder.training import Trainer
 from tests.helpers.small_runs import make_trainer, save_photos
@@ -159,3 +162,69 @@ def test_without_a_discriminator_the_model_alone_is_updated(photos: Path) -> Non
         assert list(losses) == ["loss", "loss_rec"]
         assert losses["loss_rec"].item() == pytest.approx(loss.item(), rel=1e-9)
     assert distance(pretext.model, model) < 1e-9
+
+
+class Calls(TorchDispatchMode):
+    """Records the calls of cekernels, and copies of images into another layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[tuple[str, tuple[Any, ...], Any]] = []
+        self.copies: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "cekernels":
+            self.kernels.append((func._opname, args, result))
+        elif func._opname in ("clone", "copy_", "_to_copy") and len(args[0].shape) == 4:
+            before, after = args[1 if func._opname == "copy_" else 0], result
+            if before.shape[1] == 3 and before.stride() != after.stride():
+                self.copies.append(f"{func} {tuple(before.shape)} {before.stride()}")
+        return result
+
+
+LAST = torch.channels_last
+# Options of a run, and whether the sums of the weights are known without reading them.
+AREAS = {
+    "a fixed hole with a band": ({"preset": "inpaint-center", "size": 128, "lambda_adv": 0}, True),
+    "holes anywhere": ({"mask": "region", "overlap": 0}, True),
+    "holes anywhere, with a band": ({"mask": "region", "overlap": 2}, False),
+    "the logarithm of the error": ({"mask": "block", "overlap": 0, "loss": "log-l2"}, True),
+}
+
+
+@pytest.mark.parametrize("case", AREAS)
+def test_one_pass_over_operands_as_they_lie(
+    photos: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: one kernel for loss and gradient, with the areas that are known, no copies."""
+    options, known = AREAS[case]
+    monkeypatch.setattr(masked_loss, "ONE_PASS_DEVICES", ("cpu",))
+    trainer = make_trainer(photos, steps=1, **{"lambda_adv": 0.0, **options})
+    pretext = trainer.pretext
+    assert isinstance(pretext, Inpainting)
+    size = pretext.config.size
+    image = torch.rand(4, 3, size, size).to(memory_format=LAST)  # type: ignore[arg-type]
+    samples = Samples(image, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    with Calls() as calls:
+        losses = pretext.train_step(samples, trainer.learner)
+    found = {name: (args, result) for name, args, result in calls.kernels}
+    assert found.keys() & {"masked_loss", "masked_loss_backward"} == set()
+    assert len(calls.kernels) == len(found)
+    (shown, *_), filled = found["fill_masked"]
+    assert shown.is_contiguous(memory_format=LAST)
+    assert filled.is_contiguous(memory_format=LAST)
+    (prediction, target, mask, area, *_), (_, _, gradient) = found["masked_loss_and_gradient"]
+    for operand in (prediction, target):  # colours of a pixel are adjacent: nothing made planes
+        assert operand.stride(1) == 1
+    assert gradient.is_contiguous(memory_format=LAST)
+    assert calls.copies == []
+    sums = mask.sum((1, 2, 3), dtype=torch.float64)
+    if options.get("loss") != "log-l2":
+        assert (area is not None) == known
+        mean = (mask * (prediction - target) ** 2).sum() / (3 * sums.sum())
+        assert losses["loss_rec"].item() == pytest.approx(mean.item(), rel=1e-5)
+    if area is not None:
+        assert torch.equal(area.double(), sums)

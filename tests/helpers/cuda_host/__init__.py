@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cekernels.reference.layout import dense_format
 from cekernels.reference.masked_loss import accumulation_dtype
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +63,7 @@ def _struct(name: str, fields: str, types: dict[str, Any]) -> type[ctypes.Struct
 
 
 class _Planes(ctypes.Structure):
-    _fields_ = (("data", c_void_p), ("batch", c_int64), ("channel", c_int64), ("row", c_int64))
+    _fields_ = (("data", c_void_p), *((n, c_int64) for n in ("batch", "channel", "row", "column")))
 
 
 _TYPES = {"i": c_int32, "l": c_int64, "p": c_void_p, "b": c_bool, "P": _Planes}
@@ -82,25 +83,26 @@ _LINEAR_BACKWARD = _struct(
 _LOSS = _struct(
     "MaskedLoss",
     "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l prediction:P "
-    "target:P mask:P power:i normalize:i area:p area_dtype:i area_stride:l loss:p scale:p grad:p",
+    "target:P mask:P power:i normalize:i area:p area_dtype:i area_stride:l loss:p scale:p grad:p "
+    "channels_last:b counter:p",
     _TYPES,
 )
 _SCALE_GRADIENT = _struct(
     "ScaleGradient",
     "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l mask:P "
-    "grad_loss:p grad_loss_stride:l grad:p",
+    "grad_loss:p grad_loss_stride:l grad:p channels_last:b",
     _TYPES,
 )
 _LOSS_BACKWARD = _struct(
     "MaskedLossBackward",
     "dtype:i mask_dtype:i batch:l channels:l mask_channels:l height:l width:l prediction:P "
-    "target:P mask:P power:i grad_loss:p grad_loss_stride:l scale:p grad:p",
+    "target:P mask:P power:i grad_loss:p grad_loss_stride:l scale:p grad:p channels_last:b",
     _TYPES,
 )
 _FILL = _struct(
     "FillMasked",
     "element_size:i mask_element_size:i mask_floating:b batch:l channels:l height:l width:l "
-    "image:P mask:P value:p output:p",
+    "image:P mask:P value:p output:p channels_last:b",
     _TYPES,
 )
 _SHAPES = _struct(
@@ -115,7 +117,7 @@ _SHAPES = _struct(
 def _planes(t: Tensor) -> _Planes:
     strides = [0 if n == 1 else s for n, s in zip(t.shape[:2], t.stride()[:2], strict=True)]
     row = t.shape[3] if t.shape[2] == 1 else t.stride(2)
-    return _Planes(t.data_ptr(), *strides, row)
+    return _Planes(t.data_ptr(), *strides, row, 1 if t.shape[3] == 1 else t.stride(3))
 
 
 def sparse(count: int, dtype: torch.dtype) -> Tensor:
@@ -144,6 +146,17 @@ class Kernels:
         buffer = torch.full((size + 2 * _GUARD,), _GUARD_BYTE, dtype=torch.uint8)
         self._guarded.append(buffer)
         return buffer[_GUARD : _GUARD + size].view(dtype).view(shape)
+
+    def _like(self, image: Tensor) -> tuple[Tensor, bool]:
+        """A result in the layout of an image, and whether that is channels_last: on a GPU."""
+        if not self.has_one_pass or dense_format(image) == torch.contiguous_format:
+            return self._empty(image.shape, image.dtype), False
+        b, c, h, w = image.shape
+        return self._empty((b, h, w, c), image.dtype).permute(0, 3, 1, 2), True
+
+    def _zero(self) -> Tensor:
+        """A counter for a kernel whose blocks count themselves."""
+        return torch.zeros((), dtype=torch.int32)
 
     def _run(self, name: str, struct: type[ctypes.Structure], *values: Any) -> None:
         function = getattr(self.library, name)
@@ -196,25 +209,27 @@ class Kernels:
 
     def masked_loss(
         self, p: Tensor, t: Tensor, mask: Tensor, area: Tensor | None, power: int, normalize: str,
-        grad: Tensor | None = None,
+        grad: Tensor | None = None, channels_last: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         dtype = accumulation_dtype(p.dtype)
         loss = self._empty(p.shape[:1] if normalize == "none" else (), dtype)
-        scale = self._empty((), dtype)
+        scale, counter = self._empty((), dtype), self._zero()
         kind = 0 if area is None else _DTYPES.get(area.dtype, _BYTES)
         self._run(
             "run_loss", _LOSS, *self._loss_operands(p, t, mask), power,
             ("mask", "all", "sum", "none").index(normalize),
             None if area is None else area.data_ptr(), kind, 0 if area is None else area.stride(0),
             loss.data_ptr(), scale.data_ptr(), None if grad is None else grad.data_ptr(),
+            channels_last, counter.data_ptr(),
         )  # fmt: skip
+        assert counter == 0, "the kernel left its counter changed"
         return loss, scale
 
     def masked_loss_and_gradient(
         self, p: Tensor, t: Tensor, mask: Tensor, area: Tensor | None, power: int, normalize: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad = self._empty(p.shape, p.dtype)
-        return *self.masked_loss(p, t, mask, area, power, normalize, grad), grad
+        grad, last = self._like(p)
+        return *self.masked_loss(p, t, mask, area, power, normalize, grad, last), grad
 
     def scale_gradient_(self, grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
         mask_dtype = _DTYPES[mask.dtype] if mask.is_floating_point() else _BYTES
@@ -222,23 +237,24 @@ class Kernels:
             "run_scale_gradient", _SCALE_GRADIENT, _DTYPES[grad.dtype], mask_dtype,
             *grad.shape[:2], mask.shape[1], *grad.shape[2:], _planes(mask), grad_loss.data_ptr(),
             grad_loss.stride(0) if grad_loss.dim() else 0, grad.data_ptr(),
+            dense_format(grad) == torch.channels_last,
         )  # fmt: skip
 
     def masked_loss_backward(
         self, g: Tensor, scale: Tensor, p: Tensor, t: Tensor, mask: Tensor, power: int
     ) -> Tensor:
-        grad = self._empty(p.shape, p.dtype)
+        grad, last = self._like(p)
         self._run(
             "run_loss_backward", _LOSS_BACKWARD, *self._loss_operands(p, t, mask), power,
-            g.data_ptr(), g.stride(0) if g.dim() else 0, scale.data_ptr(), grad.data_ptr(),
+            g.data_ptr(), g.stride(0) if g.dim() else 0, scale.data_ptr(), grad.data_ptr(), last,
         )  # fmt: skip
         return grad
 
     def fill_masked(self, image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-        output = self._empty(image.shape, image.dtype)
+        output, last = self._like(image)
         self._run(
             "run_fill", _FILL, image.element_size(), mask.element_size(), mask.is_floating_point(),
-            *image.shape, _planes(image), _planes(mask), value.data_ptr(), output.data_ptr(),
+            *image.shape, _planes(image), _planes(mask), value.data_ptr(), output.data_ptr(), last,
         )  # fmt: skip
         return output
 

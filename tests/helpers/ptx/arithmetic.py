@@ -153,3 +153,11 @@ def from_tf32(raw: Array) -> Array:
 def from_half(kind: str, raw: Array) -> Array:
     """16-bit floating point in the bits ``raw``, as float64."""
     return (from_bf16(raw) if kind == "bf16" else raw.view(np.float16)).astype(np.float64)
+
+
+def count_bits(a: Any) -> Any:
+    """Bits that are set, as uint32."""
+    size = np.asarray(a).dtype.itemsize
+    bits = np.unpackbits(np.ascontiguousarray(a)[..., None].view(np.uint8), axis=-1)
+    assert bits.shape[-1] == 8 * size
+    return bits.sum(-1, dtype=np.uint32)

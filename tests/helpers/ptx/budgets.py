@@ -32,6 +32,7 @@ from tests.helpers.triton_compile import cubin_for, implementation
 PAGE = Path(__file__).parents[3] / "docs/gpu.md"
 BEGIN, END = "<!-- table: predictions -->", "<!-- end of table -->"
 TABLE = Path(__file__).parents[3] / "docs/results/gpu-budgets.json"
+PREDICTED = Path(__file__).parents[3] / "cekernels/_predicted.py"
 BATCH, CHANNELS, N = 1024, 256, 36  # the paper's layer with a large batch
 SAMPLES = 64  # images of the loss and of the masks
 PRODUCTS = {
@@ -407,11 +408,71 @@ def predictions(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# Ops as the package calls them, by their names here.
+OPS = {
+    "linear forward": "channelwise_linear",
+    "linear backward": "channelwise_linear_backward",
+    "loss 227": "masked_loss_and_gradient",
+    "masks 227": "rasterize_polygons",
+}
+
+
+def _reference(direction: str, dtype: torch.dtype) -> float:
+    """Microseconds, at least, of the plain PyTorch implementation of the layer on the first GPU.
+
+    Passes over the batch: forward, two of bmm and two each of bias and ReLU; backward, three of the
+    gate, two each of two bmm, one of the sum of the bias.
+    """
+    passes, launches = (6, 3) if direction == "forward" else (8, 4)
+    size = passes * BATCH * CHANNELS * N * dtype.itemsize
+    return round(1e6 * (size / GPUS[0].copy + (launches - 1) * LAUNCH), 1)
+
+
+def microseconds(table: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Predicted times on the first GPU per op (and kind of products) and implementation."""
+    gpu = GPUS[0]
+    found: dict[str, dict[str, float]] = {}
+    for name, row in sorted(table.items()):
+        language, case, architecture = re.findall(r"(\w+) (.*) sm_(\d+)", name)[0]
+        op = next((o for prefix, o in OPS.items() if case.startswith(prefix)), None)
+        if op is None or int(architecture) != gpu.architecture:
+            continue
+        key = op
+        if case.startswith("linear"):
+            _, direction, products = case.split()
+            key = f"{op} {'16 bit' if products == 'bf16' else products}"
+            times = found.setdefault(key, {})
+            times["reference"] = _reference(direction, PRODUCTS[products][0])
+        found.setdefault(key, {})[language] = row["predicted"][gpu.name]["time_us"]
+    return {key: dict(sorted(times.items())) for key, times in sorted(found.items())}
+
+
+def module(table: dict[str, Any]) -> str:
+    """The source of cekernels/_predicted.py."""
+    lines = [
+        '"""Predicted times on a GPU per op; no GPU has confirmed them (docs/gpu.md).',
+        "",
+        "Written by ``python -m tests.helpers.ptx.budgets``.",
+        '"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        f"#: Microseconds on an {GPUS[0].name}, at least; products: B = {BATCH}, C = {CHANNELS}, "
+        f"{N} locations.",
+        "MICROSECONDS: dict[str, dict[str, float]] = {",
+    ]
+    for key, times in microseconds(table).items():
+        inner = ", ".join(f'"{n}": {t}' for n, t in times.items())
+        lines.append(f'    "{key}": {{{inner}}},')
+    return "\n".join([*lines, "}"]) + "\n"
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = {name: entry(name, *found) for name, found in sorted(measure(Path(folder)).items())}
     TABLE.write_text(json.dumps(table, indent=1) + "\n")
     write_page(table)
+    PREDICTED.write_text(module(table))
 
 
 def write_page(table: dict[str, Any]) -> None:

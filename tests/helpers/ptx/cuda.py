@@ -224,6 +224,9 @@ class CompiledKernels(cuda_host.Kernels):
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return self.memory.empty(shape, dtype)
 
+    def _zero(self) -> Tensor:
+        return self.memory.place(super()._zero())
+
     def _run(self, name: str, struct: type[ctypes.Structure], *values: Any) -> None:
         self.library.set_callbacks(*self._callbacks)
         function = getattr(self.library, name)

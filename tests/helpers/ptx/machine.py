@@ -6,9 +6,9 @@ instruction is one numpy operation on all of them (``translate.py``).
 
 Checked, and reported as :class:`GpuError`: alignment, bounds, reads of global memory that was not
 written, races between threads of a block (no barrier between two accesses, one of which writes) and
-between blocks, barriers and warp-wide instructions that some threads do not reach, asynchronous
-copies that are used before they are waited for. Not modelled: the order of memory beyond barriers
-(fences and flags in memory), and time.
+between blocks (nor fences around atomic operations), barriers and warp-wide instructions that some
+threads do not reach, asynchronous copies that are used before they are waited for. Not modelled:
+flags in memory other than by atomic operations, and time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.helpers.ptx import arithmetic, counting, tensor_cores
+from tests.helpers.ptx.fences import Fences
 from tests.helpers.ptx.memory import (
     BLOCK,
     INTERVAL,
@@ -119,7 +120,7 @@ class Machine:
         order = None
         if self.check:
             granule = _granule(kernel.kernel, "global")
-            order = Order(self.memory.top, granule) if granule else None
+            order = Order(self.memory.top, granule, report.grid) if granule else None
         numbers = np.fromiter(range(int(np.prod(grid))) if blocks is None else blocks, np.int64)
         at_once = max(1, LANES // threads)
         with np.errstate(all="ignore"):
@@ -191,6 +192,7 @@ class _Batch:
         # Asynchronous copies: started, and groups of them that were committed.
         self.copies: list[_Copy] = []
         self.groups: list[list[_Copy]] = []
+        self.between_blocks = Fences(order, self.shape)
         self.fences = np.zeros(self.shape, np.int32)  # proxy fences that each thread has executed
         self.products: list[tuple[Any, ...]] = []  # reads of shared memory by wgmma, not waited for
         self.product_groups: list[list[tuple[Any, ...]]] = []
@@ -415,8 +417,9 @@ class _Batch:
         )  # fmt: skip
 
     def atomic(
-        self, space: str, operation: str, address: Any, lanes: Any | None, value: Any, site: int
-    ) -> Any:
+        self, space: str, operation: str, address: Any, lanes: Any | None, value: Any, site: int,
+        releases: bool = False, acquires: bool = False,
+    ) -> Any:  # fmt: skip
         """The old values; lanes with the same address take effect one after the other."""
         index = self._index(space, address)
         size = value.dtype.itemsize
@@ -432,6 +435,8 @@ class _Batch:
         operands = self._flat(value, lanes)
         before = np.empty_like(operands)
         function = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(operation)
+        if space == "global":
+            self.between_blocks.atomics(flat * size, self.me, lanes, releases, acquires)
         for i, (at, operand) in enumerate(zip(flat.tolist(), operands, strict=True)):
             before[i] = data[at]
             data[at] = operand if function is None else function(data[at], operand)

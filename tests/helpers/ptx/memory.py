@@ -94,12 +94,19 @@ class Order:
     """The last writer and the readers of each granule of memory during a launch.
 
     Two accesses are ordered if they are of one thread, of one block with a barrier between, or of
-    one warp with a barrier of the warp between; nothing orders two blocks. Two unordered accesses,
-    one of which writes, are a race.
+    one warp with a barrier of the warp between. Two blocks are ordered by a fence, an atomic
+    operation of the one, a later one of the other at the same place, and a fence. Two unordered
+    accesses, one of which writes, are a race.
     """
 
-    def __init__(self, size: int, granule: int) -> None:
+    def __init__(self, size: int, granule: int, blocks: int = 0) -> None:
         self.granule = granule
+        self.blocks = blocks
+        # By the place of an atomic operation: the times at which threads published their writes.
+        self.published: dict[int, list[int]] = {}
+        # By block: the thread at a time that learnt what others published, and per block until
+        # which thread at a time.
+        self.learnt: dict[int, tuple[int, Index]] = {}
         self.writer = np.zeros(-(-size // granule), np.int64)
         self.reader = np.zeros(-(-size // granule), np.int64)
 
@@ -109,8 +116,28 @@ class Order:
             return first, me
         return (first[:, None] + np.arange(count)).ravel(), np.repeat(me, count)
 
-    @staticmethod
-    def _unordered(other: Index, me: Index) -> NDArray[np.bool_]:
+    def learn(self, me: int, times: Sequence[int]) -> None:
+        """``me`` executes a fence after an atomic operation that follows these."""
+        first, known = self.learnt.get(me >> BLOCK, (me, np.zeros(self.blocks, np.int64)))
+        for time in times:
+            known[time >> BLOCK] = max(known[time >> BLOCK], time)
+        # Of several times the last: what was learnt before counts as learnt then.
+        self.learnt[me >> BLOCK] = max(first, me), known
+
+    def _published(self, other: Index, me: Index) -> NDArray[np.bool_]:
+        """Which accesses of ``other``, of other blocks, those of ``me`` have learnt of."""
+        found = np.zeros(len(me), bool)
+        for block, (since, known) in self.learnt.items():
+            some = (me >> BLOCK == block) & (other >> BLOCK < self.blocks)
+            now, before = me[some], other[some]
+            until = known[before >> BLOCK]
+            later = (now >= since) & ((now ^ since) & THREAD == 0)
+            later |= now // INTERVAL > since // INTERVAL
+            earlier = (before <= until) & ((before ^ until) & THREAD == 0)
+            found[some] = later & (earlier | (before // INTERVAL < until // INTERVAL))
+        return found
+
+    def _unordered(self, other: Index, me: Index) -> NDArray[np.bool_]:
         """Which accesses of ``other`` are not ordered before those of ``me``, which follow them."""
         found: NDArray[np.bool_] = (other > 0) & (other != me)
         found &= ((other ^ me) < INTERVAL) | ((other >> BLOCK) != (me >> BLOCK))
@@ -119,7 +146,10 @@ class Order:
             same_thread = ((other ^ me) & THREAD == 0) & (me & THREAD < SOME_OF_WARP)
             synced = (_warp(other) == _warp(me)) & ~_same_warp_interval(other, me)
             same_block = (other >> BLOCK) == (me >> BLOCK)
-            found[found] = ~(same_block & (same_thread | synced))
+            ordered = same_block & (same_thread | synced)
+            if self.learnt:
+                ordered |= ~same_block & self._published(other, me)
+            found[found] = ~ordered
         return found
 
     def _check(self, other: Index, me: Index, what: str, where: Any) -> None:

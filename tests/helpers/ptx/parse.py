@@ -169,14 +169,15 @@ def _parameters(kernel: Kernel, text: str) -> None:
 
 
 def _shared(kernel: Kernel, declaration: str) -> None:
-    found = re.search(r"\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d+)\]", declaration)
-    if not found:
+    found = re.search(r"\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?", declaration)
+    if not found or declaration.rstrip().endswith("[]"):
         return
     last = kernel.shared_bounds[-1][1] if kernel.shared_bounds else 0
     align = max(int(found[1]), RED_ZONE)
     first = -(-(last + RED_ZONE) // align) * align
-    kernel.shared[found[2]] = first
-    kernel.shared_bounds.append((first, first + int(found[3])))
+    kernel.shared[found[3]] = first
+    size = size_of(found[2]) * int(found[4] or 1)
+    kernel.shared_bounds.append((first, first + size))
 
 
 def _statements(body: str) -> list[str]:

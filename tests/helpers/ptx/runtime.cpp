@@ -80,6 +80,7 @@ int cudaMemsetAsync(void* to, int value, size_t bytes, void*) {
   on_memset(to, value, bytes);
   return 0;
 }
+int cudaStreamIsCapturing(void*, int* status) { return *status = 0; }
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorString(int) { return "no error"; }
 

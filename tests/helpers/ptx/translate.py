@@ -319,6 +319,10 @@ class _BlockWriter:
     def _max(self, instruction: Instruction) -> None:
         self._function(instruction, "np.fmax" if instruction.type[0] == "f" else "np.maximum", 2)
 
+    def _popc(self, instruction: Instruction) -> None:
+        a = self.value(instruction.operands[1], dtype_of(instruction.type))
+        self.result(instruction, f"A.count_bits({a})", "u4")
+
     def _rcp(self, instruction: Instruction) -> None:
         self._function(instruction, "A.reciprocal", 1)
 
@@ -405,7 +409,9 @@ class _BlockWriter:
             self.result(instruction, f"A.to_bf16({a})", "u2")
         elif of == "bf16" and to == "f32":
             self.result(instruction, f"A.from_bf16({a})", "f4")
-        elif (of[0] == "f") <= (to[0] == "f") and "bf16" not in (to, of):
+        elif (of in ("f32", "f64") and to[0] in "su" and "rzi" in instruction.parts) or (
+            (of[0] == "f") <= (to[0] == "f") and "bf16" not in (to, of)
+        ):
             self.result(instruction, f"{a}.astype({dtype_of(to)})", dtype_of(to))
         else:
             raise NotImplementedError(f"{self.kernel.name}: {instruction}")
@@ -472,11 +478,13 @@ class _BlockWriter:
         if not operation:
             raise NotImplementedError(f"{self.kernel.name}: {instruction}")
         dtype = dtype_of(instruction.type)
+        both = "acq_rel" in parts
+        releases, acquires = both or "release" in parts, both or "acquire" in parts
         operands = instruction.operands if parts[0] == "atom" else ("_", *instruction.operands)
         old = self.local(
             f"M.atomic({instruction.space!r}, {operation!r}, {self.address(operands[1])}, "
             f"{self.lanes(instruction)}, {self.value(operands[2], dtype)}, "
-            f"{self.site(instruction)})"
+            f"{self.site(instruction)}, {releases}, {acquires})"
         )
         self.set(operands[0], old, dtype, self.guard(instruction))
 
@@ -577,9 +585,12 @@ class _BlockWriter:
     def _fence(self, instruction: Instruction) -> None:
         if "proxy" in instruction.parts:
             self.emit(f"M.fence_proxy({self.lanes(instruction)})")
+        elif "gpu" in instruction.parts or "sys" in instruction.parts:
+            self.emit(f"M.between_blocks.fence(M.me, {self.lanes(instruction)})")
 
     def _membar(self, instruction: Instruction) -> None:
-        pass
+        if "cta" not in instruction.parts:
+            self.emit(f"M.between_blocks.fence(M.me, {self.lanes(instruction)})")
 
     def _removed(self, instruction: Instruction) -> None:
         pass
