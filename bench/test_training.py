@@ -70,8 +70,11 @@ def rows(device: str) -> list[Row]:
 def providers(row: Row) -> tuple[str, ...]:
     if row.op == "data_loading":
         return ("package", "plain") if row.mode == "decode" else ("package",)
-    bf16 = ("trainer bf16", "trainer bf16 compile") if row.device == "cuda" else ()
-    return ("trainer", "trainer compile", *bf16, "plain", "plain compile")
+    ours = ["trainer", "trainer compile"]
+    if row.device == "cuda":
+        ours += ["trainer graph", "trainer graph compile"]
+        ours += [name.replace("trainer", "trainer bf16") for name in ours]
+    return (*ours, "plain", "plain compile")
 
 
 def _config(name: str, **update: Any) -> tuple[TrainConfig, Photos]:
@@ -121,13 +124,23 @@ class StepProblem(Problem):
         self.limit = 2e-2 if bf16 else 2e-3 if self.row.dtype == "tf32" else 1e-4
         batches = itertools.cycle(self.batches)
         if provider.startswith("trainer"):
-            trainer = self._trainer(compile=compiled, amp="bf16" if bf16 else "off")
+            graph = "graph" in provider
+            trainer = self._trainer(compile=compiled, graph=graph, amp="bf16" if bf16 else "off")
             first = self.batches[0]
             device = torch.device(self.row.device)
             self._mask, _ = trainer.pretext.masks(
                 first["epoch"].to(device), first["index"].to(device)
             )
-            return lambda: trainer.train_step(next(batches)), {}
+            kept: list[dict[str, Tensor]] = []
+
+            def train() -> dict[str, Tensor]:
+                losses = trainer.train_step(next(batches))
+                if not kept:  # a captured step overwrites its losses, and the first are checked
+                    kept.append({name: loss.clone() for name, loss in losses.items()})
+                    return kept[0]
+                return losses
+
+            return train, {}
         region = self.model.output_region
         plain = PlainTraining(
             *(self.config, self.model, self.discriminator, region, self.row.device, compiled)

@@ -9,6 +9,7 @@ from cekernels import _backends, _interop
 from cekernels._backends import Impl, ImplementationError
 from cekernels._register import OPS, decompositions
 from cekernels._version import __version__
+from cekernels._warm_up import warm_up
 from cekernels.ops.channelwise_linear import ChannelwiseLinear, channelwise_linear
 from cekernels.ops.fill_masked import fill_masked
 from cekernels.ops.local_response_norm import LocalResponseNorm, local_response_norm
@@ -52,4 +53,5 @@ __all__ = [
     "rasterize_polygons",
     "remove_seam",
     "to_fixed_point",
+    "warm_up",
 ]

@@ -4,7 +4,8 @@ GPU kernels depend on more than this package: the driver, Triton's compiler and 
 it calls, the architectures that a library was built for. Before its first use on a device, each op
 therefore runs once on small inputs and must reproduce, bit for bit, the result of the reference in
 float64 on the CPU; the inputs are small integers, whose sums every dtype represents exactly. The
-test costs one synchronization and Triton's compile time. Forced implementations are not tested.
+test costs one synchronization and Triton's compile time, and is impossible while a CUDA graph is
+captured: :func:`cekernels.warm_up` runs all tests before. Forced implementations are not tested.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cekernels import _backends
+from cekernels._backends import ImplementationError
 from cekernels.reference.masked_loss import accumulation_dtype
 
 if TYPE_CHECKING:
@@ -34,13 +36,20 @@ def failure(op: Op, name: str, device: torch.device) -> str | None:
     """Reason why ``impl="auto"`` may not use ``name`` for ``op`` on ``device``; None if it may.
 
     The result is cached, and a failure is reported once, as a RuntimeWarning.
+
+    Raises:
+        ImplementationError: it has not been tested, and a CUDA graph is being captured.
     """
     if device.type not in DEVICES or name == "reference":
         return None
     key = (op.name, name, device)
     if key not in _outcomes:
-        if device.type == "cuda" and _capturing():
-            return "not tested yet, and cannot be while a CUDA graph is captured"
+        if device.type == "cuda" and capturing():
+            # To go on with the reference would make it a part of the graph without a word.
+            raise ImplementationError(
+                f'{op.name}: impl="auto" has not tested {name} on {device} yet, and cannot while a '
+                f'CUDA graph is captured; call cekernels.warm_up("{device}") before the capture'
+            )
         reason = _outcomes[key] = _check(op, name, device)
         if reason is not None:
             warnings.warn(
@@ -51,7 +60,8 @@ def failure(op: Op, name: str, device: torch.device) -> str | None:
     return _outcomes[key]
 
 
-def _capturing() -> bool:
+def capturing() -> bool:
+    """Whether the current stream is being captured in a CUDA graph."""
     return bool(torch.cuda.is_current_stream_capturing())
 
 

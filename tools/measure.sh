@@ -34,13 +34,16 @@ step() {
     step info python -m cekernels.info
     step kernels pytest tests/cekernels/test_gpu.py tests/cekernels/test_implementations.py tests/cekernels/test_selfcheck.py \
         ${PYTEST_ARGS:-}
+    step graph pytest tests/context_encoder/training/test_graph.py ${PYTEST_ARGS:-}
     step tests pytest --ignore=tests/cekernels/test_gpu.py --ignore=tests/cekernels/test_implementations.py \
         --ignore=tests/cekernels/test_selfcheck.py ${PYTEST_ARGS:-}
     step numerics python tools/numerics.py
     cp docs/numerics.json "$out"
     step training python -m context_encoder.train --out "$out/run" \
         ${TRAIN_ARGS:---preset inpaint-center --steps 200 --val-every 200}
+    step training-graph python -m context_encoder.train --out "$out/run-graph" --graph \
+        ${TRAIN_ARGS:---preset inpaint-center --steps 200 --val-every 200}
     step bench pytest bench/ --benchmark-json="$out/bench.json" ${BENCH_ARGS:-}
     step report python -m bench.report "$out/bench.json"
 }
-rm -rf "$out/run/checkpoints"
+rm -rf "$out/run/checkpoints" "$out/run-graph/checkpoints"

@@ -136,7 +136,7 @@ def _store_rows(base, offsets, columns, row_mask, tile, N: tl.constexpr):
     tl.store(pointers, round_to(tile, base.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def forward_kernel(
     input,
     weight,
@@ -203,7 +203,7 @@ def forward_kernel(
         _store_rows(output, output_rows, o, exists, total, N_OUT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def backward_kernel(
     grad_output,
     input,
@@ -294,7 +294,7 @@ def backward_kernel(
         tl.store(grad_bias + slot * N_OUT + o, sums, mask=o_exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def sum_splits_kernel(partial, total, splits, size, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """``total[e] = sum_s partial[s, e]``, in the order of s."""
     block = tl.program_id(0)
@@ -309,7 +309,7 @@ def sum_splits_kernel(partial, total, splits, size, WIDE: tl.constexpr, BLOCK: t
     tl.store(total + element, round_to(result, total.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def bias_relu_kernel(
     values, bias, size, SIZE: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr,

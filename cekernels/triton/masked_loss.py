@@ -222,7 +222,7 @@ def masked_loss_kernel(
                 tl.store(loss, (whole * tl.cast(factor, tl.float64)).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def scale_gradient_kernel(
     grad,
     mask,

@@ -27,7 +27,11 @@ def _word(pointer, row, column, stride_row, stride_column, exists):
     return value.to(tl.uint32)  # modulo 2**32
 
 
-@triton.jit
+# A batch of one sample has other strides than one of several, which should not compile anew.
+_STRIDES = [f"c{n}_stride_{axis}" for n in range(4) for axis in ("row", "column")]
+
+
+@triton.jit(do_not_specialize=["count", *_STRIDES])
 def philox_kernel(
     c0,
     c1,

@@ -118,6 +118,11 @@ class TrainConfig(OpenConfig):
     batch_size: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = Field(
         32, description="Images per step, over all processes together."
     )
+    accumulate: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = Field(
+        1,
+        description="Equal parts that a step's images are computed in, one after the other, to "
+        "save memory; their gradients are added up. Batch normalisation sees one part at a time.",
+    )
     lr: Annotated[float, Field(gt=0)] = Field(5e-3, description="Adam's learning rate.")
     lr_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="Cosine decays the learning rate to 0 over the run."
@@ -135,7 +140,12 @@ class TrainConfig(OpenConfig):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="Mixed precision by autocast.")
-    compile: bool = Field(False, description="torch.compile the networks.")
+    compile: bool = Field(False, description="torch.compile the networks and the masks.")
+    graph: bool = Field(
+        False,
+        description="Capture the step in a CUDA graph, so that the GPU does not wait for Python; "
+        "on one GPU.",
+    )
     channels_last: bool = Field(True, description="Memory format of the convolutions.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="Seed of weights, crops and masks."

@@ -28,6 +28,14 @@ _QUARTER = _TURN // 4
 _FINE_BITS = 16  # a deformed outline has 2**16 steps per square root of its area
 _WORDS_PER_SHAPE = 14
 
+_SLOWEST, _FASTEST = (int(_TURN / length) for length in reversed(_WAVES))  # per unit
+_STEEPEST = int(_SLOPE / (2 * math.pi) * (_TURN << _FINE_BITS))
+# The first words of a shape become integers below these bounds (after the number of outlines): is
+# it mirrored, first angle, stretch, a shear's wave, phase and slope along each axis, last angle,
+# size. The other two words are for its place.
+_SHEAR = (_FASTEST - _SLOWEST + 1, _TURN, _STEEPEST + 1)
+_BOUNDS = (2, _TURN, int((_STRETCH - 1) * 4096) + 1, *_SHEAR, *_SHEAR, _TURN, 129)
+
 
 def clearance_needed(longest_edge: float) -> float:
     """The minimum distance of an outline's edges that keeps it simple under every deformation.
@@ -77,6 +85,7 @@ class RegionMasks(MaskSampler):
     kind = "region"
     outlines: Tensor
     sines: Tensor
+    bounds: Tensor
 
     def __init__(self, size: int, seed: int, outlines: Tensor) -> None:
         """
@@ -99,30 +108,33 @@ class RegionMasks(MaskSampler):
             raise ValueError("outlines must hold at least one outline, got none")
         self.register_buffer("outlines", outlines.clone(), persistent=False)
         self.register_buffer("sines", sine_table(), persistent=False)
+        bounds = torch.tensor([outlines.shape[0], *_BOUNDS])
+        self.register_buffer("bounds", bounds, persistent=False)
 
     def draw(self, epoch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         batch = index.shape[0]
         words = self.words(epoch, index, 2 + MAX_SHAPES * _WORDS_PER_SHAPE)
         number = 1 + random_below(words[:, :1], MAX_SHAPES)
-        shapes = words[:, 2:].view(batch, MAX_SHAPES, _WORDS_PER_SHAPE, 1).unbind(2)
-        x, y = self._deformed(*shapes[:11])
+        of_shapes = words[:, 2:].view(batch, MAX_SHAPES, _WORDS_PER_SHAPE)
+        drawn = random_below(of_shapes[..., : len(self.bounds)], self.bounds)  # all at once
+        *deformation, size = drawn[..., None].unbind(2)
+        places = of_shapes[..., len(self.bounds) :, None].movedim(2, 0)
+        outlines = self._deformed(*deformation)
 
         # Sizes differ by up to two; an absent shape shrinks to a point, which covers nothing.
         present = torch.arange(MAX_SHAPES, device=index.device)[:, None] < number[:, :, None]
-        weight = torch.where(present, 128 + random_below(shapes[11], 129), 0)
-        x, y = (x * weight) >> 8, (y * weight) >> 8
-        scale = self._largest_scale(x, y, number)
+        weight = torch.where(present, 128 + size, 0)
+        outlines = (outlines * weight) >> 8
+        scale = self._largest_scale(outlines, number)
         low = int(_SMALLEST_SHARE * 2**30)
         share = integer_sqrt(low + random_below(words[:, 1:2], 2**30 - low + 1))  # times 2**15
         scale = ((scale * share) >> 15)[:, :, None]
-        x, y = (x * scale + (1 << 13)) >> 14, (y * scale + (1 << 13)) >> 14
+        outlines = (outlines * scale + (1 << 13)) >> 14
 
-        vertices = torch.stack((self._placed(x, shapes[12]), self._placed(y, shapes[13])), dim=-1)
+        vertices = self._placed(outlines, places).int().movedim(0, -1)
         contours = torch.arange(batch * MAX_SHAPES + 1, device=index.device) * VERTICES
         samples = torch.arange(batch + 1, device=index.device) * MAX_SHAPES
-        return rasterize_polygons(
-            vertices.view(-1, 2).int(), contours, samples, self.size, self.size
-        )
+        return rasterize_polygons(vertices.reshape(-1, 2), contours, samples, self.size, self.size)
 
     def _deformed(
         self,
@@ -137,50 +149,47 @@ class RegionMasks(MaskSampler):
         phase_y: Tensor,
         slope_y: Tensor,
         last_angle: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """x and y, int64 ``(B, shapes, V)`` with 16 fractional bits, from words ``(B, shapes, 1)``.
+    ) -> Tensor:
+        """x and y, int64 ``(2, B, shapes, V)`` with 16 fractional bits, of area one up to rounding.
 
-        Their area is one up to rounding.
+        The arguments are what is drawn, ``(B, shapes, 1)``.
         """
-        chosen = random_below(outline, self.outlines.shape[0])[..., 0]
-        x, y = (self.outlines[chosen].long() << (_FINE_BITS - 12)).unbind(-1)
-        mirrored = random_below(mirror, 2) == 1
+        x, y = (self.outlines[outline[..., 0]].long() << (_FINE_BITS - 12)).unbind(-1)
+        mirrored = mirror == 1
         # Mirroring reverses the orientation; reversing the order restores it.
         x, y = torch.where(mirrored, -x.flip(-1), x), torch.where(mirrored, y.flip(-1), y)
 
         x, y = self._rotated(x, y, angle)
-        longer = 4096 + random_below(stretch, int((_STRETCH - 1) * 4096) + 1)
+        longer = 4096 + stretch
         shorter = torch.div(1 << 24, longer, rounding_mode="floor")
         x, y = (x * longer) >> 12, (y * shorter) >> 12
         x = x + self._wave(y, wave_x, phase_x, slope_x)
         y = y + self._wave(x, wave_y, phase_y, slope_y)
-        return self._rotated(x, y, last_angle)
+        return torch.stack(self._rotated(x, y, last_angle))
 
-    def _rotated(self, x: Tensor, y: Tensor, word: Tensor) -> tuple[Tensor, Tensor]:
-        angle = random_below(word, _TURN)
+    def _rotated(self, x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
         sine, cosine = self.sines[angle], self.sines[(angle + _QUARTER) & (_TURN - 1)]
         return (x * cosine - y * sine) >> SINE_BITS, (x * sine + y * cosine) >> SINE_BITS
 
     def _wave(self, along: Tensor, wave: Tensor, phase: Tensor, slope: Tensor) -> Tensor:
         """The displacement of a sinusoidal shear at positions ``along``."""
-        slowest, fastest = (int(_TURN / length) for length in reversed(_WAVES))
-        steps = slowest + random_below(wave, fastest - slowest + 1)  # of the turn, per unit
+        steps = _SLOWEST + wave  # of the turn, per unit
         # slope = 2 pi * amplitude / wavelength
-        steepest = int(_SLOPE / (2 * math.pi) * (_TURN << _FINE_BITS))
-        amplitude = torch.div(random_below(slope, steepest + 1), steps, rounding_mode="floor")
-        at = (random_below(phase, _TURN) + ((along * steps) >> _FINE_BITS)) & (_TURN - 1)
+        amplitude = torch.div(slope, steps, rounding_mode="floor")
+        at = (phase + ((along * steps) >> _FINE_BITS)) & (_TURN - 1)
         return (amplitude * self.sines[at]) >> SINE_BITS
 
-    def _largest_scale(self, x: Tensor, y: Tensor, number: Tensor) -> Tensor:
+    def _largest_scale(self, outlines: Tensor, number: Tensor) -> Tensor:
         """The largest scale within the limit, ``(B, 1)``, from 2**-16 unit to 2**-22 pixel.
 
         It is the largest p with ``A (p / 2**22)**2 + H p / 2**22 <= S**2 // 4 - 1.5 n``, A and H
         being the sums of area and half travel of the n outlines, rounded up. For vertices
         rounded to 1/256 pixel, 1/256 is added to H and 1/2 to the 1 that each outline counts.
         """
-        next_x, next_y = x.roll(-1, -1), y.roll(-1, -1)
+        following = outlines.roll(-1, -1)
+        (x, y), (next_x, next_y) = outlines, following
         twice_area = (x * next_y - y * next_x).sum((1, 2))[:, None]
-        travel = ((x - next_x).abs() + (y - next_y).abs()).sum((1, 2))[:, None]
+        travel = (outlines - following).abs().sum((0, 2, 3))[:, None]
         area = (twice_area + (1 << 21) - 1) >> 21  # times 2**-20
         half_travel = (travel * 257 + (1 << 19) - 1) >> 19  # times 2**-10
         limit = 2 * (self.size**2 // 4) - 3 * number

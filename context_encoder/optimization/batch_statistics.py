@@ -6,13 +6,15 @@ that the number of processes does not change what is trained. Source: Ioffe and 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["share_batch_statistics"]
+__all__ = ["share_batch_statistics", "without_running_statistics"]
 
 
 def share_batch_statistics(network: nn.Module) -> None:
@@ -26,6 +28,23 @@ def share_batch_statistics(network: nn.Module) -> None:
             module.__class__ = _BatchNorm2d
         elif isinstance(module, nn.BatchNorm1d):
             module.__class__ = _BatchNorm1d
+
+
+@contextlib.contextmanager
+def without_running_statistics(network: nn.Module) -> Iterator[None]:
+    """In training mode, batch normalisations leave their running statistics as they are."""
+    tracking = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+    ]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
 
 
 class _Gather(torch.autograd.Function):
@@ -68,7 +87,7 @@ class _Shared(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        if self.running_mean is None or self.running_var is None:
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)

@@ -100,7 +100,9 @@ class Pretext(ABC):
         """One training step, from the batch to the updates of all :meth:`parts`.
 
         The caller sets the learning rates before and adjusts the loss scale afterwards. The step
-        must not synchronize with the device.
+        must not read a tensor on the host, make one from Python data, or depend on anything that
+        changes between steps but the samples: with `graph`, it is recorded once and replayed. It
+        computes gradients in :meth:`Learner.micro_batches`.
 
         Args:
             samples: the batch.

@@ -18,7 +18,7 @@ from context_encoder.masks import (
     masks_with_fixed_hole,
 )
 from context_encoder.models import MODELS, InpaintingNetwork, build_discriminator
-from context_encoder.optimization import Learner
+from context_encoder.optimization import Learner, without_running_statistics
 from context_encoder.pretexts.base import (
     VALIDATION_SEED,
     Column,
@@ -28,6 +28,7 @@ from context_encoder.pretexts.base import (
 )
 from context_encoder.pretexts.baselines import fills_without_network
 from context_encoder.pretexts.losses import (
+    MeanLosses,
     discriminator_loss,
     generator_loss,
     overlap_weights,
@@ -115,6 +116,7 @@ class Inpainting(Pretext):
         top, left, height, width = self.model.output_region
         self._region = (..., slice(top, top + height), slice(left, left + width))
         self.masks = masks_from_config(config, height).to(device)
+        self._draw = torch.compile(self.masks) if config.compile else self.masks
         self._validation_masks = self.masks.with_seed(VALIDATION_SEED)
         self.discriminator = build_discriminator(height) if self.options.lambda_adv > 0 else None
         self.fill = torch.tensor(config.fill_color(), device=device)
@@ -170,51 +172,75 @@ class Inpainting(Pretext):
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         options, image, region = self.options, samples.image, self._region
         # Masks
-        mask, pixels = self.masks(samples.epoch, samples.index)
+        mask, pixels = self._draw(samples.epoch, samples.index)
         weights, area = self._weights(mask), self._area(pixels)
         target = image[region]
 
-        # Forward
-        with learner.autocast():
-            prediction = learner.network("model")(*self.model.inputs(image, mask, self.fill))
+        shares: Any = (None,) * learner.accumulate
+        shared = options.normalize == "mask" and self.config.loss != "log-l2"
+        if shared and learner.world_size * learner.accumulate > 1:
+            known = weights if area is None else area
+            shares = share_of_weights(known, learner.world_size, learner.accumulate)
+        parts = learner.split(image, mask, weights, target)
+        areas: Any = [(None,)] * len(parts) if area is None else learner.split(area)
+        losses = MeanLosses(len(parts))
+
+        # Forward. Of several micro-batches, one graph at a time is in memory: the model runs
+        # without gradients for the discriminator, and again for its own update.
+        def predict(image: Tensor, mask: Tensor) -> Any:
+            with learner.autocast():
+                return learner.network("model")(*self.model.inputs(image, mask, self.fill))
+
+        prediction = predict(image, mask) if len(parts) == 1 else None
 
         # Discriminator; batch norm must not mix real and predicted images in one batch.
-        judged: dict[str, Tensor] = {}
         if self.discriminator is not None:
             self.discriminator.requires_grad_(True)
-            with learner.autocast():
-                loss_real = discriminator_loss(learner.network("discriminator")(target), real=True)
-            learner.backward(loss_real)
-            with learner.autocast():
-                logits = learner.network("discriminator")(prediction.detach())
-                loss_fake = discriminator_loss(logits, real=False)
-            learner.backward(loss_fake)
+            for image, mask, _, target in learner.micro_batches("discriminator", parts):
+                with learner.autocast():
+                    loss_real = discriminator_loss(
+                        learner.network("discriminator")(target), real=True
+                    )
+                learner.backward(loss_real)
+                if prediction is None:
+                    with torch.no_grad(), without_running_statistics(self.model):
+                        shown = predict(image, mask)
+                else:
+                    shown = prediction.detach()
+                with learner.autocast():
+                    loss_fake = discriminator_loss(
+                        learner.network("discriminator")(shown), real=False
+                    )
+                learner.backward(loss_fake)
+                losses.add("loss_d", loss_real + loss_fake)
             learner.update_weights("discriminator")
             self.discriminator.requires_grad_(False)
-            judged["loss_d"] = loss_real + loss_fake
 
         # Losses. The gradient of loss_adv passes through the updated discriminator but not to its
         # weights, so processes share nothing here and learner.network is not needed.
-        with learner.autocast():
-            loss_rec = reconstruction_loss(
-                prediction, target, weights, kind=self.config.loss, normalize=options.normalize,
-                area=area,
-            )  # fmt: skip
-            shared = options.normalize == "mask" and self.config.loss != "log-l2"
-            if shared and learner.world_size > 1:
-                loss_rec = loss_rec * share_of_weights(
-                    weights if area is None else area, learner.world_size
-                )
-            loss = options.lambda_rec * loss_rec
-            if self.discriminator is not None:
-                judged["loss_adv"] = generator_loss(self.discriminator(prediction))
-                loss = loss + options.lambda_adv * judged["loss_adv"]
+        micro_batches = learner.micro_batches("model", parts)
+        for part, share, (area,) in zip(micro_batches, shares, areas, strict=True):
+            image, mask, weights, target = part
+            output = predict(image, mask) if prediction is None else prediction
+            with learner.autocast():
+                loss_rec = reconstruction_loss(
+                    output, target, weights, kind=self.config.loss, normalize=options.normalize,
+                    area=area,
+                )  # fmt: skip
+                if share is not None:
+                    loss_rec = loss_rec * share
+                loss = options.lambda_rec * loss_rec
+                if self.discriminator is not None:
+                    loss_adv = generator_loss(self.discriminator(output))
+                    loss = loss + options.lambda_adv * loss_adv
+                    losses.add("loss_adv", loss_adv)
+            learner.backward(loss)
+            losses.add("loss_rec", loss_rec)
+            losses.add("loss", loss)
 
         # Update
-        learner.backward(loss)
         learner.update_weights("model")
-        losses = {"loss": loss, "loss_rec": loss_rec, **judged}
-        return {name: value.detach() for name, value in losses.items()}
+        return losses.named("loss", "loss_rec", "loss_d", "loss_adv")
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         image = samples.image

@@ -79,20 +79,47 @@ def log_l2_loss(
     return (squares / elements.clamp(min=1e-6) + _LEAST_ERROR).log().mean()
 
 
-def share_of_weights(weights: Tensor, world_size: int) -> Tensor:
-    """A factor for this process's loss, for masks that differ between processes; ``()`` float64.
+def share_of_weights(weights: Tensor, world_size: int, parts: int = 1) -> Tensor:
+    """Factors for the losses of micro-batches whose masks differ; ``(parts,)`` float64.
 
-    Each process divides its loss by the sum of its own weights. With this factor, the mean over
-    the processes, which is also taken of the gradients, equals the weighted mean over all images.
+    Each loss is divided by the sum of the weights of its own micro-batch. With these factors, the
+    mean over micro-batches and processes, which is also taken of the gradients, equals the
+    weighted mean over all images.
 
     Args:
-        weights: those of this process, or their sums per image.
+        weights: those of this process's images, ``(B, ...)``, or their sums per image ``(B,)``.
         world_size: number of processes, all of which must call this.
+        parts: number of micro-batches, equal parts of the images in their order.
     """
-    own = weights.sum(dtype=torch.float64)
-    total = own.clone()
-    dist.all_reduce(total)
-    return own * world_size / total.clamp(min=1)
+    own = weights.reshape(parts, -1).sum(1, dtype=torch.float64)
+    total = own.sum()
+    if world_size > 1:
+        dist.all_reduce(total)
+    return own * (world_size * parts) / total.clamp(min=1)
+
+
+class MeanLosses:
+    """The losses of a step for the log: means over its micro-batches.
+
+    Args:
+        parts: number of micro-batches.
+    """
+
+    def __init__(self, parts: int) -> None:
+        self._parts = parts
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, loss: Tensor) -> None:
+        """Count the loss of a micro-batch, ``()``."""
+        loss = loss.detach()
+        self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+
+    def named(self, *names: str) -> dict[str, Tensor]:
+        """The means, detached, in this order; names that were not added are left out."""
+        sums = {name: self._sums[name] for name in names if name in self._sums}
+        if self._parts == 1:
+            return sums
+        return {name: value / self._parts for name, value in sums.items()}
 
 
 def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:
@@ -107,7 +134,9 @@ def whole_loss(prediction: Tensor, target: Tensor, *, kind: str) -> Tensor:
 
 def discriminator_loss(logits: Tensor, real: bool) -> Tensor:
     """Half of the paper's equation 2 for one batch: ``-log D(x)`` or ``-log(1 - D(x))``."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Fewer operations than binary cross-entropy with a tensor of equal targets.
+    return F.softplus(-logits if real else logits).mean()
 
 
 def generator_loss(logits: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from context_encoder.pretexts.base import (
     Samples,
     feature_advice,
 )
-from context_encoder.pretexts.losses import whole_loss
+from context_encoder.pretexts.losses import MeanLosses, whole_loss
 from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import (
     hole_contrast,
@@ -56,12 +56,16 @@ class Autoencoder(Pretext):
 
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         shown = self.corrupt(samples, self.config.seed)
-        with learner.autocast():
-            prediction = learner.network("model")(shown)
-        loss = whole_loss(prediction, samples.image, kind=self.config.loss)
-        learner.backward(loss)
+        parts = learner.split(shown, samples.image)
+        losses = MeanLosses(len(parts))
+        for given, image in learner.micro_batches("model", parts):
+            with learner.autocast():
+                prediction = learner.network("model")(given)
+            loss = whole_loss(prediction, image, kind=self.config.loss)
+            learner.backward(loss)
+            losses.add("loss", loss)
         learner.update_weights("model")
-        return {"loss": loss.detach()}
+        return losses.named("loss")
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         shown = self.corrupt(samples, VALIDATION_SEED)

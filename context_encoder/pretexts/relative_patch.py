@@ -35,6 +35,7 @@ from context_encoder.pretexts.base import (
     Samples,
     feature_advice,
 )
+from context_encoder.pretexts.losses import MeanLosses
 from context_encoder.pretexts.registry import register_pretext
 from context_encoder.utils.metrics import to_unit
 from context_encoder.utils.option_groups import OptionGroup
@@ -240,13 +241,17 @@ class RelativePatch(Pretext):
 
     def train_step(self, samples: Samples, learner: Learner) -> dict[str, Tensor]:
         label, _, patches = self._pairs(samples, self.config.seed)
-        with learner.autocast():
-            scores = learner.network("model")(patches)
-            loss = F.cross_entropy(scores, label)
-        learner.backward(loss)
+        parts = learner.split(label, patches)
+        losses = MeanLosses(len(parts))
+        for answer, pair in learner.micro_batches("model", parts):
+            with learner.autocast():
+                scores = learner.network("model")(pair)
+                loss = F.cross_entropy(scores, answer)
+            learner.backward(loss)
+            losses.add("loss", loss)
+            losses.add("accuracy", (scores.detach().argmax(1) == answer).float().mean())
         learner.update_weights("model")
-        accuracy = (scores.detach().argmax(1) == label).float().mean()
-        return {"loss": loss.detach(), "accuracy": accuracy}
+        return losses.named("loss", "accuracy")
 
     def validate(self, samples: Samples) -> tuple[dict[str, Tensor], list[Column]]:
         """Evaluate every image with each of the eight labels, so that chance is exactly 12.5 %."""

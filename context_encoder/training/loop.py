@@ -169,6 +169,8 @@ class TrainingLoop(ABC):
     def train_step(self, batch: Any) -> dict[str, Tensor]:
         """One step; returns the losses, "loss" first, ``()`` each, detached, on the device.
 
+        The next step may overwrite them.
+
         The result must depend only on the configuration, :attr:`step` and the contents of a
         checkpoint. The step must not synchronize with the device.
         """

@@ -36,6 +36,11 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
             raise ValueError(
                 f"{option} normalises over the batch; `batch_size` must be at least {least}"
             )
+        if config.batch_size < least * config.accumulate:
+            raise ValueError(
+                f"{option} normalises over each of the `accumulate` {config.accumulate} parts of a "
+                f"batch; `batch_size` must be at least {least * config.accumulate}"
+            )
     if task.whole_output and not model.whole:
         raise ValueError(
             f"`pretext` {config.pretext} reconstructs the whole image, `model` {config.model} "

@@ -27,6 +27,7 @@ from context_encoder.runs import (
     run_root,
 )
 from context_encoder.training.failure import with_advice
+from context_encoder.training.graph import check_capture
 from context_encoder.training.loop import NonFiniteError, Outcome, TrainingError
 from context_encoder.training.resolve import resolve
 from context_encoder.training.signals import stop_on_signal
@@ -39,9 +40,9 @@ log = logging.getLogger("context_encoder")
 # Fields that may differ from the resumed run; the network and the stream of images and masks must
 # not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
-    "data val_data max_unreadable steps epochs workers device amp compile channels_last out "
-    "log_every val_every save_every save_minutes keep timeout sample_rows lr lr_schedule "
-    "warmup_steps weight_decay beta1"
+    "data val_data max_unreadable steps epochs workers device amp compile graph accumulate "
+    "channels_last out log_every val_every save_every save_minutes keep timeout sample_rows lr "
+    "lr_schedule warmup_steps weight_decay beta1"
 ).split()
 
 
@@ -80,9 +81,18 @@ def run_training(config: TrainConfig, resume: Path | None = None) -> Ended:
             f"`batch_size` {config.batch_size} cannot be shared by {processes.world_size} "
             "processes; use a multiple"
         )
+    parts = processes.world_size * config.accumulate
+    if config.batch_size % parts:
+        shared = f" in each of {processes.world_size} processes" if processes.world_size > 1 else ""
+        raise ValueError(
+            f"`batch_size` {config.batch_size} cannot be divided into `accumulate` "
+            f"{config.accumulate} equal parts{shared}; use a multiple of {parts}"
+        )
     photos = Photos.from_config(config)
     config = resolve(config, photos)
     device = choose_device(config.device, processes)
+    if config.graph:
+        check_capture(device, processes)
     checkpoint: Checkpoint | None = None
     step = 0
     if resume is not None:

@@ -30,6 +30,7 @@ from context_encoder.runs import (
     load_weights,
     parse_state,
 )
+from context_encoder.training.graph import CapturedStep, Recorder, Step, cuda_graph
 from context_encoder.training.loop import LoopState, TrainingLoop, check_weights
 from context_encoder.training.validation import load_held_out, validate
 from context_encoder.utils.device import Processes
@@ -66,6 +67,7 @@ class Trainer(TrainingLoop):
         device: that of this process.
         processes: the processes that train together.
         checkpoint: the checkpoint to resume, or None.
+        record: how the step is captured with `graph`.
 
     Attributes:
         pretext: the task, with its networks.
@@ -88,6 +90,8 @@ class Trainer(TrainingLoop):
         device: torch.device,
         processes: Processes,
         checkpoint: Checkpoint | None = None,
+        *,
+        record: Recorder = cuda_graph,
     ) -> None:
         self.config = config
         self.photos = photos
@@ -111,10 +115,15 @@ class Trainer(TrainingLoop):
         super().__init__(
             Learner(
                 {name: part.module for name, part in self._parts.items()},
-                {name: self._adam(part.module, part.lr) for name, part in self._parts.items()},
+                {
+                    name: self._adam(part.module, part.lr, device)
+                    for name, part in self._parts.items()
+                },
                 device,
                 amp=config.amp,
                 compile=config.compile,
+                accumulate=config.accumulate,
+                rates_on_device=True,
                 processes=processes,
             ),
             steps=config.steps,
@@ -125,19 +134,36 @@ class Trainer(TrainingLoop):
             save_minutes=config.save_minutes,
             timeout=config.timeout,
         )
-        self.average = MovingAverage(self.model, config.ema) if config.ema else None
+        self.average: MovingAverage | None = None
+        if config.ema:
+            self.average = MovingAverage(self.model, config.ema, captured=config.graph)
         # Dropout must differ between processes. Weights must not; they are drawn already.
         torch.manual_seed(config.seed + processes.rank)
         if checkpoint is not None:
             self._restore(checkpoint)
+        self._step = self._captured(record) if config.graph else self._on_device
 
-    def _adam(self, module: nn.Module, lr: float) -> Optimizer:
+    def _adam(self, module: nn.Module, lr: float, device: torch.device) -> Optimizer:
         return Adam(
             module.parameters(),
             lr=lr,
             betas=(self.config.beta1, 0.999),
             weight_decay=self.config.weight_decay,
             fused=True,
+            capturable=self.config.graph and device.type == "cuda",
+        )
+
+    def _captured(self, record: Recorder) -> Step:
+        networks = [part.module for part in self._parts.values()]
+        if self.average is not None:
+            networks.append(self.average.module)
+        return CapturedStep(
+            self._on_device,
+            networks=networks,
+            optimizers=self.learner.optimizers.values(),
+            others=self.learner.scale_tensors,
+            record=record,
+            device=self.device,
         )
 
     # --- steps --------------------------------------------------------------------------------
@@ -187,23 +213,28 @@ class Trainer(TrainingLoop):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """One step on a batch of the loader; calls the pretext's ``train_step``."""
-        config, device = self.config, self.device
+        config = self.config
         self.replaced += int(np.count_nonzero(batch["source"].numpy() != batch["index"].numpy()))
-        samples = Samples(
-            to_input(batch["image"].to(device, non_blocking=True), self._memory_format),
-            batch["epoch"].to(device, non_blocking=True),
-            batch["index"].to(device, non_blocking=True),
-        )
         cosine = config.lr_schedule == "cosine"
         self.learner.set_learning_rates(
             warmup_and_decay(
                 self.step, config.steps, warmup_steps=config.warmup_steps, cosine=cosine
             )
         )
+        if self.average is not None:
+            self.average.advance()
+        image, epoch, index = (batch[name] for name in ("image", "epoch", "index"))
+        return self._step(image=image, epoch=epoch, index=index)
+
+    def _on_device(self, *, image: Tensor, epoch: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The step on the device, which `graph` captures: it reads no tensor on the host, and no
+        number that changes between steps."""
+        image, epoch, index = (t.to(self.device, non_blocking=True) for t in (image, epoch, index))
+        samples = Samples(to_input(image, self._memory_format), epoch, index)
         losses = self.pretext.train_step(samples, self.learner)
         self.learner.adjust_loss_scale()
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.move(self.model)
         return losses
 
     # --- validation and checkpoints -----------------------------------------------------------

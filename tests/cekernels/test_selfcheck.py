@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import cekernels
 from cekernels import _auto, _backends, _selfcheck, info, reference
+from cekernels._backends import ImplementationError
 from cekernels._register import OPS, Op
 from cekernels.ops.channelwise_linear import LINEAR
 from tests.helpers.implementation_cases import Target, needs, targets
@@ -128,14 +130,66 @@ def test_auto_takes_what_passes_and_checks_it_once(monkeypatch: pytest.MonkeyPat
     assert triton.calls == ["channelwise_linear"] * (2 + 3)  # two dtypes, three calls
 
 
-def test_nothing_is_checked_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    triton, device = Triton(monkeypatch), torch.device("cuda", 0)
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    reason = _selfcheck.failure(OPS["fill_masked"], "triton", device)
-    assert reason is not None
-    assert "graph is captured" in reason
+
+
+def test_the_first_use_while_a_graph_is_captured_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    triton, device = Triton(monkeypatch), torch.device("cuda", 0)
+    captured(monkeypatch)
+    message = r'fill_masked: .*graph is captured.*cekernels.warm_up\("cuda:0"\) before the capture'
+    with pytest.raises(ImplementationError, match=message):
+        _selfcheck.failure(OPS["fill_masked"], "triton", device)
     assert triton.calls == []
     assert _selfcheck._outcomes == {}  # to be checked later
+
+
+def test_no_graph_takes_the_reference_for_what_is_not_tested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole path of a call: neither the kernel nor the reference becomes part of the graph."""
+    triton, device = Triton(monkeypatch), torch.device("cuda", 0)
+    captured(monkeypatch)
+    monkeypatch.setattr(_auto, "device_of", lambda args: device)
+    monkeypatch.setitem(_auto.ORDER, "cuda", ("triton", "reference"))
+    monkeypatch.setattr(_auto, "MICROSECONDS", {}, raising=False)  # which else may order them
+    with pytest.raises(ImplementationError, match="warm_up"):
+        run_auto()
+    assert triton.calls == []
+    _selfcheck._outcomes["channelwise_linear", "triton", device] = None  # as a self-test leaves it
+    assert torch.equal(run_auto(), torch.full((2, 3, 5), 4.0))
+    assert triton.calls == ["channelwise_linear"]
+
+
+def test_warm_up_tests_every_op_before_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = Triton(monkeypatch)
+    monkeypatch.setattr(_backends, "unavailable", lambda name: None)
+    cekernels.warm_up(CPU)
+    tested = {name for name, op in OPS.items() if _backends.kernel(op, "triton") is not None}
+    assert {op for op, impl, _ in _selfcheck._outcomes if impl == "triton"} == tested
+    assert set(triton.calls) == tested
+    assert set(_selfcheck._outcomes.values()) == {None}
+    before = len(triton.calls)
+    cekernels.warm_up(CPU)
+    assert len(triton.calls) == before
+
+
+def test_warm_up_does_nothing_without_self_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_selfcheck, "DEVICES", ("cuda",))
+    cekernels.warm_up("cpu")
+    assert _selfcheck._outcomes == {}
+
+
+def test_warm_up_says_when_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="finds no CUDA device"):
+        cekernels.warm_up("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    captured(monkeypatch)
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"):
+        cekernels.warm_up("cuda:0")
 
 
 def test_a_forced_implementation_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from tests.helpers.triton_compile import (
     compile_for,
     implementation,
     launches,
+    source_of,
 )
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
@@ -242,6 +243,60 @@ def test_one_pixel_with_int64_offsets() -> None:
     for call in calls:
         assert call.arguments["WIDE"] is True
         check(compile_for(call, 90), 90)
+
+
+def kernels_of(batch: int, *, training: bool) -> set[str]:
+    """What Triton compiles for a fill, or a training step too, with this batch size."""
+    calls = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w, b = empty(dtype, batch, 256, 36), empty(dtype, 256, 36, 36), empty(dtype, 256, 36)
+        calls += launches(implementation.channelwise_linear, x, w, b, True)
+        if training:
+            calls += launches(
+                implementation.channelwise_linear_backward, x, x, w, x, True, True, True
+            )
+        # A map so large that torch multiplies, and the kernel adds bias and ReLU.
+        x, w = empty(dtype, batch, 4, 1024), empty(dtype, 4, 1024, 1024)
+        calls += launches(implementation.channelwise_linear, x, w, empty(dtype, 4, 1024), True)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            p = torch.empty((batch, 3, 64, 64), dtype=dtype, device="meta", memory_format=layout)
+            m, one = empty(torch.bool, batch, 1, 64, 64), empty(torch.float32)
+            area = empty(torch.int64, batch)
+            calls += launches(implementation.fill_masked, p, m, empty(torch.float32, 3))
+            calls += launches(implementation.masked_loss, p, p, m, None, 2, "mask")
+            calls += launches(implementation.masked_loss, p, p, m, None, 2, "none")
+            calls += launches(implementation.masked_loss_backward, one, one, p, p, m, 2)
+            calls += launches(implementation.masked_loss_and_gradient, p, p, m, area, 2, "mask")
+            calls += launches(implementation.scale_gradient_, p.contiguous(), one, m)
+    long = empty(torch.int64, batch, 1)
+    words = empty(torch.int64, 1, 5)
+    calls += launches(implementation.philox4x32, words, long, long, words, 1, 2)
+    offsets = empty(torch.int64, batch + 1)
+    vertices, contours = empty(torch.int32, 96 * batch, 2), empty(torch.int64, batch + 1)
+    calls += launches(
+        implementation.rasterize_polygons, vertices, contours, offsets, 227, 227, "nonzero"
+    )
+    calls += launches(
+        implementation.rasterize_boxes, empty(torch.int32, 8 * batch, 4), offsets, 227, 227
+    )
+    keys = set()
+    for call in calls:
+        source = source_of(call)
+        parts = (source.signature, source.constants, source.attrs, call.num_warps, call.num_stages)
+        keys.add(f"{call.kernel.__name__} {parts}")
+    return keys
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16, 17, 33, 48])
+def test_a_last_batch_that_is_not_full_compiles_nothing(batch: int) -> None:
+    """Triton would compile anew for numbers that are 1 or divisible by 16.
+
+    Gradients for the weights of a few samples are not summed over programs: training, whose batches
+    are all full, has another kernel for them.
+    """
+    torch.set_float32_matmul_precision("highest")
+    training = batch > 16
+    assert kernels_of(batch, training=training) == kernels_of(64, training=training)
 
 
 def test_numbers_of_shapes_do_not_compile_anew() -> None:

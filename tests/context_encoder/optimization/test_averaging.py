@@ -9,13 +9,14 @@ from torch import nn
 from context_encoder.optimization import MovingAverage
 
 
-def test_weights_and_statistics_follow_the_recursion() -> None:
+@pytest.mark.parametrize("captured", [False, True])
+def test_weights_and_statistics_follow_the_recursion(captured: bool) -> None:
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     statistics = network[1]
     assert isinstance(statistics, nn.BatchNorm1d)
     weight = network[0].weight
     assert isinstance(weight, nn.Parameter)
-    average = MovingAverage(network, decay=0.8)
+    average = MovingAverage(network, decay=0.8, captured=captured)
     mean, variance = 0.0, 0.0
     for step in range(40):
         value, seen = float(step % 7), float(step % 5)

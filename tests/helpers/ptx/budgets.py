@@ -477,7 +477,7 @@ def main() -> None:
 
 def write_page(table: dict[str, Any]) -> None:
     before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{predictions(table)}\n{END}{rest.split(END)[1]}")
+    PAGE.write_text(f"{before}{BEGIN}\n{predictions(table)}\n{END}{rest.split(END, 1)[1]}")
 
 
 if __name__ == "__main__":
