@@ -3,7 +3,7 @@
 from context_encoder.models.alexnet import AlexNetContextEncoder
 from context_encoder.models.base import Backbone, ContextEncoder, InpaintingNetwork, Network
 from context_encoder.models.dcgan import DCGANContextEncoder, Discriminator, build_discriminator
-from context_encoder.models.membrane import membrane
+from context_encoder.models.membrane import membrane, without_seam
 from context_encoder.models.membrane_unet import MembraneUNet
 from context_encoder.models.patch import DIRECTIONS, PatchNetwork, patch_map
 from context_encoder.models.registry import (
@@ -46,4 +46,5 @@ __all__ = [
     "membrane",
     "patch_map",
     "register_model",
+    "without_seam",
 ]

@@ -18,6 +18,7 @@ MODULES = {
 }
 COMMANDS = {
     "context_encoder.evaluate",
+    "context_encoder.export",
     "context_encoder.features",
     "context_encoder.inpaint",
     "context_encoder.neighbours",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from context_encoder.inpainting.blending import remove_seam
-from context_encoder.models.membrane import membrane
+from context_encoder.models.membrane import membrane, without_seam
 
 
 def exact(image: Tensor, mask: Tensor) -> Tensor:
@@ -48,6 +48,27 @@ def test_converges_to_the_exact_solution(
     assert errors[1] < 0.03
     assert errors[2] < 0.003
     assert errors[2] <= errors[1] <= errors[0] + 1e-6
+
+
+def test_a_seam_removed_converges_to_the_exact_solution(generator: torch.Generator) -> None:
+    mask = boxes(37, 75)
+    image, prediction = torch.rand(2, 3, 3, 37, 75, generator=generator)
+    expected = exact_without_seam(image, prediction, mask)
+    errors = [
+        float((without_seam(image, prediction, mask, cycles) - expected).abs().max())
+        for cycles in (0, 2, 12)
+    ]
+    assert errors[1] < 0.1
+    assert errors[2] < 0.003
+    assert errors[2] <= errors[1] <= errors[0]
+
+
+def exact_without_seam(image: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    filled = [
+        remove_seam(picture.permute(1, 2, 0).numpy(), hole[0].numpy())
+        for picture, hole in zip(torch.where(mask, prediction, image), mask, strict=True)
+    ]
+    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
