@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,13 @@ from PIL import Image
 from tests.context_encoder.demo.conftest import Server
 from tests.context_encoder.demo.test_demo_command import image, png
 from tests.context_encoder.demo.test_shapes import distance_to_polyline
-
-#: Set where the tests must not be skipped for want of a browser.
-REQUIRED = "CONTEXT_ENCODER_BROWSER"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+from tests.helpers.browser import open_browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if CHROMIUM is None or sync_playwright is None:
-        if os.environ.get(REQUIRED):
-            pytest.fail("Chromium and Playwright are needed")
-        pytest.skip("needs Chromium and Playwright")
-    with sync_playwright() as playwright:
-        # Names do not resolve and nothing but this machine is reached.
-        options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
