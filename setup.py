@@ -18,6 +18,7 @@ DEPENDENCIES = [
     "contourpy>=1.2",
     "imagecodecs>=2024.1.1",
     "fsspec>=2024.2",
+    "jinja2>=3.1",
     "numpy>=1.26",
     "pillow>=11.3",
     "pydantic>=2.7",

@@ -29,7 +29,11 @@ def _evaluate(config: EvaluateConfig) -> None:
     print((result.out / "results.md").read_text(encoding="utf-8"))
     if result.reused:
         print(f"{result.reused} of {result.parts} parts were already there")
-    print(f"written: {result.out}/results.md, results.csv, results.json; look at")
+    print(
+        f"written: {result.out}/results.md, results.csv, results.json"
+        + ("" if config.html is None else f", {config.html}")
+        + "; look at"
+    )
     for sheet in result.sheets:
         print(f"  {sheet}")
 

@@ -42,6 +42,7 @@ from context_encoder.evaluation.fills import (
 from context_encoder.evaluation.leaks import HASH_MISSING, find_copies, hash_available
 from context_encoder.evaluation.nearest_neighbours import check_candidates, same_photographs
 from context_encoder.evaluation.options import EvaluateConfig, check_options
+from context_encoder.evaluation.report import evaluation_report
 from context_encoder.evaluation.schedule import Work, announcement, measure, work_bar
 from context_encoder.evaluation.sheets import (
     COLUMNS,
@@ -67,7 +68,12 @@ from context_encoder.masks import (
 )
 from context_encoder.pretexts.base import VALIDATION_SEED
 from context_encoder.runs import Photos
-from context_encoder.utils.files import check_writable, make_folder, write_file
+from context_encoder.utils.files import (
+    check_new_file,
+    check_writable,
+    make_folder,
+    write_file,
+)
 from context_encoder.utils.metrics import FLAT_CONTRAST, hole_contrast, hole_metrics, to_unit
 
 log = logging.getLogger("context_encoder")
@@ -136,6 +142,8 @@ def evaluate(
         raise ValueError("`photographs` needs `crop` or `holes`")
     out = config.out or (config.checkpoint[0] if config.checkpoint else Path()) / "evaluation"
     check_writable(out, folder=True)
+    if config.html is not None:
+        check_new_file(config.html, [".html", ".htm"], overwrite=True, name="html")
     baselines, with_distance, facts = _installed(config)
     runs = [
         load_run(path, name, config.which, config.device, config.batch_size)
@@ -219,7 +227,8 @@ def evaluate(
     write_file(out / "results.md", markdown(title, facts, groups, config.area_bins))
     write_csv(out / "results.csv", groups, config.area_bins)
     write_json(out / "results.json", about, groups, config.area_bins)
-    sheets = []
+    drawn: dict[str, list[Path]] = {}
+    blind: list[Path] = []
     fills = sum(most_fills(len(job.kind.index), 1, int(job.method in shown)) for job in jobs)
     with tqdm(total=fills, desc="drawing sheets", leave=False, dynamic_ncols=True) as bar:
         for kind, group in zip(masks, groups, strict=True):
@@ -228,10 +237,17 @@ def evaluate(
             cases = Cases(group, fitting, holes, first.fill_color(), bar.update)
             columns = [method for method in shown if method in fitting]
             ranking = fitting[0] if runs or not columns else columns[0]
-            sheets.append(draw_range(out / f"{kind.kind}.png", cases, ranking))
-            sheets += draw_comparison(out / "sheets", cases, columns)
+            drawn[kind.kind] = [
+                draw_range(out / f"{kind.kind}.png", cases, ranking),
+                *draw_comparison(out / "sheets", cases, columns),
+            ]
             if config.blind:
-                sheets += draw_blind_sheets(out / "blind", cases, columns, config.seed)
+                blind += draw_blind_sheets(out / "blind", cases, columns, config.seed)
+    if config.html is not None:
+        make_folder(config.html.parent)
+        report = evaluation_report(title, facts, groups, config.area_bins, drawn)
+        write_file(config.html, report.html())
+    sheets = [*(path for paths in drawn.values() for path in paths), *blind]
     return Evaluation(groups, facts, out, reused, len(jobs), sheets)
 
 
@@ -549,7 +565,7 @@ def _about(
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"html"}),
         "versions": versions,
         "device": str(runs[0].inpainter.device) if runs else "cpu",
         "facts": list(facts),

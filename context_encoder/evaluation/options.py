@@ -122,6 +122,11 @@ class EvaluateConfig(OpenConfig):
         description="Folder for the results. Default: evaluation in the first run's folder, or "
         "evaluation in the current one.",
     )
+    html: Path | None = Field(
+        None,
+        description="Also write a report to this file (.html): tables that can be sorted, curves, "
+        "sheets, in one file that needs nothing else. An older one is replaced.",
+    )
     which: Which = Field(
         "best", description="Checkpoint of each run: best on held-out photographs, or last."
     )

@@ -260,13 +260,16 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
         os.makedirs(folder, exist_ok=True)
 
 
-def check_new_file(path: Path, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Check the file that a command will write, the parameter ``out``, before the work begins.
+def check_new_file(
+    path: Path, suffixes: Sequence[str], *, overwrite: bool, name: str = "out"
+) -> None:
+    """Check the file that a command will write before the work begins.
 
     Args:
         path: the file; its parents will be created.
         suffixes: the allowed suffixes.
         overwrite: whether the file may already exist.
+        name: the parameter that names it.
 
     Raises:
         ValueError: another suffix.
@@ -274,7 +277,7 @@ def check_new_file(path: Path, suffixes: Sequence[str], *, overwrite: bool) -> N
         WriteError: the file cannot be written.
     """
     if path.suffix not in suffixes:
-        raise ValueError(f"`out` {path} must end in {' or '.join(suffixes)}")
+        raise ValueError(f"`{name}` {path} must end in {' or '.join(suffixes)}")
     check_writable(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is already there; replace it with `overwrite`")

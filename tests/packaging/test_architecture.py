@@ -23,6 +23,7 @@ COMMANDS = {
     "context_encoder.inpaint",
     "context_encoder.neighbours",
     "context_encoder.pack",
+    "context_encoder.report",
     "context_encoder.train",
     "context_encoder.weights",
     "context_encoder.demo.__main__",

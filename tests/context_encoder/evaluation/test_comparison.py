@@ -186,7 +186,11 @@ def test_a_sheet_puts_every_picture_in_its_place(tmp_path: Path) -> None:
 
 
 def test_the_same_command_again_computes_nothing(
-    run: Path, central_run: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    central_run: Path,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = (results / "results.json").read_text()
 
@@ -194,9 +198,15 @@ def test_the_same_command_again_computes_nothing(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(comparison, "_measure", refuse)
-    again = evaluate(config(run, central_run, out=results))
+    again = evaluate(config(run, central_run, out=results, html=tmp_path / "new" / "report.html"))
     assert again.reused == again.parts == 63
     assert (results / "results.json").read_text() == before
+    # The report has a row per method and kind of mask, with both runs, and every sheet.
+    report = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert report.count("<tr>") == 63 + len(again.groups)
+    assert report.count("<figure>") == len(again.sheets)
+    assert f"<td>context encoder {central_run.name}, seam removed</td>" in report
+    assert "missing, %" in report
 
 
 def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(
