@@ -8,7 +8,6 @@ import logging
 import math
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import cekernels
+from cekernels import decompositions
 from context_encoder.config import TrainConfig
 from context_encoder.data import embedded_photos, find_images, load_crops, to_input
 from context_encoder.encoder.backbone import last_of_encoder
 from context_encoder.exporting.networks import EncoderNetwork, FillingNetwork, LowPrecision
 from context_encoder.inpainting.membrane_network import included_network
 from context_encoder.masks import build_mask_sampler
-from context_encoder.models import InpaintingNetwork
+from context_encoder.models import MODELS, InpaintingNetwork
 from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.runs import Which, check_fills_holes, load_model
-from context_encoder.utils.files import check_new_file, make_folder, write_file
+from context_encoder.utils.files import check_new_file, make_folder, scratch_folder, write_file
 from context_encoder.utils.metrics import hole_metrics
 from context_encoder.utils.text import shortened
 from context_encoder.utils.version import __version__
@@ -145,8 +144,8 @@ def export_network(
         loss = _check_loss(module, program, precision)
     program.eval()
     metadata = _metadata(module, about, precision)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"network.{to}"
+    with scratch_folder() as folder:
+        file = folder / f"network.{to}"
         with _quiet():
             _save(module, program, to, file, metadata)
         difference = _check_file(module, program, file)
@@ -180,7 +179,8 @@ def _wrapped(
                 "network"
             )
         network = included_network()
-        about = {"network": "membrane-unet", "weights": "included in context-encoder"}
+        (name,) = MODELS.names(lambda spec: spec.network is type(network))
+        about = {"network": name, "weights": "included in context-encoder"}
         return FillingNetwork(network, fill_color=(0, 0, 0), size=size), "filling", about
     loaded = load_model(run, which=which)
     config = loaded.config
@@ -219,7 +219,7 @@ def _metadata(
     }
     if isinstance(module, FillingNetwork):
         facts |= {
-            "task": "inpainting",
+            "task": "filling",
             "image_size": str(n),
             "image": f"float32 (batch, 3, {n}, {n}), RGB in [0, 1], rows from the top",
             "mask": f"float32 (batch, 1, {n}, {n}), 1 where the image is missing, 0 elsewhere",
@@ -273,7 +273,7 @@ def _save(
         exported = torch.export.export(
             program, given, dynamic_shapes=_per_input(program, given, sizes)
         )
-        decomposed = exported.run_decompositions(cekernels.decompositions())
+        decomposed = exported.run_decompositions(decompositions())
         torch.export.save(decomposed, file, extra_files={METADATA_FILE: json.dumps(metadata)})
         return
     filling = isinstance(module, FillingNetwork)
@@ -329,10 +329,11 @@ def _replay(file: Path, examples: Sequence[Sequence[Tensor]]) -> list[list[Any]]
     for number, given in enumerate(examples):
         arrays += [file.with_name(f"{kind}{number}.npz") for kind in ("inputs", "outputs")]
         np.savez(arrays[-2], *(x.numpy() for x in given))
-    script = Path(__file__).with_name("replay.py")
+    program = f"from replay import main; main({str(file)!r}, {[str(path) for path in arrays]!r})"
     try:
         subprocess.run(
-            [sys.executable, script, file, *arrays],
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parent,
             check=True,
             capture_output=True,
             text=True,
@@ -381,7 +382,7 @@ def _check_loss(
         return error
     index = torch.arange(len(image))
     if module.geometry.anywhere:
-        missing, _ = build_mask_sampler("region", n, 0)(torch.zeros_like(index), index)
+        missing, _ = build_mask_sampler(defaults.mask, n, 0)(torch.zeros_like(index), index)
     else:
         missing = _example(module, 1)[1].bool().expand(len(image), -1, -1, -1)
     mask = missing.float()

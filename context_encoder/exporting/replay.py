@@ -1,7 +1,7 @@
 """Run an exported file in a process of its own, without this package.
 
-``python replay.py FILE INPUTS.npz OUTPUTS.npz [INPUTS.npz OUTPUTS.npz ...]`` loads the file as a
-stranger would: it imports neither ``context_encoder`` nor ``cekernels``.
+The process imports this file from its folder, not as a part of the package, and loads the exported
+file as a stranger would: it has neither ``context_encoder`` nor ``cekernels``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ import numpy as np
 
 
 def main(path: str, arrays: Sequence[str]) -> None:
-    """Run the file on the arrays of each input, and write its outputs in order."""
+    """Run a file and write its outputs in order.
+
+    Args:
+        path: the exported file.
+        arrays: .npz files in pairs, of the inputs to read and of the outputs to write.
+
+    Raises:
+        ImportError: something has imported this package after all.
+    """
     run = _onnx(path) if path.endswith(".onnx") else _program(path)
     for given, out in zip(arrays[::2], arrays[1::2], strict=True):
         with np.load(given) as file:
             np.savez(out, *run([file[name] for name in file.files]))
     strangers = [name for name in ("context_encoder", "cekernels") if name in sys.modules]
     if strangers:
-        raise SystemExit(f"the check has imported {', '.join(strangers)}")
+        raise ImportError(f"the check has imported {', '.join(strangers)}")
 
 
 def _onnx(path: str) -> Callable[[list[Any]], Sequence[Any]]:
@@ -43,7 +51,3 @@ def _program(path: str) -> Callable[[list[Any]], Sequence[Any]]:
         return [output.detach().numpy() for output in found]
 
     return run
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

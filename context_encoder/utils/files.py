@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -38,6 +39,7 @@ __all__ = [
     "remove_unfinished",
     "rename_folder",
     "save_tensors",
+    "scratch_folder",
     "write_file",
     "write_folder",
 ]
@@ -237,6 +239,13 @@ def remove_folder(folder: Path) -> None:
     with _reported(folder):
         os.rename(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what is needed during the work only, removed at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def is_temporary(path: Path) -> bool:

@@ -13,6 +13,7 @@ PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "bench").rglob("*.md"),
+    *(ROOT / "examples").rglob("*.md"),
     ROOT / "tests/README.md",
 ]
 

@@ -74,7 +74,7 @@ def test_the_file_says_what_goes_in_and_out(included: Path) -> None:
 
     model = onnx.load(included)
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    assert facts["task"] == "inpainting"
+    assert facts["task"] == "filling"
     assert facts["image_size"] == "64"
     assert "RGB in [0, 1]" in facts["image"]
     assert "1 where the image is missing" in facts["mask"]
