@@ -80,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     start = time.monotonic()
     wheels = build(options.out, version)
-    print(f"built in {time.monotonic() - start:.0f} s")
+    print(f"built in {time.monotonic() - start:.0f} s", flush=True)
     failed = []
     for python in filter(None, pythons):
         start = time.monotonic()
         said = check(python, wheels, options.constraints)
         ok = said is None
-        print(f"{python}: {'ok' if ok else 'FAILED'}, {time.monotonic() - start:.0f} s")
+        print(f"{python}: {'ok' if ok else 'FAILED'}, {time.monotonic() - start:.0f} s", flush=True)
         if not ok:
             failed.append(python)
             print(said, file=sys.stderr)
