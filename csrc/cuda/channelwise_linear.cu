@@ -230,11 +230,11 @@ __device__ __forceinline__ void load_weights(T* weights, const Region<const T>& 
 
 // --- exact arithmetic ----------------------------------------------------------------------------
 
-// Products of T (float or double) by multiply-adds. A thread keeps the weights of kOutputs locations
-// in registers, and all threads of a channel read the same elements of a row at once: 144
+// Products of T (float or double) by multiply-adds. A thread keeps the weights of kOutputs
+// locations in registers, and all threads of a channel read the same elements of a row at once: 144
 // multiply-adds per 9 loads of 16 bytes for 36 locations in float32. In the backward kernel one
-// team of threads computes the gradient of the input, another one that of the weights, whose sums it
-// keeps in as many registers: 144 multiply-adds per 6 loads.
+// team of threads computes the gradient of the input, another one that of the weights, whose sums
+// it keeps in as many registers: 144 multiply-adds per 6 loads.
 template <class T, int N>
 struct Exact {
   using S = Slab<T, N>;
@@ -401,8 +401,9 @@ struct Exact {
 //
 // A warp processes 16 rows of one channel at a time. The depth may be summed in any order that is
 // the same in both operands, and the columns may be permuted. Lane (g, q) = (lane / 4, lane % 4)
-// therefore holds of rows g and g + 8 the four adjacent elements from 4q of each 16, and of the last
-// four of 36 element q: as operand, and as result, so that results can replace operands in place.
+// therefore holds of rows g and g + 8 the four adjacent elements from 4q of each 16, and of the
+// last four of 36 element q: as operand, and as result, so that results can replace operands in
+// place.
 // Operands of all columns of the weights stay in registers. In the backward kernel half of the
 // warps compute the gradient of the input, the others that of the weights, whose sums they keep in
 // these registers.
@@ -500,7 +501,7 @@ struct TensorCore {
     }
   }
 
-  // Adds to the results of all columns the products of words i and, if it exists, i + 1 of the rows.
+  // Adds to the results of all columns the products of words i and, if any, i + 1 of the rows.
   static __device__ __forceinline__ void add_products(float (&d)[kTiles][4], uint32_t (&a)[4],
                                                       const Registers& weights, int i) {
     uint32_t a_low[4];
@@ -537,7 +538,7 @@ struct TensorCore {
   }
 
   // Multiplies the rows of a tile by the weights; `results`, which may be the tile, receives the
-  // products, at least `least` if they are kBounded. kSharesOfRows warps divide the rows among them.
+  // products, at least `least` if they are kBounded. kSharesOfRows warps divide the rows.
   template <int kRows, int kSharesOfRows, bool kBounded>
   static __device__ __forceinline__ void multiply(const T* tile, T* results,
                                                   const Registers& weights, const Bias& bias,

@@ -40,8 +40,8 @@ __device__ __forceinline__ void store_vector(T* to, const Pack<T, V>& pack) {
   }
 }
 
-// A number of elements by which a pointer advances repeatedly. The compiler does not see what it is,
-// and adds it each time; otherwise it would compute its multiples for each use.
+// A number of elements by which a pointer advances repeatedly. The compiler does not see what it
+// is, and adds it each time; otherwise it would compute its multiples for each use.
 template <class T>
 struct Step {
   int64_t bytes;

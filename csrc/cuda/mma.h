@@ -46,8 +46,8 @@ CEK_NARROW(BFloat16, "bf16x2")
 CEK_NARROW(Half, "f16x2")
 #undef CEK_NARROW
 
-// The products below are volatile: all lanes of a warp must execute them together, and they must not
-// be moved into a branch in which their result is used.
+// The products below are volatile: all lanes of a warp must execute them together, and they must
+// not be moved into a branch in which their result is used.
 
 // d += a b with TF32 operands.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
