@@ -1,8 +1,6 @@
 // Single instructions that the compiler does not choose by itself, and dynamic shared memory.
 #pragma once
 
-#include <type_traits>
-
 #include "device.h"
 
 namespace cekernels {
@@ -20,25 +18,6 @@ namespace {
     }                                                                                        \
     kernel<<<grid, block, bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);          \
   } while (false)
-
-// Stores 8 or 16 bytes at once. (The compiler merges the branches of a choice between one vector
-// and its elements, and then stores the elements.)
-template <class T, int V>
-__device__ __forceinline__ void store_vector(T* to, const Pack<T, V>& pack) {
-  static_assert(sizeof(pack) == 8 || sizeof(pack) == 16, "");
-  if constexpr (std::is_same<T, double>::value) {
-    asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(pack.v[0]), "d"(pack.v[1])
-                 : "memory");
-  } else if constexpr (sizeof(pack) == 16) {
-    const auto x = bit_cast<Pack<float, 4>>(pack);
-    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.v[0]), "f"(x.v[1]),
-                 "f"(x.v[2]), "f"(x.v[3])
-                 : "memory");
-  } else {
-    const auto x = bit_cast<Pack<float, 2>>(pack);
-    asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x.v[0]), "f"(x.v[1]) : "memory");
-  }
-}
 
 // A number of elements by which a pointer advances repeatedly. The compiler does not see what it
 // is, and adds it each time; otherwise it would compute its multiples for each use.
@@ -86,10 +65,6 @@ __device__ __forceinline__ void wait_copies() {
 #define CEK_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...) \
   cuda_host::launch(grid, block, [=] { kernel(__VA_ARGS__); }, bytes)
 
-template <class T, int V>
-void store_vector(T* to, const Pack<T, V>& pack) {
-  *reinterpret_cast<Pack<T, V>*>(to) = pack;
-}
 template <class T>
 struct Step {
   int64_t elements;
