@@ -1,34 +1,30 @@
 // Channel-wise linear map: a small matrix product per channel.
 //
 // Square maps of 6x6 locations, as in the paper, and of 4x4 and 8x8 have kernels of their exact
-// size, which keep the weights of a channel on chip during the loop over the batch. These use
-// tensor cores (16-bit types; float32 if the precision allows TF32) or exact arithmetic. Their
-// backward pass reads each operand once for all three gradients. Blocks process slices of the
-// batch; the sums of the slices go to a workspace and are added in a fixed order by a second
-// launch. Other sizes are covered by tiles of 64 in exact arithmetic. Slices and summation orders
-// depend on the shape alone.
+// size. A block processes a few neighbouring channels, whose rows are whole sectors of memory, tile
+// by tile of the batch: asynchronous copies bring the next tiles to shared memory while registers
+// hold the weights. The products use tensor cores (16-bit types; float32 if the precision allows
+// TF32) or exact arithmetic. The backward pass reads each operand once for all three gradients.
+// Where there are fewer channels than a GPU needs blocks, blocks process slices of the batch; the
+// sums of the slices go to a workspace and are added in a fixed order by a second launch. Other
+// sizes are covered by tiles of 64 in exact arithmetic. Slices and summation orders depend on the
+// shape alone.
+#include <cmath>
+
+#include "instructions.h"
 #include "mma.h"
 
 namespace cekernels {
 namespace cuda {
 namespace {
 
-template <class T, int V>
-__device__ __forceinline__ Pack<T, V> load_pack(const T* from, bool vectors) {
-  if (vectors) return *reinterpret_cast<const Pack<T, V>*>(from);
-  Pack<T, V> pack;
-#pragma unroll
-  for (int i = 0; i < V; ++i) pack.v[i] = from[i];
-  return pack;
-}
-
-template <class T, int V>
-__device__ __forceinline__ void store_pack(T* to, const Pack<T, V>& pack, bool vectors) {
-  if (vectors) {
-    *reinterpret_cast<Pack<T, V>*>(to) = pack;
+template <class T>
+__device__ __forceinline__ bool is_positive(T x) {
+  if constexpr (sizeof(T) == 2) {  // up to infinity; NaNs follow
+    const uint32_t infinity = bit_cast<uint16_t>(narrow<T>(bit_cast<float>(0x7f800000u)));
+    return x.bits - 1u < infinity;
   } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) to[i] = pack.v[i];
+    return x > 0;
   }
 }
 
@@ -48,650 +44,711 @@ __device__ __forceinline__ Region<T> region(T* data, int64_t batch, int64_t chan
   return {data == nullptr ? data : data + row0 * batch + c0 * channel, batch, channel};
 }
 
-constexpr int kRegisterFile = 65536;  // registers per multiprocessor, for launch bounds
-
 // Division of the work into blocks: `groups` of neighbouring channels times `slices` of `rows`
 // samples.
 struct Slices {
   int64_t groups, slices, rows;
 };
 
-// Slices of whole tiles; as many as give 24 warps to each of 128 multiprocessors.
-inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, int warps) {
+// As many slices, of at least one tile, as give `blocks` blocks.
+inline Slices slices_of(int64_t batch, int64_t channels, int group, int tile, int64_t blocks) {
   Slices s{divide_up(channels, group), 1, 0};
   const int64_t tiles = batch > tile ? divide_up(batch, tile) : 1;
-  const int64_t wanted = divide_up(128 * 24, s.groups * warps);
-  s.rows = divide_up(tiles, wanted < tiles ? wanted : tiles) * tile;
+  const int64_t wanted = divide_up(blocks, s.groups);
+  s.rows = batch > 0 ? divide_up(batch, wanted < tiles ? wanted : tiles) : 1;
   s.slices = batch > s.rows ? divide_up(batch, s.rows) : 1;
   return s;
 }
 
-// --- exact arithmetic ----------------------------------------------------------------------------
-
-// Products of T (float or double) by multiply-adds on tiles in shared memory. Each lane computes
-// kEach rows, each warp kColumns columns: all lanes read the same weights at once. For 36 locations
-// in float32, 96 multiply-adds per lane need 2 + 12 loads of 16 bytes: at most 20 cycles of shared
-// memory, against 24 for the multiply-adds.
-template <class T, int N>
-struct Exact {
-  static constexpr int kSize = N;
-  // Registers per thread of the backward kernel; with fewer, sums are spilled.
-  static constexpr int kRegisters = sizeof(T) == 8 ? 255 : N == 64 ? 200 : 160;
-  static constexpr int kVector = 16 / sizeof(T);
-  static constexpr int kColumns = N == 36 ? 12 : N == 64 ? 16 : 8;
-  static constexpr int kEach = sizeof(T) == 8 || N == 64 ? 1 : 2;
-  static constexpr int kRows = 32 * kEach;
-  static constexpr int kChannels = sizeof(T) == 8 || N == 64 ? 1 : N == 36 ? 2 : 4;
-  static constexpr int kWarps = N / kColumns;  // per channel
-  static constexpr int kThreads = 32 * kWarps * kChannels;
-  // An odd number of 16-byte units, so that the rows of eight lanes lie in different banks.
-  static constexpr int kStride = N + (N / kVector % 2 == 0 ? kVector : 0);
-  static constexpr int kTile = kChannels * kRows * kStride;
-  static constexpr int kWeights = kChannels * N * N;
-  static constexpr int kTallest = 4;                    // rows of grad_weight per thread
-  static constexpr int kUnits = N / kTallest * kWarps;  // pieces of grad_weight
-  static constexpr int kShares = 32 * kWarps / kUnits;  // threads per piece, sharing its batch
-  static_assert(kShares > 0 && N * N <= 2 * kRows * kStride, "");
-  using Weight = T;
-  using Vector = Pack<T, kVector>;
-
-  // Loads weights[channel][column][depth].
-  static __device__ __forceinline__ void load_weights(T* weights, const Region<const T>& from,
-                                                      int channels, bool transposed) {
-#pragma unroll 2
-    for (int i = int(threadIdx.x); i < kWeights; i += kThreads) {
-      const int c = i / (N * N), r = i / N % N, k = i % N;
-      const T w = c < channels ? from.at(r, c)[k] : T(0);
-      weights[c * N * N + (transposed ? k * N + r : r * N + k)] = w;
-    }
-  }
-
-  static __device__ __forceinline__ int my_channel() { return int(threadIdx.x) / (32 * kWarps); }
-  static __device__ __forceinline__ int my_column() {
-    return int(threadIdx.x) / 32 % kWarps * kColumns;
-  }
-
-  // Adds to sum[e][n] the product for row lane + 32 e and column my_column() + n.
-  static __device__ __forceinline__ void product(const T* tile, const T* weights,
-                                                 T (&sum)[kEach][kColumns]) {
-    const T* rows = tile + (my_channel() * kRows + int(threadIdx.x) % 32) * kStride;
-    const T* columns = weights + (my_channel() * N + my_column()) * N;
-#pragma unroll 1
-    for (int k = 0; k < N; k += kVector) {
-      Vector x[kEach];
-#pragma unroll
-      for (int e = 0; e < kEach; ++e) {
-        x[e] = *reinterpret_cast<const Vector*>(rows + 32 * e * kStride + k);
-      }
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        const Vector w = *reinterpret_cast<const Vector*>(columns + n * N + k);
-#pragma unroll
-        for (int e = 0; e < kEach; ++e) {
-#pragma unroll
-          for (int v = 0; v < kVector; ++v) sum[e][n] += x[e].v[v] * w.v[v];
-        }
-      }
-    }
-  }
-
-  static __device__ __forceinline__ void to_tile(const T (&sum)[kEach][kColumns], T* tile) {
-    T* rows = tile + (my_channel() * kRows + int(threadIdx.x) % 32) * kStride + my_column();
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) {
-#pragma unroll
-      for (int n = 0; n < kColumns; n += kVector) {
-        Vector y;
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) y.v[v] = sum[e][n + v];
-        *reinterpret_cast<Vector*>(rows + 32 * e * kStride + n) = y;
-      }
-    }
-  }
-
-  // The piece of one thread of grad_weight: the sum over the batch of grad (rows) times input
-  // (columns).
-  struct GradWeight {
-    T sum[kTallest][kColumns] = {};
-
-    static __device__ __forceinline__ int me() { return int(threadIdx.x) % (32 * kWarps); }
-    static __device__ __forceinline__ int my_row() { return me() % kUnits / kWarps * kTallest; }
-    static __device__ __forceinline__ int my_column() { return me() % kUnits % kWarps * kColumns; }
-
-    __device__ __forceinline__ void add(const T* grads, const T* inputs, int rows) {
-      if (me() >= kUnits * kShares) return;
-      const T* g_row = grads + my_channel() * kRows * kStride + my_row();
-      const T* x_row = inputs + my_channel() * kRows * kStride + my_column();
-#pragma unroll 1
-      for (int r = me() / kUnits; r < rows; r += kShares) {
-        T g[kTallest];
-#pragma unroll
-        for (int m = 0; m < kTallest; m += kVector) {
-          const Vector pack = *reinterpret_cast<const Vector*>(g_row + r * kStride + m);
-#pragma unroll
-          for (int v = 0; v < kVector; ++v) g[m + v] = pack.v[v];
-        }
-#pragma unroll
-        for (int n = 0; n < kColumns; n += kVector) {
-          const Vector x = *reinterpret_cast<const Vector*>(x_row + r * kStride + n);
-#pragma unroll
-          for (int m = 0; m < kTallest; ++m) {
-#pragma unroll
-            for (int v = 0; v < kVector; ++v) sum[m][n + v] += g[m] * x.v[v];
-          }
-        }
-      }
-    }
-
-    // Adds the shares in order in shared memory (`scratch` has the size of both tiles).
-    template <class Write>
-    __device__ __forceinline__ void write(T* scratch, Write write) {
-      T* total = scratch + my_channel() * N * N;
-      for (int share = 0; share < kShares; ++share) {
-        __syncthreads();
-        if (me() / kUnits != share) continue;
-#pragma unroll
-        for (int m = 0; m < kTallest; ++m) {
-#pragma unroll
-          for (int n = 0; n < kColumns; ++n) {
-            T& to = total[(my_row() + m) * N + my_column() + n];
-            to = share == 0 ? sum[m][n] : to + sum[m][n];
-          }
-        }
-      }
-      __syncthreads();
-#pragma unroll 2
-      for (int i = int(threadIdx.x); i < kWeights; i += kThreads) {
-        write(i / (N * N), i % (N * N), scratch[i]);
-      }
-    }
-  };
-};
-
-// --- tensor cores --------------------------------------------------------------------------------
-
-// TF32 operands; for three products also the rounding remainders.
-template <int kProducts, int kCount>
-struct Tf32 {
-  uint32_t high[kCount], low[kProducts == 3 ? kCount : 1];
-
-  // `rounded`: the values are already TF32.
-  __device__ __forceinline__ Tf32(const float (&x)[kCount], bool rounded = false) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      high[i] = rounded ? bit_cast<uint32_t>(x[i]) : to_tf32(x[i]);
-      if constexpr (kProducts == 3) low[i] = to_tf32(x[i] - bit_cast<float>(high[i]));
-    }
-  }
-};
-
-template <int kProducts>
-__device__ __forceinline__ void mma(float (&d)[4], const Tf32<kProducts, 4>& a,
-                                    const Tf32<kProducts, 2>& b) {
-  if constexpr (kProducts == 3) {
-    mma_tf32(d, a.low, b.high);
-    mma_tf32(d, a.high, b.low);
-  }
-  mma_tf32(d, a.high, b.high);
-}
-
-// Products of T (16-bit types, or float as kProducts TF32 products) on tensor cores.
-//
-// The depth may be summed in any order that is the same in both operands, and the columns may be
-// permuted. Lane (g, q) = (lane / 4, lane % 4) therefore holds the four adjacent elements from 4q
-// of each 16 elements of a row: a fragment consists of two vectors, of rows g and g + 8, and two
-// result fragments are again two vectors. Rows move between global memory and registers directly.
-template <class T, int N, int kProducts>
-struct TensorCore {
-  static constexpr int kSize = N;
-  static constexpr bool kWide = sizeof(T) == 4;
-  static constexpr int kVector = 4;
-  static constexpr int kChunks = (N + 15) / 16;  // chunks of 16 locations; the last may be padded
-  // Forward kernel. Neighbouring warps process neighbouring channels of the same 16 samples, so
-  // that memory sectors shared by two rows are combined in the L1 cache.
-  static constexpr int kForwardWarps = kProducts == 3 ? 4 : 8;
-  static constexpr int kForwardThreads = 32 * kForwardWarps;
-  static constexpr int kForwardChannels = N == 64 ? 1 : 8 / sizeof(T);
-  // Registers per thread of the forward and the backward kernel; with fewer, sums are spilled.
-  static constexpr int kForwardRegisters = kProducts == 3 ? 168 : 128;
-  static constexpr int kForwardUnroll = kProducts == 3 ? 1 : kChunks;
-  static constexpr int kBackwardUnroll = kWide && kProducts == 1 && N == 36 ? 1 : kChunks;
-  static constexpr int kRegisters = (N == 64 ? 160 : 128) + (kProducts == 3 && N > 16 ? 64 : 0);
-  // Backward kernel, whose tiles and weights together fit into 48 KiB.
-  static constexpr int kRows = N == 16 ? 32 : N == 36 ? 48 : kWide ? 32 : 64;
-  static constexpr int kChannels = N == 16 ? 4 : N == 36 && !kWide ? 2 : 1;
-  static constexpr int kWarps = kChunks;  // per channel, each with 16 rows of grad_weight
-  static constexpr int kThreads = 32 * kWarps * kChannels;
-  // A multiple of 16 bytes for ldmatrix; rows are 8 or 24 banks, or an odd number of 16-byte units,
-  // apart.
-  static constexpr int kStride = (N + 8) / 8 * 8;
-  static constexpr int kTile = kChannels * kRows * kStride;
-  using Vector = Pack<T, 4>;
-  using Weight = Vector;
-  static constexpr int kFragments = 2 * kChunks * kChunks * 32;  // vectors per channel of weights
-  static constexpr int kWeights = kChannels * kFragments;
-
-  static __device__ __forceinline__ int g() { return int(threadIdx.x) % 32 / 4; }
-  static __device__ __forceinline__ int q() { return int(threadIdx.x) % 4; }
-
-  // Loads fragments[channel][chunk of the depth][8 columns][lane], rounded for a single TF32
-  // product.
-  static __device__ __forceinline__ void load_weights(Vector* fragments,
-                                                      const Region<const T>& from, int channels,
-                                                      bool transposed, int group = kChannels) {
-    T* elements = reinterpret_cast<T*>(fragments);
-#pragma unroll 2
-    for (int i = int(threadIdx.x); i < group * kFragments * 4; i += int(blockDim.x)) {
-      const int lane = i / 4 % 32, block = i / 128 % (2 * kChunks);
-      const int k = i / (256 * kChunks) % kChunks * 16 + lane % 4 * 4 + i % 4;
-      const int n = block / 2 * 16 + lane / 8 * 4 + block % 2 * 2 + lane / 4 % 2;
-      const int c = i / (kFragments * 4);
-      T w{};
-      if (c < channels && n < N && k < N) {
-        w = from.at(transposed ? k : n, c)[transposed ? n : k];
-        if constexpr (kWide && kProducts == 1) w = bit_cast<float>(to_tf32(w));
-      }
-      elements[i] = w;
-    }
-  }
-
-  // The vector of `chunk` in a row; zeros beyond the end of the row.
-  static __device__ __forceinline__ Vector row_vector(const T* row, int chunk, bool exists,
-                                                      bool vectors) {
-    if (!exists || 16 * chunk + 4 * q() >= N) return Vector{};
-    return load_pack<T, 4>(row + 16 * chunk + 4 * q(), vectors);
-  }
-
-  struct Rows {            // 16 rows, at the depth of one chunk
-    Vector first, second;  // rows g and g + 8
-  };
-
-  // Adds to d[0] and d[1] the results of rows g and g + 8 in columns 16 column_chunk + 4q + {0, 1}
-  // and + {2, 3}, in the layout of the tensor core.
-  static __device__ __forceinline__ void add_product(float (&d)[2][4], const Rows& a, int chunk,
-                                                     int column_chunk, const Vector* fragments) {
-    const Vector* b = fragments + (2 * (chunk * kChunks + column_chunk)) * 32 + threadIdx.x % 32;
-    if constexpr (kWide) {
-#pragma unroll
-      for (int s = 0; s < 4; s += 2) {
-        const Tf32<kProducts, 4> rows(
-            {a.first.v[s], a.second.v[s], a.first.v[s + 1], a.second.v[s + 1]});
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          const Vector w = b[32 * t];
-          mma(d[t], rows, Tf32<kProducts, 2>({w.v[s], w.v[s + 1]}, kProducts == 1));
-        }
-      }
-    } else {
-      struct Words {
-        uint32_t w[2];
-      };
-      const Words first = bit_cast<Words>(a.first), second = bit_cast<Words>(a.second);
-      const uint32_t rows[4] = {first.w[0], second.w[0], first.w[1], second.w[1]};
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const Words w = bit_cast<Words>(b[32 * t]);
-        mma<T>(d[t], rows, {w.w[0], w.w[1]});
-      }
-    }
-  }
-
-  // The results of row g (half 0) or g + 8 (half 1) in the four columns from 16 column_chunk + 4q.
-  static __device__ __forceinline__ Pack<float, 4> results(const float (&d)[2][4], int half) {
-    return {{d[0][2 * half], d[0][2 * half + 1], d[1][2 * half], d[1][2 * half + 1]}};
-  }
-
-  static __device__ __forceinline__ Vector narrow_pack(const Pack<float, 4>& x) {
-    return {{narrow<T>(x.v[0]), narrow<T>(x.v[1]), narrow<T>(x.v[2]), narrow<T>(x.v[3])}};
-  }
-
-  // The 16 rows of one warp of grad_weight: the sum over the batch of grad (rows) times input
-  // (columns).
-  struct GradWeight {
-    static constexpr int kBlocks = (N + 7) / 8;
-    float sum[kBlocks][4] = {};
-
-    static __device__ __forceinline__ int my_channel() { return int(threadIdx.x) / (32 * kWarps); }
-    static __device__ __forceinline__ int my_row() { return int(threadIdx.x) / 32 % kWarps * 16; }
-
-    // Padded columns read elements of the next row; they affect only results that are not written.
-    __device__ __forceinline__ void add(const T* grads, const T* inputs, int rows) {
-      const T* g_rows = grads + my_channel() * kRows * kStride + my_row();
-      const T* x_rows = inputs + my_channel() * kRows * kStride;
-      if constexpr (kWide) {
-#pragma unroll 1
-        for (int r = 0; r < rows; r += 8) {
-          const T* gr = g_rows + (r + q()) * kStride + g();
-          const T* xr = x_rows + (r + q()) * kStride + g();
-          const Tf32<kProducts, 4> a({gr[0], gr[8], gr[4 * kStride], gr[4 * kStride + 8]});
-#pragma unroll
-          for (int t = 0; t < kBlocks; ++t) {
-            mma(sum[t], a, Tf32<kProducts, 2>({xr[8 * t], xr[4 * kStride + 8 * t]}));
-          }
-        }
-      } else {
-        const int lane = int(threadIdx.x) % 32;
-#pragma unroll 1
-        for (int r = 0; r < rows; r += 16) {
-          uint32_t a[4];
-          load_transposed(a, g_rows + (r + lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8);
-#pragma unroll
-          for (int t = 0; t < kBlocks; t += 2) {
-            uint32_t b[4];
-            load_transposed(b, x_rows + (r + lane % 16) * kStride + 8 * t + lane / 16 * 8);
-            mma<T>(sum[t], a, {b[0], b[1]});
-            if (t + 1 < kBlocks) mma<T>(sum[t + 1 < kBlocks ? t + 1 : t], a, {b[2], b[3]});
-          }
-        }
-      }
-    }
-
-    template <class Write>
-    __device__ __forceinline__ void write(T*, Write write) {
-#pragma unroll
-      for (int t = 0; t < kBlocks; ++t) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = my_row() + g() + i / 2 * 8, column = 8 * t + 2 * q() + i % 2;
-          if (row < N && column < N) write(my_channel(), row * N + column, sum[t][i]);
-        }
-      }
-    }
-  };
-};
-
-// --- forward -------------------------------------------------------------------------------------
-
-// Loads `rows` and `channels` of a region into tile[channel][row][kStride]; zeros beyond them, and
-// where `gate` is given and not positive. Each thread has kTogether loads in flight.
-template <class Math, class T>
-__device__ __forceinline__ void load_tile(T* tile, const Region<const T>& from,
-                                          const Region<const T>& gate, int rows, int channels,
-                                          bool vectors) {
-  constexpr int V = Math::kVector, kVectors = Math::kSize / V, kRow = kVectors * Math::kChannels;
-  constexpr int kTogether = 3;
-#pragma unroll 1
-  for (int i0 = int(threadIdx.x); i0 < kRow * Math::kRows; i0 += kTogether * Math::kThreads) {
-    Pack<T, V> loaded[kTogether], open[kTogether];
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int i = i0 + j * Math::kThreads;
-      const int r = i / kRow, c = i % kRow / kVectors, k = i % kVectors * V;
-      loaded[j] = Pack<T, V>{};
-      if (r < rows && c < channels) {
-        loaded[j] = load_pack<T, V>(from.at(r, c) + k, vectors);
-        if (gate.data != nullptr) open[j] = load_pack<T, V>(gate.at(r, c) + k, vectors);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) {
-      const int i = i0 + j * Math::kThreads;
-      const int r = i / kRow, c = i % kRow / kVectors, k = i % kVectors * V;
-      if (gate.data != nullptr && r < rows && c < channels) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          if (!(widen(open[j].v[v]) > 0)) loaded[j].v[v] = T{};
-        }
-      }
-      if (r < Math::kRows) {
-        T* to = tile + (c * Math::kRows + r) * Math::kStride + k;
-        *reinterpret_cast<Pack<T, V>*>(to) = loaded[j];
-      }
-    }
-  }
-}
-
-// Stores `rows` and `channels` of a tile into a region.
-template <class Math, class T>
-__device__ __forceinline__ void store_tile(const T* tile, const Region<T>& to, int rows,
-                                           int channels, bool vectors) {
-  constexpr int V = Math::kVector, kVectors = Math::kSize / V, kRow = kVectors * Math::kChannels;
-#pragma unroll 2
-  for (int i = int(threadIdx.x); i < kRow * rows; i += Math::kThreads) {
-    const int r = i / kRow, c = i % kRow / kVectors, k = i % kVectors * V;
-    if (c < channels) {
-      const T* from = tile + (c * Math::kRows + r) * Math::kStride + k;
-      store_pack(to.at(r, c) + k, *reinterpret_cast<const Pack<T, V>*>(from), vectors);
-    }
-  }
-}
-
 // The work of a block: a group of channels and a slice of the batch.
 struct Work {
-  int64_t c0, first, last;
-  int channels;
+  int64_t c0, first;
+  int channels, rows;
 
   __device__ __forceinline__ Work(int64_t block, const Slices& s, int64_t batch, int64_t all,
                                   int group) {
     c0 = block % s.groups * group;
     channels = all - c0 < group ? int(all - c0) : group;
     first = block / s.groups * s.rows;
-    last = first + s.rows < batch ? first + s.rows : batch;
-  }
-  __device__ __forceinline__ int rows(int64_t row0, int tile) const {
-    return last - row0 < tile ? int(last - row0) : tile;
+    rows = int(batch - first < s.rows ? batch - first : s.rows);
   }
 };
 
+// --- tiles in shared memory ----------------------------------------------------------------------
+
+// The elements of one sample that a block processes at a time: the rows of kChannels neighbouring
+// channels. In a contiguous tensor they are 128, 256 or 288 bytes without a gap, which are whole
+// sectors of memory.
 template <class T, int N>
-__global__ void __launch_bounds__(Exact<T, N>::kThreads,
-                                  kRegisterFile / (128 * Exact<T, N>::kThreads))
-    forward_exact(LinearForward p, Slices s, bool vectors) {
-  using Math = Exact<T, N>;
-  alignas(16) __shared__ T tile[Math::kTile];
-  alignas(16) __shared__ T weights[Math::kWeights];
-  const T* bias = static_cast<const T*>(p.bias);
-  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
-    const Work work(block, s, p.batch, p.channels, Math::kChannels);
-    __syncthreads();  // the previous iteration may still be reading
-    Math::load_weights(
-        weights,
-        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
-        work.channels, false);
-    for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
-      const int rows = work.rows(row0, Math::kRows);
-      __syncthreads();
-      load_tile<Math>(
-          tile,
-          region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, row0, work.c0), {},
-          rows, work.channels, vectors);
-      __syncthreads();
-      T sum[Math::kEach][Math::kColumns] = {};
-      Math::product(tile, weights, sum);
-      const bool biased = bias != nullptr && Math::my_channel() < work.channels;
+struct Slab {
+  static constexpr int kChannels = (N == 64 ? 4 : 8) / sizeof(T);
+  static constexpr int kSize = kChannels * N;
+  static constexpr int kVector = 16 / sizeof(T);
+  static constexpr int kVectors = kSize / kVector;
+  // Elements from one sample to the next in shared memory: an odd number of units of 16 bytes for
+  // 16-bit types, 8 banks more than whole rows of banks for others. The fragments of tensor cores
+  // are then loaded without bank conflicts.
+  static constexpr int kUnit = sizeof(T) / 4;  // banks per element
+  static constexpr int kStride = sizeof(T) == 2
+                                     ? kSize + kVector
+                                     : kSize + (40 - kSize * kUnit % 32) % 32 / (kUnit + !kUnit);
+  static constexpr int kWeights = kChannels * N * N;
+};
+
+// Samples in shared memory, tile[row][channel][location], moved by all threads of a block.
+template <class T, int N, int kRows, int kThreads>
+struct Tile {
+  using S = Slab<T, N>;
+  using Vector = Pack<T, S::kVector>;
+  // Vectors are moved in passes of kAtOnce rows; a few threads may be left over.
+  static constexpr int kAtOnce = kThreads / S::kVectors;
+  static constexpr int kPasses = (kRows + kAtOnce - 1) / kAtOnce;
+
+  static __device__ __forceinline__ int my_row() { return int(threadIdx.x) / S::kVectors; }
+  static __device__ __forceinline__ int my_element() {
+    return int(threadIdx.x) % S::kVectors * S::kVector;
+  }
+
+  // The rows of a tensor of which a block moves one tile after the other.
+  template <class E>
+  struct Rows : Region<E> {
+    int channels;
+    bool vectors;  // data is then the place of this thread's first vector
+    __device__ __forceinline__ Rows(const Region<E>& all, int channels, bool vectors)
+        : Region<E>(all), channels(channels), vectors(vectors && channels == S::kChannels) {
+      if (this->vectors) this->data += my_row() * this->batch + my_element();
+    }
+    __device__ __forceinline__ void next() { this->data += kRows * this->batch; }
+  };
+
+  // Calls f(pass, place in a tile) for the vectors of this thread in the first `rows` rows.
+  template <class F>
+  static __device__ __forceinline__ void for_my_vectors(int rows, F f) {
+    if (kThreads % S::kVectors != 0 && my_row() >= kAtOnce) return;
+    const int place = my_row() * S::kStride + my_element(), left = rows - my_row();
 #pragma unroll
-      for (int n = 0; n < Math::kColumns; ++n) {
-        const int64_t c = work.c0 + Math::my_channel();
-        const T b = biased ? bias[c * p.bias_channel + Math::my_column() + n] : T(0);
-#pragma unroll
-        for (int e = 0; e < Math::kEach; ++e) {
-          sum[e][n] += b;
-          if (p.relu && sum[e][n] < 0) sum[e][n] = 0;  // preserves NaN
-        }
-      }
-      __syncthreads();
-      Math::to_tile(sum, tile);
-      __syncthreads();
-      store_tile<Math>(tile, region(static_cast<T*>(p.output), p.channels * N, N, row0, work.c0),
-                       rows, work.channels, vectors);
+    for (int i = 0; i < kPasses; ++i) {
+      const bool in_all = rows == kRows && (i + 1) * kAtOnce <= kRows;
+      if (in_all || i * kAtOnce < left) f(i, place + i * kAtOnce * S::kStride);
     }
   }
-}
 
-template <class Math, class T, int N>
-__global__ void __launch_bounds__(Math::kForwardThreads,
-                                  kRegisterFile / (Math::kForwardRegisters * Math::kForwardThreads))
-    forward_mma(LinearForward p, Slices s, bool vectors) {
-  constexpr int kChannels = Math::kForwardChannels;
-  __shared__ typename Math::Vector weights[kChannels * Math::kFragments];
-  __shared__ float biases[kChannels * N];
-  const T* bias = static_cast<const T*>(p.bias);
-  const int my_channel = int(threadIdx.x) / 32 % kChannels;
-  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
-    const Work work(block, s, p.batch, p.channels, kChannels);
-    __syncthreads();  // the previous iteration may still be reading
-    Math::load_weights(
-        weights,
-        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
-        work.channels, false, kChannels);
-    for (int i = int(threadIdx.x); i < kChannels * N; i += Math::kForwardThreads) {
-      const bool biased = bias != nullptr && i / N < work.channels;
-      biases[i] = biased ? widen(bias[(work.c0 + i / N) * p.bias_channel + i % N]) : 0.f;
+  // Bytes of this thread's vectors that exist, per pass.
+  struct Sizes {
+    int bytes[kPasses];
+    __device__ __forceinline__ explicit Sizes(int rows) {
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i) bytes[i] = my_row() + i * kAtOnce < rows ? 16 : 0;
     }
-    __syncthreads();
-    if (my_channel >= work.channels) continue;
-    const int64_t start = work.first + int(threadIdx.x) / 32 / kChannels * 16 + Math::g();
-    auto from = region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, start,
-                       work.c0 + my_channel);
-    auto to = region(static_cast<T*>(p.output), p.channels * N, N, start, work.c0 + my_channel);
-    constexpr int kStep = Math::kForwardWarps / kChannels * 16;
-    // `left`: rows from the first one of this lane on. All lanes of a warp make equally many
-    // iterations.
-    for (int64_t left = work.last - start; left + Math::g() > 0; left -= kStep) {
-      typename Math::Rows x[Math::kChunks];
-#pragma unroll
-      for (int k = 0; k < Math::kChunks; ++k) {
-        x[k].first = Math::row_vector(from.data, k, left > 0, vectors);
-        x[k].second = Math::row_vector(from.at(8, 0), k, left > 8, vectors);
-      }
-#pragma unroll(Math::kForwardUnroll)
-      for (int n = 0; n < Math::kChunks; ++n) {
-        float d[2][4] = {};
-#pragma unroll
-        for (int k = 0; k < Math::kChunks; ++k) {
-          Math::add_product(d, x[k], k, n, weights + my_channel * Math::kFragments);
-        }
-        hold(d);
-        const int column = 16 * n + 4 * Math::q();
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (column >= N || left <= 8 * half) continue;
-          Pack<float, 4> y = Math::results(d, half);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            y.v[i] += biases[my_channel * N + column + i];
-            if (p.relu && y.v[i] < 0) y.v[i] = 0;  // preserves NaN
-          }
-          store_pack(to.at(8 * half, 0) + column, Math::narrow_pack(y), vectors);
-        }
-      }
-      from.data += kStep * from.batch, to.data += kStep * to.batch;
-    }
-  }
-}
+  };
 
-// --- backward ------------------------------------------------------------------------------------
-
-template <class T, int N>
-__device__ __forceinline__ void grad_input(Exact<T, N>, const T* grads, T* scratch,
-                                           const T* weights, const Region<T>& to, int rows,
-                                           int channels, bool vectors) {
-  using Math = Exact<T, N>;
-  T sum[Math::kEach][Math::kColumns] = {};
-  Math::product(grads, weights, sum);
-  __syncthreads();  // all reads of the inputs, which the results overwrite
-  Math::to_tile(sum, scratch);
-  __syncthreads();
-  store_tile<Math>(scratch, to, rows, channels, vectors);
-}
-
-template <class T, int N, int kProducts>
-__device__ __forceinline__ void grad_input(TensorCore<T, N, kProducts>, const T* grads, T*,
-                                           const Pack<T, 4>* weights, const Region<T>& to, int rows,
-                                           int channels, bool vectors) {
-  using Math = TensorCore<T, N, kProducts>;
-  const int warp = int(threadIdx.x) / 32, channel = warp / Math::kWarps;
-  const int column_chunk = warp % Math::kWarps, column = 16 * column_chunk + 4 * Math::q();
-  if (channel >= channels) return;
+  // Calls f(row, channel, location, place in a tile) for the elements of these vectors in all rows.
+  template <class F>
+  static __device__ __forceinline__ void for_my_elements(F f) {
+    if (my_row() >= kAtOnce) return;
 #pragma unroll 1
-  for (int r = 0; r < rows; r += 16) {
-    const T* from = grads + (channel * Math::kRows + r + Math::g()) * Math::kStride;
-    float d[2][4] = {};
-#pragma unroll(Math::kBackwardUnroll)
-    for (int k = 0; k < Math::kChunks; ++k) {
-      const typename Math::Rows a = {Math::row_vector(from, k, true, true),
-                                     Math::row_vector(from + 8 * Math::kStride, k, true, true)};
-      Math::add_product(d, a, k, column_chunk, weights + channel * Math::kFragments);
-    }
-    hold(d);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = r + Math::g() + 8 * half;
-      if (row < rows && column < N) {
-        store_pack(to.at(row, channel) + column, Math::narrow_pack(Math::results(d, half)),
-                   vectors);
+    for (int row = my_row(); row < kRows; row += kAtOnce) {
+#pragma unroll 1
+      for (int i = my_element(); i < my_element() + S::kVector; ++i) {
+        f(row, i / N, i % N, row * S::kStride + i);
       }
     }
   }
+
+  // Starts to load at most `rows` rows; zeros beyond them. They arrive when this thread has waited
+  // for its copies.
+  static __device__ __forceinline__ void load(T* tile, const Rows<const T>& from, int rows,
+                                              const Sizes& sizes) {
+    if (from.vectors) {
+      const T* source = from.data;
+      const Step<T> step(kAtOnce * from.batch);
+      for_my_vectors(kRows, [&](int i, int place) {
+        copy_async(tile + place, source, sizes.bytes[i]);
+        source = step.from(source);
+      });
+    } else {
+      for_my_elements([&](int row, int c, int k, int place) {
+        tile[place] = row < rows && c < from.channels ? from.at(row, c)[k] : T{};
+      });
+    }
+  }
+
+  // Stores at most `rows` rows.
+  static __device__ __forceinline__ void store(const T* tile, const Rows<T>& to, int rows) {
+    if (to.vectors) {
+      T* target = to.data;
+      const Step<T> step(kAtOnce * to.batch);
+      for_my_vectors(rows < kRows ? rows : kRows, [&](int, int place) {
+        store_vector(target, *reinterpret_cast<const Vector*>(tile + place));
+        target = step.from(target);
+      });
+    } else {
+      for_my_elements([&](int row, int c, int k, int place) {
+        if (row < rows && c < to.channels) to.at(row, c)[k] = tile[place];
+      });
+    }
+  }
+
+  // Sets gradients to 0 where `outputs`, if given, is not positive, and adds them to `sums`: per
+  // element of this thread's vectors, over its rows.
+  static __device__ __forceinline__ void gate(T* grads, const T* outputs,
+                                              acc_t<T> (&sums)[S::kVector]) {
+    for_my_vectors(kRows, [&](int, int place) {
+      Vector g = *reinterpret_cast<const Vector*>(grads + place);
+      if (outputs != nullptr) {
+        const Vector y = *reinterpret_cast<const Vector*>(outputs + place);
+#pragma unroll
+        for (int v = 0; v < S::kVector; ++v) {
+          if (!is_positive(y.v[v])) g.v[v] = T{};
+        }
+        *reinterpret_cast<Vector*>(grads + place) = g;
+      }
+#pragma unroll
+      for (int v = 0; v < S::kVector; ++v) sums[v] += widen(g.v[v]);
+    });
+  }
+};
+
+// Starts to load weights[channel][output location][input location]; zeros for absent channels.
+template <class T, int N, int kThreads>
+__device__ __forceinline__ void load_weights(T* weights, const Region<const T>& from, int channels,
+                                             bool vectors) {
+  using S = Slab<T, N>;
+  if (vectors && channels == S::kChannels) {
+#pragma unroll 2
+    for (int i = int(threadIdx.x) * S::kVector; i < S::kWeights; i += kThreads * S::kVector) {
+      copy_async(weights + i, from.data + i, 16);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < S::kWeights; i += kThreads) {
+    const int c = i / (N * N);
+    weights[i] = c < channels ? from.at(i / N % N, c)[i % N] : T{};
+  }
 }
 
-// `partial`: sums per slice, (slices, channels, N * N + N), weight before bias; null for one slice.
-template <class Math, class T, int N>
-__global__ void __launch_bounds__(Math::kThreads,
-                                  kRegisterFile / (Math::kRegisters * Math::kThreads))
-    backward_square(LinearBackward p, Slices s, bool vectors, acc_t<T>* partial) {
-  using A = acc_t<T>;
-  // 16 more elements: padded columns of the last row are read beyond the tile.
-  alignas(16) __shared__ T tiles[2 * Math::kTile + 16];
-  alignas(16) __shared__ typename Math::Weight weights[Math::kWeights];
-  T* const grads = tiles;
-  T* const inputs = tiles + Math::kTile;
-  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
-    const Work work(block, s, p.batch, p.channels, Math::kChannels);
-    __syncthreads();  // the previous iteration may still be reading
-    if (p.grad_input != nullptr) {
-      Math::load_weights(
-          weights,
-          region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
-          work.channels, true);
-    }
-    typename Math::GradWeight grad_weight;
-    A bias_sum = 0;  // for location threadIdx.x % N of channel threadIdx.x / N
+// --- exact arithmetic ----------------------------------------------------------------------------
 
-    for (int64_t row0 = work.first; row0 < work.last; row0 += Math::kRows) {
-      const int rows = work.rows(row0, Math::kRows);
-      __syncthreads();
-      load_tile<Math>(
-          grads,
-          region(static_cast<const T*>(p.grad_output), p.grad_batch, p.grad_channel, row0, work.c0),
-          region(static_cast<const T*>(p.output), p.output_batch, p.output_channel, row0, work.c0),
-          rows, work.channels, vectors);
-      if (p.grad_weight != nullptr) {
-        load_tile<Math>(
-            inputs,
-            region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, row0, work.c0),
-            {}, rows, work.channels, vectors);
+// Products of T (float or double) by multiply-adds. A thread keeps the weights of kOutputs
+// locations in registers, and all threads of a channel read the same elements of a row at once: 144
+// multiply-adds per 9 loads of 16 bytes for 36 locations in float32. In the backward kernel one
+// team of threads computes the gradient of the input, another one that of the weights, whose sums
+// it keeps in as many registers: 144 multiply-adds per 6 loads.
+template <class T, int N>
+struct Exact {
+  using S = Slab<T, N>;
+  static constexpr bool kInPlace = false;  // results go to memory directly
+  static constexpr int kOutputs = sizeof(T) == 8 || N == 64 ? 2 : 4;
+  static constexpr int kPerChannel = N / kOutputs;
+  static constexpr int kPerRow = S::kChannels * kPerChannel;
+  static constexpr int kTeam = 128;                // threads; for 36 locations two are idle
+  static constexpr int kShares = kTeam / kPerRow;  // threads that divide the rows among them
+  static constexpr int kForwardThreads = 2 * kTeam, kBackwardThreads = 2 * kTeam;
+  static constexpr int kForwardBlocks = N == 16 ? 2 : 1, kBackwardBlocks = 1;  // per multiprocessor
+  static constexpr int kForwardRows = N == 36 ? 56 : 64, kBackwardRows = N == 36 ? 56 : 32;
+  // Piece of grad_weight per thread.
+  static constexpr int kTall = (N == 36 ? 12 : 8) * 4 / sizeof(T), kWide = N * kOutputs / kTall;
+  static_assert(N / kTall * (N / kWide) == kPerChannel, "");
+  // Weights per output location, or sums of the piece of grad_weight.
+  struct Registers {
+    T r[kOutputs * N];
+  };
+  struct Bias {
+    T b[kOutputs];
+  };
+
+  static __device__ __forceinline__ int team() { return int(threadIdx.x) / kTeam; }
+  static __device__ __forceinline__ int me() { return int(threadIdx.x) % kTeam; }
+  static __device__ __forceinline__ int my_share() { return me() / kPerRow; }
+  static __device__ __forceinline__ int my_channel() { return me() % kPerRow / kPerChannel; }
+  static __device__ __forceinline__ int my_output() { return me() % kPerChannel * kOutputs; }
+  static __device__ __forceinline__ bool has_work(int channels) {
+    return my_channel() < channels && my_share() < kShares;
+  }
+
+  static __device__ __forceinline__ void take_weights(Registers& mine, const T* weights,
+                                                      bool transposed) {
+    const T* from = weights + my_channel() * N * N;
+    if (transposed) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const auto w = *reinterpret_cast<const Pack<T, kOutputs>*>(from + k * N + my_output());
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) mine.r[o * N + k] = w.v[o];
       }
-      __syncthreads();
-      if (p.grad_weight != nullptr) grad_weight.add(grads, inputs, rows);
-      if (p.grad_bias != nullptr && threadIdx.x < Math::kChannels * N) {
-        const T* column = grads + threadIdx.x / N * (Math::kRows * Math::kStride) + threadIdx.x % N;
-#pragma unroll 4
-        for (int r = 0; r < rows; ++r) bias_sum += widen(column[r * Math::kStride]);
-      }
-      if (p.grad_input != nullptr) {
-        grad_input(Math(), grads, inputs, weights,
-                   region(static_cast<T*>(p.grad_input), p.channels * N, N, row0, work.c0), rows,
-                   work.channels, vectors);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kOutputs * N; i += S::kVector) {
+        const auto w = *reinterpret_cast<const Pack<T, S::kVector>*>(from + my_output() * N + i);
+#pragma unroll
+        for (int v = 0; v < S::kVector; ++v) mine.r[i + v] = w.v[v];
       }
     }
+  }
 
-    const int64_t slice = block / s.groups;
-    const auto write = [&](int channel, int i, A value) {
-      if (channel >= work.channels) return;
-      const int64_t c = work.c0 + channel;
-      if (partial != nullptr) {
-        partial[(slice * p.channels + c) * (N * N + N) + i] = value;
-      } else if (i < N * N) {
-        static_cast<T*>(p.grad_weight)[c * N * N + i] = narrow<T>(value);
+  static __device__ __forceinline__ Bias take_bias(const T* biases) {
+    Bias mine;
+#pragma unroll
+    for (int o = 0; o < kOutputs; ++o) mine.b[o] = biases[my_channel() * N + my_output() + o];
+    return mine;
+  }
+
+  // Multiplies the rows of a tile by the weights and stores the first `rows` results, which `to`
+  // begins with, at least `least` if they are kBounded. kSharesOfRows threads divide the rows among
+  // them.
+  template <int kRows, int kSharesOfRows, bool kBounded>
+  static __device__ __forceinline__ void multiply(const T* tile, const Registers& weights,
+                                                  const Bias& bias, T least, const Region<T>& to,
+                                                  int share, int rows) {
+    constexpr int kStep = kSharesOfRows * S::kStride;
+    constexpr int kBunch = N == 36 && sizeof(T) == 4 ? 28 / kSharesOfRows : 2;  // rows at once
+    static_assert(kRows % (kBunch * kSharesOfRows) == 0, "");
+    const T* row = tile + share * S::kStride + my_channel() * N;
+    T* place = to.at(share, my_channel()) + my_output();
+    const Step<T> step(kSharesOfRows * to.batch);
+#pragma unroll 1
+    for (int r = share; r < (rows < kRows ? rows : kRows); r += kBunch * kSharesOfRows) {
+      T sum[kBunch][kOutputs];
+#pragma unroll
+      for (int e = 0; e < kBunch; ++e) {
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) sum[e][o] = bias.b[o];
+      }
+#pragma unroll
+      for (int k = 0; k < N; k += S::kVector) {
+#pragma unroll
+        for (int e = 0; e < kBunch; ++e) {
+          const auto x = *reinterpret_cast<const Pack<T, S::kVector>*>(row + e * kStep + k);
+#pragma unroll
+          for (int v = 0; v < S::kVector; ++v) {
+#pragma unroll
+            for (int o = 0; o < kOutputs; ++o) sum[e][o] += x.v[v] * weights.r[o * N + k + v];
+          }
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < kBunch; ++e) {
+        Pack<T, kOutputs> y;
+#pragma unroll
+        for (int o = 0; o < kOutputs; ++o) {
+          y.v[o] = kBounded ? at_least(sum[e][o], least) : sum[e][o];
+        }
+        if (e == 0 || r + e * kSharesOfRows < rows) store_vector(place, y);
+        place = step.from(place);
+      }
+      row += kBunch * kStep;
+    }
+  }
+
+  static __device__ __forceinline__ int piece_row() {
+    return me() % kPerChannel / (N / kWide) * kTall;
+  }
+  static __device__ __forceinline__ int piece_column() {
+    return me() % kPerChannel % (N / kWide) * kWide;
+  }
+
+  // Adds the products of gradients (rows of grad_weight) and inputs (columns) of a tile.
+  template <int kRows>
+  static __device__ __forceinline__ void add(Registers& sums, const T* grads, const T* inputs,
+                                             int rows) {
+    using Vector = Pack<T, S::kVector>;
+    const T* g_row = grads + my_share() * S::kStride + my_channel() * N + piece_row();
+    const T* x_row = inputs + my_share() * S::kStride + my_channel() * N + piece_column();
+    constexpr int kAll = kRows / kShares;                             // rows per thread
+    constexpr int kBunch = sizeof(T) == 8 ? 1 : kAll < 4 ? kAll : 4;  // that are skipped together
+    static_assert(kRows % (kBunch * kShares) == 0, "");
+#pragma unroll kBunch
+    for (int i = 0; i < kAll; ++i) {
+      if (i % kBunch == 0 && my_share() + i * kShares >= rows) return;
+      T g[kTall];
+#pragma unroll
+      for (int m = 0; m < kTall; m += S::kVector) {
+        const Vector some = *reinterpret_cast<const Vector*>(g_row + m);
+#pragma unroll
+        for (int v = 0; v < S::kVector; ++v) g[m + v] = some.v[v];
+      }
+#pragma unroll
+      for (int n = 0; n < kWide; n += S::kVector) {
+        const Vector x = *reinterpret_cast<const Vector*>(x_row + n);
+#pragma unroll
+        for (int m = 0; m < kTall; ++m) {
+#pragma unroll
+          for (int v = 0; v < S::kVector; ++v) sums.r[m * kWide + n + v] += g[m] * x.v[v];
+        }
+      }
+      g_row += kShares * S::kStride, x_row += kShares * S::kStride;
+    }
+  }
+
+  // Adds the sums to total[channel][N * N + N]; the first share sets them.
+  static __device__ __forceinline__ void add_to(T* total, const Registers& sums) {
+    T* piece = total + my_channel() * (N * N + N) + piece_row() * N + piece_column();
+#pragma unroll
+    for (int m = 0; m < kTall; ++m) {
+#pragma unroll
+      for (int n = 0; n < kWide; ++n) {
+        T& to = piece[m * N + n];
+        to = my_share() == 0 ? sums.r[m * kWide + n] : to + sums.r[m * kWide + n];
+      }
+    }
+  }
+};
+
+// --- tensor cores --------------------------------------------------------------------------------
+
+// Products of T (16-bit types, or float as kProducts TF32 products) on tensor cores.
+//
+// A warp processes 16 rows of one channel at a time. The depth may be summed in any order that is
+// the same in both operands, and the columns may be permuted. Lane (g, q) = (lane / 4, lane % 4)
+// therefore holds of rows g and g + 8 the four adjacent elements from 4q of each 16, and of the
+// last four of 36 element q: as operand, and as result, so that results can replace operands in
+// place.
+// Operands of all columns of the weights stay in registers. In the backward kernel half of the
+// warps compute the gradient of the input, the others that of the weights, whose sums they keep in
+// these registers.
+template <class T, int N, int kProducts>
+struct TensorCore {
+  using S = Slab<T, N>;
+  static constexpr bool kInPlace = true;  // results replace a tile, which is then stored
+  static constexpr bool kWide = sizeof(T) == 4;
+  static constexpr int kWarps = kWide ? 4 : 2;  // per channel
+  static constexpr int kForwardThreads = 32 * kWarps * S::kChannels;
+  static constexpr int kBackwardThreads = kForwardThreads;
+  // Per multiprocessor.
+  static constexpr int kForwardBlocks = kWide && N == 36 ? 1 : 2;
+  static constexpr int kBackwardBlocks = N == 36 ? 1 : 2;
+  static constexpr int kForwardRows = 64, kBackwardRows = 32;
+  static constexpr int kShares = kWarps / 2;  // warps that divide the rows among them, backward
+  static constexpr int kChunks = N / 16;      // of 16 locations
+  static constexpr int kRest = N % 16 / 4;    // further elements per lane
+  static constexpr int kEach = N / 4;         // elements of a row per lane
+  static constexpr int kWords = kWide ? kEach : 2 * kChunks + kRest;  // that hold them
+  static constexpr int kTiles = (N + 7) / 8;                          // of 8 columns
+  static constexpr int kTall = (N + 15) / 16;                         // tiles of 16 rows
+  static constexpr int kWeights = kTiles * kWords, kSums = kTall * kTiles * 4;
+  // The rounding remainders of the weights are kept too, where there are enough registers.
+  static constexpr bool kKeepsLow = kProducts == 3 && N < 64;
+  struct Registers {
+    float r[(kKeepsLow ? 2 : 1) * kWeights > kSums ? (kKeepsLow ? 2 : 1) * kWeights : kSums];
+  };
+  struct Bias {
+    const float* b;  // [channel][location] in shared memory, or null
+  };
+  static __device__ __forceinline__ Bias take_bias(const float* biases) { return {biases}; }
+
+  static __device__ __forceinline__ int g() { return int(threadIdx.x) % 32 / 4; }
+  static __device__ __forceinline__ int q() { return int(threadIdx.x) % 4; }
+  static __device__ __forceinline__ int my_channel() {
+    return int(threadIdx.x) / 32 % S::kChannels;
+  }
+  static __device__ __forceinline__ int my_warp() {  // of the channel
+    return int(threadIdx.x) / (32 * S::kChannels);
+  }
+  static __device__ __forceinline__ bool has_work(int channels) { return my_channel() < channels; }
+  static __device__ __forceinline__ int team() { return my_warp() / kShares; }
+  static __device__ __forceinline__ int my_share() { return my_warp() % kShares; }
+
+  static __device__ __forceinline__ void split(float x, uint32_t& high, uint32_t& low) {
+    high = to_tf32(x);
+    low = to_tf32(x - bit_cast<float>(high));
+  }
+
+  // The location that is element i of this lane.
+  static __device__ __forceinline__ int location(int i) {
+    return i < 4 * kChunks ? 16 * (i / 4) + 4 * q() + i % 4 : N - 4 + q();
+  }
+
+  static __device__ __forceinline__ void take_weights(Registers& mine, const T* weights,
+                                                      bool transposed) {
+    const T* from = weights + my_channel() * N * N;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      // The column of this lane in the operand is g; results 2q, 2q + 1 belong to lane q.
+      const bool whole = t < 2 * kChunks;
+      const int n = whole ? 16 * (t / 2) + g() / 2 * 4 + t % 2 * 2 + g() % 2 : N - 4 + g() / 2;
+      const bool exists = whole || g() % 2 == 0;
+      const auto element = [&](int i) {
+        const int k = location(i);
+        return exists ? from[transposed ? k * N + n : n * N + k] : T{};
+      };
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        float& word = mine.r[t * kWords + w];
+        if constexpr (kWide) {
+          word = element(w);
+          if constexpr (kProducts == 1) word = bit_cast<float>(to_tf32(word));
+          if constexpr (kKeepsLow) {
+            uint32_t high, low;
+            split(word, high, low);
+            word = bit_cast<float>(high), mine.r[kWeights + t * kWords + w] = bit_cast<float>(low);
+          }
+        } else {
+          const T high = 2 * w + 1 < kEach ? element(2 * w + 1) : T{};
+          word = bit_cast<float>(Pack<T, 2>{{element(2 * w), high}});
+        }
+      }
+    }
+  }
+
+  // d += a b for one step of the depth.
+  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[2]) {
+    if constexpr (kWide) {
+      mma_tf32(d, a, b);
+    } else {
+      mma<T>(d, a, b);
+    }
+  }
+
+  // Adds to the results of all columns the products of words i and, if any, i + 1 of the rows.
+  static __device__ __forceinline__ void add_products(float (&d)[kTiles][4], uint32_t (&a)[4],
+                                                      const Registers& weights, int i) {
+    uint32_t a_low[4];
+    if constexpr (kWide) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float x = bit_cast<float>(a[j]);
+        if constexpr (kProducts == 3) {
+          split(x, a[j], a_low[j]);
+        } else {
+          a[j] = to_tf32(x);
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      uint32_t b[2], b_low[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int place = t * kWords + (i + j) % kWords;
+        b[j] = i + j < kWords ? bit_cast<uint32_t>(weights.r[place]) : 0;
+        if constexpr (kKeepsLow) {
+          b_low[j] = i + j < kWords ? bit_cast<uint32_t>(weights.r[kWeights + place]) : 0;
+        } else if constexpr (kProducts == 3) {
+          split(bit_cast<float>(b[j]), b[j], b_low[j]);
+        }
+      }
+      if constexpr (kProducts == 3) {
+        product(d[t], a_low, b);
+        product(d[t], a, b_low);
+      }
+      product(d[t], a, b);
+    }
+  }
+
+  // Multiplies the rows of a tile by the weights; `results`, which may be the tile, receives the
+  // products, at least `least` if they are kBounded. kSharesOfRows warps divide the rows.
+  template <int kRows, int kSharesOfRows, bool kBounded>
+  static __device__ __forceinline__ void multiply(const T* tile, T* results,
+                                                  const Registers& weights, const Bias& bias,
+                                                  float least, int share, int rows) {
+    constexpr int kPiece = sizeof(T);  // words of four elements
+    struct Words {
+      uint32_t w[kPiece];
+    };
+    if (rows > kRows) rows = kRows;
+#pragma unroll 1
+    for (int r = 16 * share; r < rows; r += 16 * kSharesOfRows) {
+      const int first = (r + g()) * S::kStride + my_channel() * N, second = first + 8 * S::kStride;
+      float d[kTiles][4];
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const bool exists = bias.b != nullptr && (t < 2 * kChunks || i == 0);
+          d[t][i] = exists ? bias.b[my_channel() * N + location(2 * t + i)] : 0.f;
+          d[t][i + 2] = d[t][i];
+        }
+      }
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        const int k = 16 * chunk + 4 * q();
+        const auto x = bit_cast<Words>(*reinterpret_cast<const Pack<T, 4>*>(tile + first + k));
+        const auto y = bit_cast<Words>(*reinterpret_cast<const Pack<T, 4>*>(tile + second + k));
+#pragma unroll
+        for (int i = 0; i < kPiece; i += 2) {
+          uint32_t a[4] = {x.w[i], y.w[i], x.w[i + 1], y.w[i + 1]};
+          add_products(d, a, weights, chunk * kPiece + i);
+        }
+      }
+      if constexpr (kRest > 0) {
+        const int k = N - 4 + q();
+        uint32_t a[4] = {word_of(tile[first + k]), word_of(tile[second + k]), 0, 0};
+        add_products(d, a, weights, kWords - 1);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        T* const row = results + (half == 0 ? first : second);
+        const auto y = [&](int t, int i) {
+          const float x = d[t][2 * half + i];
+          return kBounded ? at_least(x, least) : x;
+        };
+#pragma unroll
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
+          const int t = 2 * chunk;
+          *reinterpret_cast<Pack<T, 4>*>(row + 16 * chunk + 4 * q()) = narrow_pack<T>(
+              {{y(t, 0), y(t, 1), y(t + 1, 0), y(t + 1, 1)}});
+        }
+        if constexpr (kRest > 0) row[N - 4 + q()] = narrow<T>(y(kTiles - 1, 0));
+      }
+    }
+  }
+
+  static __device__ __forceinline__ uint32_t word_of(T x) {
+    if constexpr (kWide) {
+      return bit_cast<uint32_t>(x);
+    } else {
+      return x.bits;
+    }
+  }
+
+  // Adds the products of gradients (rows of grad_weight) and inputs (columns) of a tile.
+  template <int kRows>
+  static __device__ __forceinline__ void add(Registers& sums, const T* grads, const T* inputs,
+                                             int rows) {
+    if (rows > kRows) rows = kRows;
+#pragma unroll 1
+    for (int r = 16 * my_share(); r < rows; r += 16 * kShares) {
+      const int first = r * S::kStride + my_channel() * N;
+      if constexpr (kWide) {
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
+          const int row = first + (8 * half + q()) * S::kStride;
+          add_eight(sums, grads + row, inputs + row);
+        }
       } else {
-        static_cast<T*>(p.grad_bias)[c * N + i - N * N] = narrow<T>(value);
+        add_sixteen(sums, grads + first - shift(), inputs + first - shift());
+      }
+    }
+  }
+
+  // Eight samples; this lane holds those q and q + 4.
+  static __device__ __forceinline__ void add_eight(Registers& sums, const T* grads,
+                                                   const T* inputs) {
+    // Locations 8 block + g, rounded; 0 beyond the end.
+    const auto take = [&](const T* row, int block, uint32_t& high, uint32_t& low) {
+      const int location = 8 * block + g();
+      const float x = 8 * block + 8 <= N || location < N ? row[location] : 0.f;
+      if constexpr (kProducts == 3) {
+        split(x, high, low);
+      } else {
+        high = to_tf32(x);
       }
     };
-    if (p.grad_bias != nullptr && threadIdx.x < Math::kChannels * N) {
-      write(int(threadIdx.x) / N, N * N + int(threadIdx.x) % N, bias_sum);
+    constexpr int kTogether = N == 64 ? 2 : kTall;  // as registers allow
+#pragma unroll
+    for (int first = 0; first < kTall; first += kTogether) {
+      uint32_t high[kTogether][4], low[kTogether][4];
+#pragma unroll
+      for (int m = 0; m < kTogether; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int block = 2 * (first + m) + i % 2;
+          high[m][i] = low[m][i] = 0;
+          if (block < kTiles) take(grads + i / 2 * 4 * S::kStride, block, high[m][i], low[m][i]);
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        uint32_t b[2], b_low[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) take(inputs + 4 * i * S::kStride, t, b[i], b_low[i]);
+#pragma unroll
+        for (int m = 0; m < kTogether; ++m) {
+          float (&d)[4] = reinterpret_cast<float (&)[4]>(sums.r[((first + m) * kTiles + t) * 4]);
+          if constexpr (kProducts == 3) {
+            product(d, low[m], b);
+            product(d, high[m], b_low);
+          }
+          product(d, high[m], b);
+        }
+      }
     }
-    if (p.grad_weight != nullptr) grad_weight.write(tiles, write);
+  }
+
+  // Sixteen samples. ldmatrix needs rows of eight elements at multiples of 16 bytes: for odd
+  // channels of 36 locations they begin with the last four of the channel before. Elements of other
+  // channels, and padding, affect only sums that are not used.
+  static __device__ __forceinline__ int shift() { return my_channel() * N % 8; }
+  static __device__ __forceinline__ void add_sixteen(Registers& sums, const T* grads,
+                                                     const T* inputs) {
+    const int lane = int(threadIdx.x) % 32;
+    uint32_t a[kTall][4];
+#pragma unroll
+    for (int m = 0; m < kTall; ++m) {
+      load_transposed(a[m],
+                      grads + (lane / 16 * 8 + lane % 8) * S::kStride + 16 * m + lane / 8 % 2 * 8);
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; t += 2) {
+      uint32_t b[4];
+      load_transposed(b, inputs + lane % 16 * S::kStride + 8 * t + lane / 16 * 8);
+#pragma unroll
+      for (int i = t; i < t + 2 && i < kTiles; ++i) {
+#pragma unroll
+        for (int m = 0; m < kTall; ++m) {
+          float (&d)[4] = reinterpret_cast<float (&)[4]>(sums.r[(m * kTiles + i) * 4]);
+          product(d, a[m], {b[2 * (i - t)], b[2 * (i - t) + 1]});
+        }
+      }
+    }
+  }
+
+  // Adds the sums to total[channel][N * N + N]; the first share sets them.
+  static __device__ __forceinline__ void add_to(float* total, const Registers& sums) {
+    total += my_channel() * (N * N + N);
+    const int shifted = kWide ? 0 : shift();
+#pragma unroll
+    for (int m = 0; m < kTall; ++m) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = 16 * m + g() + i / 2 * 8 - shifted;
+          const int column = 8 * t + 2 * q() + i % 2 - shifted;
+          if (row < 0 || row >= N || column < 0 || column >= N) continue;
+          float& to = total[row * N + column];
+          const float sum = sums.r[(m * kTiles + t) * 4 + i];
+          to = my_share() == 0 ? sum : to + sum;
+        }
+      }
+    }
+  }
+};
+
+// --- sums over the batch -------------------------------------------------------------------------
+
+// Writes sums k to k + V - 1 of a channel, weights before biases, where these are wanted.
+template <class T, int V>
+__device__ __forceinline__ void write_gradients(const LinearBackward& p, int64_t channel, int64_t k,
+                                                const Pack<acc_t<T>, V>& sums) {
+  const int64_t weights = p.n_out * p.n_in;
+  T* to = static_cast<T*>(k < weights ? p.grad_weight : p.grad_bias);
+  if (to == nullptr) return;
+  to += k < weights ? channel * weights + k : channel * p.n_out + k - weights;
+  Pack<T, V> rounded;
+#pragma unroll
+  for (int i = 0; i < V; ++i) rounded.v[i] = narrow<T>(sums.v[i]);
+  store_vector(to, rounded);
+}
+
+// Writes total[channel][N * N + N] of a block, as gradients or into `partial`.
+template <class T, int N, int kThreads>
+__device__ __forceinline__ void write_sums(const LinearBackward& p, const acc_t<T>* total,
+                                           int64_t slice, const Work& work, acc_t<T>* partial) {
+  constexpr int V = 16 / sizeof(acc_t<T>), kSums = N * N + N;
+#pragma unroll 1
+  for (int i = int(threadIdx.x) * V; i < work.channels * kSums; i += kThreads * V) {
+    const int64_t channel = work.c0 + i / kSums;
+    const int k = i % kSums;
+    if ((k < N * N ? p.grad_weight : p.grad_bias) == nullptr) continue;
+    const auto sums = *reinterpret_cast<const Pack<acc_t<T>, V>*>(total + i);
+    if (partial != nullptr) {
+      store_vector(partial + (slice * p.channels + channel) * kSums + k, sums);
+    } else {
+      write_gradients<T, V>(p, channel, k, sums);
+    }
   }
 }
 
@@ -699,18 +756,237 @@ __global__ void __launch_bounds__(Math::kThreads,
 template <class T>
 __global__ void __launch_bounds__(256)
     add_slices(LinearBackward p, int64_t slices, const acc_t<T>* partial) {
+  constexpr int V = 16 / sizeof(acc_t<T>);
+  using Vector = Pack<acc_t<T>, V>;
   const int64_t weights = p.n_out * p.n_in, size = weights + p.n_out;
   for (int64_t c = blockIdx.x; c < p.channels; c += gridDim.x) {
-    for (int64_t i = threadIdx.x; i < size; i += 256) {
+    for (int64_t i = int64_t(threadIdx.x) * V; i < size; i += 256 * V) {
       if ((i < weights ? p.grad_weight : p.grad_bias) == nullptr) continue;
-      acc_t<T> sum = 0;
-      for (int64_t s = 0; s < slices; ++s) sum += partial[(s * p.channels + c) * size + i];
-      if (i < weights) {
-        static_cast<T*>(p.grad_weight)[c * weights + i] = narrow<T>(sum);
+      Vector sum{};
+#pragma unroll 4
+      for (int64_t s = 0; s < slices; ++s) {
+        const Vector x = *reinterpret_cast<const Vector*>(partial + (s * p.channels + c) * size +
+                                                          i);
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum.v[v] += x.v[v];
+      }
+      write_gradients<T, V>(p, c, i, sum);
+    }
+  }
+}
+
+// --- kernels -------------------------------------------------------------------------------------
+// Outputs and workspaces are contiguous and aligned to 16 bytes, as torch allocates them.
+
+// Shared memory of a kernel that loads kTensors tensors: kStages tiles of each, and in the forward
+// kernel the biases. The weights lie in the last stage until the threads have them in registers.
+template <class T, int N, int kRows, int kTensors>
+struct Stages {
+  static constexpr int kTile = kRows * Slab<T, N>::kStride;
+  static constexpr int kStage = kTensors * kTile;
+  static constexpr int kStages = kTensors == 1 ? 3 : 2;
+  static constexpr int kLast = (kStages - 1) * kStage;
+  static constexpr size_t kBytes = kStages * kStage * sizeof(T) +
+                                   (kTensors == 1 ? Slab<T, N>::kSize * sizeof(acc_t<T>) : 0);
+  static_assert(Slab<T, N>::kWeights <= kStage, "");
+  static_assert(kBytes <= 99 << 10, "a block of compute capability 8.6 and 8.9 has no more");
+};
+
+template <class Math, class T, int N>
+__global__ void __launch_bounds__(Math::kForwardThreads, Math::kForwardBlocks)
+    forward_square(LinearForward p, Slices s, bool vectors) {
+  constexpr int kThreads = Math::kForwardThreads, kRows = Math::kForwardRows;
+  using Memory = Stages<T, N, kRows, 1>;
+  using Tiles = Tile<T, N, kRows, kThreads>;
+  using S = Slab<T, N>;
+  using A = acc_t<T>;
+  CEK_DYNAMIC_SHARED(memory);
+  T* const tiles = reinterpret_cast<T*>(memory);
+  T* const weights = tiles + Memory::kLast;
+  A* const biases = reinterpret_cast<A*>(tiles + Memory::kStages * Memory::kStage);
+  const A least = p.relu ? A(0) : -A(INFINITY);
+  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
+    const Work work(block, s, p.batch, p.channels, S::kChannels);
+    typename Tiles::template Rows<const T> input(
+        region(static_cast<const T*>(p.input), p.input_batch, p.input_channel, work.first, work.c0),
+        work.channels, vectors);
+    const auto load = [&](T* tile, int rows) {
+      if (rows > 0) Tiles::load(tile, input, rows, typename Tiles::Sizes(rows));
+      input.next();
+      commit_copies();
+    };
+    __syncthreads();  // the previous iteration may still be reading
+    load_weights<T, N, kThreads>(
+        weights,
+        region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+        work.channels, vectors);
+#pragma unroll
+    for (int i = 0; i < Memory::kStages - 1; ++i) {
+      load(tiles + i * Memory::kStage, work.rows - i * kRows);
+    }
+    const T* bias = static_cast<const T*>(p.bias);
+    for (int i = int(threadIdx.x); i < S::kSize; i += kThreads) {
+      const bool exists = bias != nullptr && i / N < work.channels;
+      biases[i] = exists ? widen(bias[(work.c0 + i / N) * p.bias_channel + i % N]) : A(0);
+    }
+    wait_copies<Memory::kStages - 2>();
+    __syncthreads();
+    const auto my_bias = Math::take_bias(biases);
+    typename Math::Registers my_weights;
+    Math::take_weights(my_weights, weights, false);
+
+    const auto output = region(static_cast<T*>(p.output), p.channels * N, N, work.first, work.c0);
+    typename Tiles::template Rows<T> to(output, work.channels, vectors);
+    const bool multiplies = Math::has_work(work.channels);
+    const int share = Math::team() * Math::kShares + Math::my_share();  // both teams multiply
+    auto from_here = output;
+    T *tile = tiles, *free = tiles + Memory::kLast;
+    for (int rows = work.rows; rows > 0; rows -= kRows) {
+      wait_copies<Memory::kStages - 2>();
+      __syncthreads();
+      load(free, rows - (Memory::kStages - 1) * kRows);
+      if constexpr (Math::kInPlace) {
+        if (multiplies) {
+          Math::template multiply<kRows, 2 * Math::kShares, true>(tile, tile, my_weights, my_bias,
+                                                                  least, share, rows);
+        }
+        __syncthreads();
+        Tiles::store(tile, to, rows);
+        to.next();
       } else {
-        static_cast<T*>(p.grad_bias)[c * p.n_out + i - weights] = narrow<T>(sum);
+        if (multiplies) {
+          Math::template multiply<kRows, 2 * Math::kShares, true>(tile, my_weights, my_bias, least,
+                                                                  from_here, share, rows);
+        }
+        from_here.data += kRows * output.batch;
+      }
+      free = tile;
+      tile = tile == tiles + Memory::kLast ? tiles : tile + Memory::kStage;
+    }
+    wait_copies<0>();
+  }
+}
+
+// `partial`: sums per slice, (slices, channels, N * N + N), weight before bias; null for one slice.
+template <class Math, class T, int N>
+__global__ void __launch_bounds__(Math::kBackwardThreads, Math::kBackwardBlocks)
+    backward_square(LinearBackward p, Slices s, bool vectors, acc_t<T>* partial) {
+  using A = acc_t<T>;
+  constexpr int kThreads = Math::kBackwardThreads, kRows = Math::kBackwardRows;
+  using Memory = Stages<T, N, kRows, 3>;
+  using Tiles = Tile<T, N, kRows, kThreads>;
+  using S = Slab<T, N>;
+  constexpr int kSums = N * N + N;  // per channel
+  static_assert((S::kChannels * kSums + Tiles::kAtOnce * S::kSize) * sizeof(A) <=
+                    Memory::kStages * Memory::kStage * sizeof(T),
+                "");
+  CEK_DYNAMIC_SHARED(memory);
+  T* const tiles = reinterpret_cast<T*>(memory);
+  T* const weights = tiles + Memory::kLast;
+  for (int64_t block = blockIdx.x; block < s.groups * s.slices; block += gridDim.x) {
+    const Work work(block, s, p.batch, p.channels, S::kChannels);
+    const auto rows_of = [&](const void* data, int64_t batch, int64_t channel) {
+      return typename Tiles::template Rows<const T>(
+          region(static_cast<const T*>(data), batch, channel, work.first, work.c0), work.channels,
+          vectors);
+    };
+    auto grad_output = rows_of(p.grad_output, p.grad_batch, p.grad_channel);
+    auto output = rows_of(p.output, p.output_batch, p.output_channel);
+    auto input = rows_of(p.input, p.input_batch, p.input_channel);
+    const auto load = [&](T* stage, int rows) {
+      if (rows > 0) {
+        const typename Tiles::Sizes sizes(rows);
+        Tiles::load(stage, grad_output, rows, sizes);
+        if (p.output != nullptr) Tiles::load(stage + Memory::kTile, output, rows, sizes);
+        if (p.grad_weight != nullptr) Tiles::load(stage + 2 * Memory::kTile, input, rows, sizes);
+      }
+      grad_output.next(), output.next(), input.next();
+      commit_copies();
+    };
+    __syncthreads();  // the previous iteration may still be reading
+    if (p.grad_input != nullptr) {
+      load_weights<T, N, kThreads>(
+          weights,
+          region(static_cast<const T*>(p.weight), p.weight_row, p.weight_channel, 0, work.c0),
+          work.channels, vectors);
+    }
+#pragma unroll
+    for (int i = 0; i < Memory::kStages - 1; ++i) {
+      load(tiles + i * Memory::kStage, work.rows - i * kRows);
+    }
+    wait_copies<Memory::kStages - 2>();
+    __syncthreads();
+    const bool wanted = (Math::team() == 0 ? p.grad_input : p.grad_weight) != nullptr;
+    const int team = wanted && Math::has_work(work.channels) ? Math::team() : -1;
+    // The weights in the first team, the sums in the second one.
+    typename Math::Registers registers;
+    if (team == 0) {
+      Math::take_weights(registers, weights, true);
+    } else {
+      registers = {};
+    }
+    A bias_sums[S::kVector] = {};
+
+    const auto results = region(static_cast<T*>(p.grad_input), p.channels * N, N, work.first,
+                                work.c0);
+    typename Tiles::template Rows<T> to(results, work.channels, vectors);
+    auto from_here = results;
+    T *stage = tiles, *free = tiles + Memory::kLast;
+    for (int rows = work.rows; rows > 0; rows -= kRows) {
+      T *const grads = stage, *const outputs = stage + Memory::kTile;
+      const T* const inputs = stage + 2 * Memory::kTile;
+      wait_copies<Memory::kStages - 2>();
+      Tiles::gate(grads, p.output != nullptr ? outputs : nullptr, bias_sums);
+      __syncthreads();
+      load(free, rows - (Memory::kStages - 1) * kRows);
+      if constexpr (Math::kInPlace) {
+        if (team == 0) {
+          Math::template multiply<kRows, Math::kShares, false>(grads, outputs, registers, {}, 0,
+                                                               Math::my_share(), rows);
+        }
+      } else {
+        if (team == 0) {
+          Math::template multiply<kRows, Math::kShares, false>(grads, registers, {}, 0, from_here,
+                                                               Math::my_share(), rows);
+        }
+        from_here.data += kRows * results.batch;
+      }
+      if (team == 1) Math::template add<kRows>(registers, grads, inputs, rows);
+      if constexpr (Math::kInPlace) {
+        __syncthreads();
+        if (p.grad_input != nullptr) Tiles::store(outputs, to, rows);
+        to.next();
+      }
+      free = stage;
+      stage = stage == tiles + Memory::kLast ? tiles : stage + Memory::kStage;
+    }
+    wait_copies<0>();
+
+    // The sums of all threads, in shared memory in a fixed order.
+    A* const total = reinterpret_cast<A*>(tiles);
+    A* const bias_shares = total + S::kChannels * kSums;
+    __syncthreads();
+    if (p.grad_bias != nullptr && Tiles::my_row() < Tiles::kAtOnce) {
+#pragma unroll
+      for (int v = 0; v < S::kVector; ++v) {
+        bias_shares[Tiles::my_row() * S::kSize + Tiles::my_element() + v] = bias_sums[v];
       }
     }
+#pragma unroll 1
+    for (int share = 0; share < Math::kShares; ++share) {
+      if (team == 1 && Math::my_share() == share) Math::add_to(total, registers);
+      __syncthreads();
+    }
+    if (p.grad_bias != nullptr) {
+      for (int i = int(threadIdx.x); i < S::kSize; i += kThreads) {
+        A sum = 0;
+#pragma unroll 4
+        for (int r = 0; r < Tiles::kAtOnce; ++r) sum += bias_shares[r * S::kSize + i];
+        total[i / N * kSums + N * N + i % N] = sum;
+      }
+    }
+    __syncthreads();
+    write_sums<T, N, kThreads>(p, total, block / s.groups, work, partial);
   }
 }
 
@@ -823,7 +1099,9 @@ struct Kind {
 };
 
 template <int N>
-struct Size {};
+struct Size {
+  static constexpr int value = N;
+};
 
 // Calls f(Kind<Math>, T(), Size<N>) if there is a kernel of the exact size, else otherwise(T()).
 template <class T, int N, class F, class Otherwise>
@@ -863,12 +1141,10 @@ auto choose(const Params& p, F f, Otherwise otherwise) {
   }
 }
 
-// True if rows can be accessed in vectors of four elements (two for float64).
+// True if the rows of all channels of a sample are contiguous and can be accessed in 16 bytes.
 template <class T>
-bool vectors_at(const void* pointer, int64_t stride = 0, int64_t other_stride = 0) {
-  constexpr int64_t elements = sizeof(T) == 8 ? 2 : 4;
-  return aligned(pointer, elements * int64_t(sizeof(T))) && stride % elements == 0 &&
-         other_stride % elements == 0;
+bool slabs_at(const void* pointer, int64_t batch, int64_t channel, int64_t n) {
+  return aligned(pointer, 16) && batch * int64_t(sizeof(T)) % 16 == 0 && channel == n;
 }
 
 template <class T>
@@ -920,42 +1196,43 @@ void backward_any(const LinearBackward& p, void* stream) {
   }
 }
 
-template <class T, int N, int kProducts>
-void forward_square(Kind<TensorCore<T, N, kProducts>>, const LinearForward& p, bool vectors,
-                    void* stream) {
-  using Math = TensorCore<T, N, kProducts>;
-  const Slices s = slices_of(p.batch, p.channels, Math::kForwardChannels,
-                             16 * Math::kForwardWarps / Math::kForwardChannels,
-                             Math::kForwardWarps);
-  CEK_LAUNCH((forward_mma<Math, T, N>), grid_of(s.groups * s.slices), Math::kForwardThreads, stream,
-             p, s, vectors);
+constexpr int64_t kMultiprocessors = 128;  // about, of a large GPU
+
+template <class Math, class T, int N>
+void forward(Kind<Math>, T, Size<N>, const LinearForward& p, void* stream) {
+  constexpr int kRows = Math::kForwardRows;
+  const bool vectors = slabs_at<T>(p.input, p.input_batch, p.input_channel, N) &&
+                       slabs_at<T>(p.output, p.channels * N, N, N) &&
+                       slabs_at<T>(p.weight, p.weight_channel, p.weight_row, N) &&
+                       p.weight_channel == N * N;
+  const Slices s = slices_of(p.batch, p.channels, Slab<T, N>::kChannels, kRows,
+                             kMultiprocessors * Math::kForwardBlocks);
+  CEK_LAUNCH_SHARED((forward_square<Math, T, N>), grid_of(s.groups * s.slices),
+                    Math::kForwardThreads, (Stages<T, N, kRows, 1>::kBytes), stream, p, s, vectors);
 }
 
-template <class T, int N>
-void forward_square(Kind<Exact<T, N>>, const LinearForward& p, bool vectors, void* stream) {
-  using Math = Exact<T, N>;
-  const Slices s = slices_of(p.batch, p.channels, Math::kChannels, Math::kRows,
-                             Math::kThreads / 32);
-  CEK_LAUNCH((forward_exact<T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream, p, s,
-             vectors);
-}
-
-template <class Math>
+template <class Math, class T, int N>
 Slices backward_slices(const LinearBackward& p) {
-  return slices_of(p.batch, p.channels, Math::kChannels, Math::kRows, Math::kThreads / 32);
+  return slices_of(p.batch, p.channels, Slab<T, N>::kChannels, Math::kBackwardRows,
+                   kMultiprocessors);
 }
 
 template <class Math, class T, int N>
 void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, void* stream) {
-  const bool vectors = vectors_at<T>(p.grad_output, p.grad_batch, p.grad_channel) &&
-                       vectors_at<T>(p.output, p.output_batch, p.output_channel) &&
-                       vectors_at<T>(p.input, p.input_batch, p.input_channel) &&
-                       vectors_at<T>(p.grad_input);
-  const Slices s = backward_slices<Math>(p);
+  constexpr int kRows = Math::kBackwardRows;
+  const bool vectors = slabs_at<T>(p.grad_output, p.grad_batch, p.grad_channel, N) &&
+                       (p.output == nullptr ||
+                        slabs_at<T>(p.output, p.output_batch, p.output_channel, N)) &&
+                       slabs_at<T>(p.input, p.input_batch, p.input_channel, N) &&
+                       slabs_at<T>(p.grad_input, p.channels * N, N, N) &&
+                       slabs_at<T>(p.weight, p.weight_channel, p.weight_row, N) &&
+                       p.weight_channel == N * N;
+  const Slices s = backward_slices<Math, T, N>(p);
   const bool sums = p.grad_weight != nullptr || p.grad_bias != nullptr;
   auto* partial = sums && s.slices > 1 ? static_cast<acc_t<T>*>(workspace) : nullptr;
-  CEK_LAUNCH((backward_square<Math, T, N>), grid_of(s.groups * s.slices), Math::kThreads, stream, p,
-             s, vectors, partial);
+  CEK_LAUNCH_SHARED((backward_square<Math, T, N>), grid_of(s.groups * s.slices),
+                    Math::kBackwardThreads, (Stages<T, N, kRows, 3>::kBytes), stream, p, s, vectors,
+                    partial);
   if (partial != nullptr) {
     CEK_LAUNCH(add_slices<T>, grid_of(p.channels), 256, stream, p, s.slices, partial);
   }
@@ -968,10 +1245,11 @@ size_t workspace_bytes(const LinearForward&) { return 0; }
 size_t workspace_bytes(const LinearBackward& p) {
   return choose(
       p,
-      [&](auto kind, auto element, auto) -> size_t {
+      [&](auto kind, auto element, auto size) -> size_t {
         using Math = typename decltype(kind)::type;
         if (p.grad_weight == nullptr && p.grad_bias == nullptr) return 0;
-        const Slices s = backward_slices<Math>(p);
+        constexpr int kN = decltype(size)::value;
+        const Slices s = backward_slices<Math, decltype(element), kN>(p);
         const int64_t sums = s.slices * p.channels * (p.n_out * p.n_in + p.n_out);
         return s.slices > 1 ? size_t(sums) * sizeof(acc_t<decltype(element)>) : 0;
       },
@@ -980,13 +1258,7 @@ size_t workspace_bytes(const LinearBackward& p) {
 
 const char* run(const LinearForward& p, void*, void* stream) {
   choose(
-      p,
-      [&](auto kind, auto element, auto) {
-        using T = decltype(element);
-        const bool vectors = vectors_at<T>(p.input, p.input_batch, p.input_channel) &&
-                             vectors_at<T>(p.output);
-        forward_square(kind, p, vectors, stream);
-      },
+      p, [&](auto kind, auto element, auto size) { forward(kind, element, size, p, stream); },
       [&](auto element) { forward_any<decltype(element)>(p, stream); });
   return launch_error();
 }

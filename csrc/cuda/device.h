@@ -2,6 +2,8 @@
 // compiled for the host against tests/helpers/cuda_host, which provides the same names.
 #pragma once
 
+#include <type_traits>
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define CEK_LAUNCH(kernel, grid, block, stream, ...) \
@@ -45,19 +47,26 @@ struct alignas(V * sizeof(T)) Pack {
   T v[V];
 };
 
-// Stores 16 bytes in one instruction. The compiler splits an assignment into stores of the elements
-// where it merges it with another one.
+// Stores 8 or 16 bytes at once. (The compiler merges the branches of a choice between one vector
+// and its elements, and then stores the elements.)
 template <class T, int V>
-__device__ __forceinline__ void store_vector(T* to, const Pack<T, V>& values) {
-  static_assert(sizeof(values) == 16, "");
+__device__ __forceinline__ void store_vector(T* to, const Pack<T, V>& pack) {
+  static_assert(sizeof(pack) == 8 || sizeof(pack) == 16, "");
 #ifdef __CUDACC__
-  uint4 words;
-  memcpy(&words, &values, sizeof(words));
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
-               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
-               : "memory");
+  if constexpr (std::is_same<T, double>::value) {
+    asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(to), "d"(pack.v[0]), "d"(pack.v[1])
+                 : "memory");
+  } else if constexpr (sizeof(pack) == 16) {
+    const auto x = bit_cast<Pack<float, 4>>(pack);
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.v[0]), "f"(x.v[1]),
+                 "f"(x.v[2]), "f"(x.v[3])
+                 : "memory");
+  } else {
+    const auto x = bit_cast<Pack<float, 2>>(pack);
+    asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x.v[0]), "f"(x.v[1]) : "memory");
+  }
 #else
-  *reinterpret_cast<Pack<T, V>*>(to) = values;
+  *reinterpret_cast<Pack<T, V>*>(to) = pack;
 #endif
 }
 

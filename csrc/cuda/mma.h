@@ -24,24 +24,36 @@ namespace cekernels {
 namespace cuda {
 namespace {
 
-// Rounds to nearest TF32, ties away from zero; the product alone would truncate.
+// Rounds to nearest TF32, ties away from zero; the product alone would truncate. Volatile: rounded
+// operands that do not change in a loop would be kept beside the others, and registers spilled.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return bits;
 }
 
-// Keeps the compiler from sinking mma.sync, which all lanes of a warp must execute together, into a
-// divergent branch in which its result is used.
-__device__ __forceinline__ void hold(const float (&d)[2][4]) {
-  asm volatile("" ::"f"(d[0][0]), "f"(d[0][1]), "f"(d[0][2]), "f"(d[0][3]), "f"(d[1][0]),
-               "f"(d[1][1]), "f"(d[1][2]), "f"(d[1][3]));
-}
+// Rounds to two elements of 16 bits, to nearest even.
+template <class T>
+__device__ __forceinline__ uint32_t narrow_pair(float low, float high);
+#define CEK_NARROW(T, type)                                                    \
+  template <>                                                                  \
+  __device__ __forceinline__ uint32_t narrow_pair<T>(float low, float high) {  \
+    uint32_t bits;                                                             \
+    asm("cvt.rn." type ".f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low)); \
+    return bits;                                                               \
+  }
+CEK_NARROW(BFloat16, "bf16x2")
+CEK_NARROW(Half, "f16x2")
+#undef CEK_NARROW
+
+// The products below are volatile: all lanes of a warp must execute them together, and they must
+// not be moved into a branch in which their result is used.
 
 // d += a b with TF32 operands.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -50,14 +62,14 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
 // d += a b with 16-bit operands of type T.
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-#define CEK_MMA(T, type)                                                        \
-  template <>                                                                   \
-  __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4], \
-                                         const uint32_t (&b)[2]) {              \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                  \
-        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"            \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                        \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));    \
+#define CEK_MMA(T, type)                                                              \
+  template <>                                                                         \
+  __device__ __forceinline__ void mma<T>(float (&d)[4], const uint32_t (&a)[4],       \
+                                         const uint32_t (&b)[2]) {                    \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type               \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"         \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
   }
 CEK_MMA(BFloat16, "bf16")
 CEK_MMA(Half, "f16")
@@ -78,3 +90,22 @@ __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void* ro
 }  // namespace cuda
 }  // namespace cekernels
 #endif
+
+namespace cekernels {
+namespace cuda {
+namespace {
+
+template <class T>
+__device__ __forceinline__ Pack<T, 4> narrow_pack(const Pack<float, 4>& x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    const Pack<uint32_t, 2> words = {narrow_pair<T>(x.v[0], x.v[1]),
+                                     narrow_pair<T>(x.v[2], x.v[3])};
+    return bit_cast<Pack<T, 4>>(words);
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace cekernels

@@ -125,6 +125,17 @@ def test_linear_against_float64(
     assert_close(y, peer, exact, 2, {torch.float64: 16, torch.float32: 12}.get(dtype, 1))
 
 
+@every_kind
+def test_linear_keeps_nan(kernels: CompiledKernels, dtype: torch.dtype, products: int) -> None:
+    """A NaN in the input affects its row of one channel alone, and passes the ReLU."""
+    x, w, b, _ = whole_numbers((5, 3, 36, 36), dtype)
+    x[2, 1, 7] = float("nan")
+    y = kernels.channelwise_linear(*kernels.on_gpu(x, w, b), True, products)
+    affected = torch.zeros(5, 3, 1, dtype=torch.bool)
+    affected[2, 1] = True
+    assert torch.equal(y.isnan(), affected.expand(y.shape))
+
+
 def test_linear_of_other_sizes(kernels: CompiledKernels) -> None:
     """Rectangular maps, several tiles of 64, and no gradient of the weight."""
     for shape, needs in (((5, 2, 70, 36), ALL), ((70, 1, 3, 65), (False, False, True))):

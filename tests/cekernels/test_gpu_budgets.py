@@ -98,12 +98,6 @@ def test_nothing_spills() -> None:
 # of the batch are shorter; for "ieee" in Triton it counted wavefronts of shared memory alone.
 # Where a kernel changes, its row goes.
 INDEPENDENT = {
-    "cuda linear forward ieee sm_90": (94, "wavefronts", 20.5),
-    "cuda linear forward tf32 sm_90": (39.6, "wavefronts", 13.2),
-    "cuda linear forward bf16 sm_90": (67, "wavefronts", 11.1),
-    "cuda linear backward ieee sm_90": (193, "wavefronts", 36.6),
-    "cuda linear backward tf32 sm_90": (122, "wavefronts", 41),
-    "cuda linear backward bf16 sm_90": (122, "wavefronts", 33.4),
     "triton linear forward ieee sm_90": (142, "shared_wavefronts", 142),
     "triton linear forward bf16 sm_80": (29, "wavefronts", 10.9),
     "triton linear backward ieee sm_90": (346, "shared_wavefronts", 88),

@@ -171,8 +171,15 @@ inline unsigned next_block(unsigned block, unsigned count) {
   return ends_only && block + 1 < count ? count - 1 : block + 1;
 }
 
+inline std::vector<uint64_t> shared;  // dynamic shared memory of the block, aligned to 16 bytes
+inline unsigned char* dynamic_shared() {
+  const uintptr_t start = reinterpret_cast<uintptr_t>(shared.data());
+  return reinterpret_cast<unsigned char*>((start + 15) / 16 * 16);
+}
+
 template <class Kernel>
-void launch(dim3 grid, dim3 threads, Kernel kernel) {
+void launch(dim3 grid, dim3 threads, Kernel kernel, size_t bytes = 0) {
+  shared.assign(bytes / sizeof(uint64_t) + 2, 0);
   const std::function<void()> call = kernel;
   block.kernel = &call;
   gridDim = dim3(grid.x < kMaxGrid || ends_only ? grid.x : kMaxGrid, grid.y);

@@ -37,7 +37,10 @@ void product(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], A el
   __syncwarp();
 }
 
-inline void hold(const float (&)[2][4]) {}
+template <class T>
+uint32_t narrow_pair(float low, float high) {
+  return narrow<T>(low).bits | uint32_t(narrow<T>(high).bits) << 16;
+}
 
 inline uint32_t to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);

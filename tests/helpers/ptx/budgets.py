@@ -269,7 +269,7 @@ class Measurements:
                 0,
             )
             kernels.channelwise_linear_backward(x, x, w, x, True, True, True, number)
-            slices = kernels.reports[0].grid // (CHANNELS // _group(number, dtype))
+            slices = kernels.reports[0].grid // (CHANNELS // _group(dtype))
             partial = 4 * slices * CHANNELS * (N * N + N) if slices > 1 else 0
             size = _linear_bytes(False, dtype, partial)
             yield "linear", f"linear backward {products}", BATCH * CHANNELS, size, 0
@@ -330,9 +330,9 @@ LINEAR_SHAPES = ((BATCH, CHANNELS, N), (CHANNELS, N, N), (CHANNELS, N))
 MEASURED = 2  # of the SAMPLES images; the others cost the same
 
 
-def _group(products: int, dtype: torch.dtype) -> int:
-    """Channels per block of the backward kernel (kChannels in channelwise_linear.cu)."""
-    return 2 if dtype == torch.bfloat16 or products == 0 else 1
+def _group(dtype: torch.dtype) -> int:
+    """Channels per block (Slab::kChannels in channelwise_linear.cu)."""
+    return 8 // dtype.itemsize
 
 
 def sample(count: int) -> list[int]:

@@ -453,7 +453,10 @@ class _Batch:
                 raise GpuError("copy not waited for", str(where))
 
     def copy(self, to: Any, of: Any, lanes: Any | None, size: int, count: Any, site: int) -> None:
-        """cp.async: ``count`` of ``size`` bytes, the others zeros. Takes effect when waited for."""
+        """cp.async: ``count`` of ``size`` bytes, the others zeros. Takes effect when waited for.
+
+        Accesses of other threads race with both ends of that time.
+        """
         where = self.kernel.sites[site]
         everyone = np.ones(self.shape, bool) if lanes is None else lanes
         if not everyone.any():
@@ -489,6 +492,9 @@ class _Batch:
         for part in range(0, size, 4):
             self.pending[(to_flat + part) // 4] = True
         me = self._flat(self.me, everyone)
+        order = self.orders["shared"]
+        if order is not None:  # it may be written at once, while others still read
+            order.write(to_flat, me, size, where)
         self.copies.append(_Copy(to_flat, me, np.flatnonzero(everyone), values, where))
 
     def commit_copies(self, lanes: Any | None) -> None:

@@ -314,10 +314,12 @@ class _BlockWriter:
         self._function(instruction, "A.remainder", 2)
 
     def _min(self, instruction: Instruction) -> None:
-        self._function(instruction, "np.fmin" if instruction.type[0] == "f" else "np.minimum", 2)
+        quiet = instruction.type[0] == "f" and "NaN" not in instruction.parts
+        self._function(instruction, "np.fmin" if quiet else "np.minimum", 2)
 
     def _max(self, instruction: Instruction) -> None:
-        self._function(instruction, "np.fmax" if instruction.type[0] == "f" else "np.maximum", 2)
+        quiet = instruction.type[0] == "f" and "NaN" not in instruction.parts
+        self._function(instruction, "np.fmax" if quiet else "np.maximum", 2)
 
     def _popc(self, instruction: Instruction) -> None:
         a = self.value(instruction.operands[1], dtype_of(instruction.type))
