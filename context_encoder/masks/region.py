@@ -131,10 +131,12 @@ class RegionMasks(MaskSampler):
         scale = ((scale * share) >> 15)[:, :, None]
         outlines = (outlines * scale + (1 << 13)) >> 14
 
-        vertices = self._placed(outlines, places).int().movedim(0, -1)
+        # Points side by side, as the rasterizer reads them, in the copy that makes them int32.
+        vertices = self._placed(outlines, places).movedim(0, -1)
+        vertices = vertices.to(torch.int32, memory_format=torch.contiguous_format)
         contours = torch.arange(batch * MAX_SHAPES + 1, device=index.device) * VERTICES
         samples = torch.arange(batch + 1, device=index.device) * MAX_SHAPES
-        return rasterize_polygons(vertices.reshape(-1, 2), contours, samples, self.size, self.size)
+        return rasterize_polygons(vertices.view(-1, 2), contours, samples, self.size, self.size)
 
     def _deformed(
         self,
