@@ -153,9 +153,9 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     with _reported(folder):
         if os.path.lexists(folder):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(folder.parent, exist_ok=True)
         new = _temporary_name(folder)
-        new.mkdir()
+        os.mkdir(new)
         try:
             fill(new)
             # Flushed before the rename: otherwise a power cut could leave the name without the
