@@ -134,6 +134,8 @@ def _points(op: str, name: str, value: Any, numbers: int, device: torch.device |
     points = points.detach().as_subclass(Tensor)
     if _checks.readable(points) and not points.isfinite().all():
         raise ValueError(f"{op}: {name} must be finite, got NaN or infinite coordinates")
+    if points.is_meta and torch.device(device).type != "meta":
+        raise ValueError(f"{op}: {name} is a meta tensor, which has no values to copy to {device}")
     return points.to(device, torch.promote_types(points.dtype, torch.float32))
 
 

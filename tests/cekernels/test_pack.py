@@ -124,3 +124,10 @@ def test_device_is_that_of_the_first_tensor_or_the_one_given() -> None:
 def test_errors_name_the_element(f: Any, value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"^{f.__name__}: {message}"):
         f(value)
+
+
+def test_a_meta_tensor_beside_others_is_refused() -> None:
+    boxes = [torch.zeros(1, 4), torch.zeros(1, 4, device="meta")]
+    with pytest.raises(ValueError, match=r"pack_boxes: boxes\[1\] is a meta tensor"):
+        pack_boxes(boxes)
+    assert pack_boxes(boxes[1:])[0].is_meta
