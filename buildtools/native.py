@@ -13,7 +13,7 @@ Environment variables:
 - ``TORCH_CUDA_ARCH_LIST``: GPU architectures in torch's notation ("8.0;9.0+PTX"); default: those of
   A100, H100 and B200 that this nvcc supports, plus PTX of the last. Architectures before 8.0, for
   which the kernels cannot be compiled, are skipped.
-- ``CEKERNELS_NVCC_FLAGS``: additional flags for nvcc ("--use_fast_math"); they are recorded.
+- ``CEKERNELS_NVCC_FLAGS``: additional flags for nvcc ("-ptxas-options=-v"); they are recorded.
 
 ``cekernels/_build.json`` records the libraries built, their compilers and flags, and the reasons
 for those not built; ``python -m cekernels.info`` shows it. A digest of the sources is part of it:

@@ -52,25 +52,21 @@ def unsupported_device(device: torch.device) -> str | None:
     return None
 
 
-_counters: dict[tuple[torch.device, int], Tensor] = {}
-_STREAM_PER_THREAD = 2  # the handle that stands for another stream in every thread
+_counters: dict[torch.device, Tensor] = {}
 
 
 def zero_counter(device: torch.device) -> Tensor:
     """An int32 that is 0 for a kernel on the current stream, which has to leave it at 0.
 
-    One serves all launches on a stream, as they follow each other. A launch that is captured into a
-    graph may run at the same time as others: it gets its own, which the graph clears.
+    One serves all launches on a device's default stream, which follow each other and are never
+    captured into a graph. On other streams, whose memory may belong to a graph or whose handle to
+    another stream later, a launch gets its own, which is cleared on the stream.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or torch.cuda.current_stream(device).cuda_stream != 0:
         return torch.zeros((), dtype=torch.int32, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    if stream == _STREAM_PER_THREAD or torch.cuda.is_current_stream_capturing():
-        return torch.zeros((), dtype=torch.int32, device=device)
-    key = device, stream
-    if key not in _counters:
-        _counters[key] = torch.zeros((), dtype=torch.int32, device=device)
-    return _counters[key]
+    if device not in _counters:
+        _counters[device] = torch.zeros((), dtype=torch.int32, device=device)
+    return _counters[device]
 
 
 FLOAT64 = "float64 is not supported; use the reference"

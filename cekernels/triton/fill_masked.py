@@ -62,12 +62,12 @@ def fill_masked_kernel(
 ):
     """Program (b, k): block k of the pixels of sample b, all channels."""
     sample = tl.program_id(0) // blocks
-    first = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK // ALIGN) * ALIGN
-    if WIDE:
+    block = tl.program_id(0) % blocks
+    if WIDE:  # before any product: a plane may have more pixels than int32 counts
         sample = sample.to(tl.int64)
-        first = first.to(tl.int64)
+        block = block.to(tl.int64)
         pixels = tl.cast(pixels, tl.int64)
-    first = tl.multiple_of(first, ALIGN)
+    first = tl.multiple_of(block * BLOCK + tl.arange(0, BLOCK // ALIGN) * ALIGN, ALIGN)
     pixel = first[:, None] + tl.arange(0, ALIGN)[None, :]
     # ALIGN divides the number of pixels: a group lies entirely inside or outside
     exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)

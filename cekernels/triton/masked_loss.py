@@ -362,7 +362,8 @@ def _loss(
     """Loss and scale, and the gradient if one is to be written."""
     samples, _, height, width = prediction.shape
     partials = samples * _splits(samples, height * width)
-    sums = prediction.new_empty((3, partials), dtype=torch.float32)
+    # Rows of a multiple of 16 bytes: Triton compiles for the alignment that it finds.
+    sums = prediction.new_empty((3, cdiv(partials, 4) * 4), dtype=torch.float32)[:, :partials]
     scale = sums.new_empty(())
     loss = sums.new_empty(samples if normalize == "none" else ())
     if samples == 0:

@@ -31,7 +31,7 @@ def _word(pointer, row, column, stride_row, stride_column, exists):
 _STRIDES = [f"c{n}_stride_{axis}" for n in range(4) for axis in ("row", "column")]
 
 
-@triton.jit(do_not_specialize=["count", *_STRIDES])
+@triton.jit(do_not_specialize=["key", "count", *_STRIDES])
 def philox_kernel(
     c0,
     c1,

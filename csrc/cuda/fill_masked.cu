@@ -42,8 +42,8 @@ void start(const FillMasked& p, void* stream) {
   constexpr int V = 16 / sizeof(T);
   const int64_t plane = p.height * p.width, pieces = pieces_of(plane), count = p.batch * pieces;
   if (count == 0) return;
-  if (!p.channels_last && plane % V == 0 && packs<T, V>(p.image, p.width) && packs<M, V>(p.mask, p.width) &&
-      aligned(p.output, 16)) {
+  if (!p.channels_last && plane % V == 0 && packs<T, V>(p.image, p.width) &&
+      packs<M, V>(p.mask, p.width) && aligned(p.output, 16)) {
     CEK_LAUNCH((fill<T, M, V>), grid_of(count), kThreads, stream, p, pieces);
   } else {
     CEK_LAUNCH((fill<T, M, 1>), grid_of(count), kThreads, stream, p, pieces);

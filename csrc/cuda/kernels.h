@@ -13,9 +13,5 @@ namespace cuda {
 CEK_FOR_EACH_KERNEL(CEK_DECLARE_RUN)
 #undef CEK_DECLARE_RUN
 
-// Whether kernels launched on the stream run one after the other: not those that are captured into
-// a graph, nor those on the stream that stands for another one in every thread.
-bool launches_in_order(void* stream);
-
 }  // namespace cuda
 }  // namespace cekernels

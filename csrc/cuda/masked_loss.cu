@@ -132,8 +132,8 @@ __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece
   const int64_t runs = interleaved ? 1 : p.channels;
   for (int64_t c = 0; c < runs; ++c) {
     const int64_t first = (b * p.channels + c) * plane + pixel * repeat;
-    const M* mask =
-        static_cast<const M*>(p.mask.data) + b * p.mask.batch + c * p.mask.channel + pixel;
+    const M* mask = static_cast<const M*>(p.mask.data) + b * p.mask.batch + c * p.mask.channel +
+                    pixel;
     const T* x = static_cast<const T*>(p.prediction.data) + first;
     const T* y = static_cast<const T*>(p.target.data) + first;
     T* to = with_grad ? static_cast<T*>(p.grad) + first : nullptr;
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   }
 }
 
-// The sum of the weights of each piece, before a gradient that depends on them.
+// The sum of all weights in weights[0], before a gradient that depends on it.
 template <class A, class M>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     measure(MaskedLoss p, int64_t pieces, double* weights) {
@@ -277,6 +277,11 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     const double total = block_sum(double(sum));
     if (threadIdx.x == 0) weights[block] = total;
   }
+  if (!is_last_block(p.counter)) return;
+  double all = 0;
+  for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) all += weights[i];
+  all = block_sum<1>(all);
+  if (threadIdx.x == 0) weights[0] = all;
 }
 
 template <class T, class M, int V>
@@ -311,6 +316,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 // True if the operands allow dense_piece.
 template <class P>
 bool is_dense(const P& p) {
+  if (p.channels_last && p.channels > INT32_MAX / kPieceElements) return false;  // of a piece
   const int64_t plane = p.height * p.width;
   const int64_t column = p.channels_last ? p.channels : 1;
   const int64_t channel = p.channels_last ? 1 : plane;
@@ -352,8 +358,11 @@ void start(MaskedLoss p, void* workspace, void* stream) {
     return;
   }
   if (unknown) {
-    areas = p.batch * pieces;
-    CEK_LAUNCH((measure<acc_t<T>, M>), grid_of(areas), kThreads, stream, p, pieces, weights);
+    areas = p.batch * pieces > 0;
+    if (areas) {
+      CEK_LAUNCH((measure<acc_t<T>, M>), grid_of(p.batch * pieces), kThreads, stream, p, pieces,
+                 weights);
+    }
     p.area = weights, p.area_dtype = DType::f64, p.area_stride = 1;
   }
   launch_elements<true, T, M>(p, pieces, partial, areas, stream);
@@ -400,14 +409,6 @@ const char* with_types(const P& p, void* workspace, void* stream) {
 }
 
 }  // namespace
-
-bool launches_in_order(void* stream) {
-  if (stream == static_cast<void*>(cudaStreamPerThread)) return false;
-  cudaStreamCaptureStatus status;
-  const cudaError_t error = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
-  if (error != cudaSuccess) cudaGetLastError();  // the legacy stream, while another is captured
-  return error == cudaSuccess && status == cudaStreamCaptureStatusNone;
-}
 
 size_t workspace_bytes(const MaskedLossBackward&) { return 0; }
 size_t workspace_bytes(const ScaleGradient&) { return 0; }

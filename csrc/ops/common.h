@@ -245,7 +245,10 @@ struct Result {
   Tensor made;
 
   Result(const char* op, const char* name, const Tensor& like)
-      : op(op), name(name), like(like), channels_last(is_channels_last(like)),
+      : op(op),
+        name(name),
+        like(like),
+        channels_last(is_channels_last(like)),
         made(empty_as(op, name, like, written_in_place() && channels_last)) {}
   static constexpr bool written_in_place() {
 #ifdef CEK_CUDA

@@ -75,23 +75,22 @@ Normalize normalization(const char* op, const std::string& name) {
 
 #ifdef CEK_CUDA
 // A counter that is 0 for a kernel on the current stream, which leaves it at 0: one for all launches
-// on the stream, as they follow each other. Launches that are captured into a graph may run at the
-// same time as others, those of the graph's other runs excepted: they get their own, which the graph
-// clears.
+// on a device's default stream, which follow each other and are never captured into a graph. On other
+// streams, whose memory may belong to a graph or whose handle to another stream later, launches get
+// their own, which is cleared on the stream.
 Tensor zero_counter(const char* op, const Tensor& on) {
   const auto make = [&] {
     Tensor counter = empty(op, "counter", on, ScalarType::Int, {1});
     return torch::stable::zero_(counter);
   };
-  void* stream = current_stream(on);
-  if (!cuda::launches_in_order(stream)) return make();
+  if (current_stream(on) != nullptr) return make();
   static std::mutex lock;
   // Never destroyed: at exit the CUDA context may be gone before it.
-  static auto& counters = *new std::map<std::pair<int32_t, void*>, Tensor>;
+  static auto& counters = *new std::map<int32_t, Tensor>;
   const std::lock_guard<std::mutex> guard(lock);
-  const auto key = std::make_pair(int32_t(on.get_device_index()), stream);
-  const auto found = counters.find(key);
-  return found != counters.end() ? found->second : counters.emplace(key, make()).first->second;
+  const int32_t device = on.get_device_index();
+  const auto found = counters.find(device);
+  return found != counters.end() ? found->second : counters.emplace(device, make()).first->second;
 }
 #endif
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from tests.helpers.triton_compile import (
     SHARED_MEMORY,
     Compiled,
     compile_for,
+    compiled_by_triton,
     implementation,
     launches,
     source_of,
@@ -228,6 +230,16 @@ def test_int64_offsets_where_int32_would_overflow() -> None:
     check(compile_for(call, 90), 90)
 
 
+def test_one_plane_of_more_pixels_than_int32_counts() -> None:
+    """The number of a block is widened before it is multiplied; the loss has few, in a loop."""
+    side = 46342
+    p, m = empty(torch.bfloat16, 1, 1, side, side), empty(torch.bool, 1, 1, side, side)
+    (call,) = launches(implementation.fill_masked, p, m, empty(torch.bfloat16, 1))
+    assert call.arguments["WIDE"] is True
+    products = re.findall(r"arith.muli .* : (i\d+) ", compiled_by_triton(call, 90).asm["ttir"])
+    assert set(products) == {"i64"}
+
+
 def test_one_pixel_with_int64_offsets() -> None:
     """A size of 1 becomes a constant in the compiler, not a tensor."""
     p = torch.empty_strided((2, 3, 1, 1), (2**31, 4, 4, 1), dtype=torch.float32, device="meta")
@@ -258,9 +270,13 @@ def kernels_of(batch: int, *, training: bool) -> set[str]:
         # A map so large that torch multiplies, and the kernel adds bias and ReLU.
         x, w = empty(dtype, batch, 4, 1024), empty(dtype, 4, 1024, 1024)
         calls += launches(implementation.channelwise_linear, x, w, empty(dtype, 4, 1024), True)
-        for layout in (torch.contiguous_format, torch.channels_last):
-            p = torch.empty((batch, 3, 64, 64), dtype=dtype, device="meta", memory_format=layout)
-            m, one = empty(torch.bool, batch, 1, 64, 64), empty(torch.float32)
+        # 227 squared is odd: so are sums per block of it.
+        for side, layout in itertools.product(
+            (64, 227), (torch.contiguous_format, torch.channels_last)
+        ):
+            size = batch, 3, side, side
+            p = torch.empty(size, dtype=dtype, device="meta", memory_format=layout)
+            m, one = empty(torch.bool, batch, 1, side, side), empty(torch.float32)
             area = empty(torch.int64, batch)
             calls += launches(implementation.fill_masked, p, m, empty(torch.float32, 3))
             calls += launches(implementation.masked_loss, p, p, m, None, 2, "mask")

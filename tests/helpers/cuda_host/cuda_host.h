@@ -29,12 +29,6 @@ struct dim3 {
 
 enum cudaError_t { cudaSuccess = 0 };
 typedef struct CUstream_st* cudaStream_t;
-#define cudaStreamPerThread reinterpret_cast<cudaStream_t>(2)
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0 };
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {

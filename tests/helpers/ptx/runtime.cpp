@@ -80,7 +80,6 @@ int cudaMemsetAsync(void* to, int value, size_t bytes, void*) {
   on_memset(to, value, bytes);
   return 0;
 }
-int cudaStreamIsCapturing(void*, int* status) { return *status = 0; }
 int cudaFuncSetAttribute(const void*, int, int) { return 0; }
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorString(int) { return "no error"; }
