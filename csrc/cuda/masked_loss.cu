@@ -125,7 +125,7 @@ template <bool interleaved, bool with_sum, bool with_grad, class T, class M, int
 __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece, A factor,
                                             bool weighted, Sums<A>& sums) {
   using Vector = Pack<T, V>;
-  constexpr int kAhead = 2;  // vectors that are loaded together
+  constexpr int kAhead = V == 8 ? 1 : 2;  // vectors loaded together, as registers allow
   const int64_t plane = p.height * p.width, pixel = piece * kPieceElements;
   const int pixels = int(pixel + kPieceElements < plane ? kPieceElements : plane - pixel);
   const int repeat = interleaved ? int(p.channels) : 1;
