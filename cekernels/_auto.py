@@ -29,6 +29,9 @@ ORDER: dict[str, tuple[str, ...]] = {
 # Times within this factor count as equal. That of the reference is a bound without the inefficiency
 # of small products, so that only what is slower by more than the second factor is left out for it.
 SAME, SLOWER = 1.05, 1.25
+# Maps of so many locations, in and out, have kernels of their own in csrc/cuda, to which the
+# predictions apply. For others it multiplies in float32 without tensor cores.
+TILED = (16, 36, 64)
 
 
 def kind_of(op: Op, args: tuple[Any, ...]) -> str:
@@ -54,10 +57,18 @@ def by_prediction(times: dict[str, float]) -> tuple[str, ...]:
 def order(op: Op, args: tuple[Any, ...], device: torch.device) -> tuple[str, ...]:
     """Implementations for a call, the preferred one first."""
     if device.type == "cuda" and args and isinstance(args[0], Tensor):
-        times = MICROSECONDS.get(kind_of(op, args))
-        if times is not None:
-            return by_prediction(times)
+        kind = kind_of(op, args)
+        if kind in MICROSECONDS:
+            if op.name.startswith("channelwise_linear") and not _tiled(op, args):
+                return ("cuda" if kind.endswith("ieee") else "triton", "reference")
+            return by_prediction(MICROSECONDS[kind])
     return ORDER.get(device.type, ("reference",))
+
+
+def _tiled(op: Op, args: tuple[Any, ...]) -> bool:
+    """Whether the maps of a call of the channel-wise layer, or of its gradient, are in TILED."""
+    weight: Tensor = args[1 if op.name == "channelwise_linear" else 2]
+    return weight.shape[1] == weight.shape[2] and weight.shape[1] in TILED
 
 
 def selected(op: Op, args: tuple[Any, ...]) -> str:

@@ -61,6 +61,10 @@ def _choices() -> list[str]:
         shown = ", ".join(f"{n} {times[n]:g}" if n in times else n for n in chosen)
         why = "".join(f"; not {n}, {times[n]:g}: slower" for n in left_out)
         lines.append(f"  {key:<36} {shown}{why}")
+    sizes = ", ".join(map(str, _auto.TILED))
+    lines.append(
+        f"  channelwise_linear* of other maps than {sizes} locations: cuda for ieee, else triton"
+    )
     return lines
 
 

@@ -301,18 +301,39 @@ def test_order_by_prediction(
     order: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of the op and the dtype of the call; the others keep the order of the device."""
+    """Of the op, the dtype and the size of the call; others keep the order of the device."""
     assert _auto.by_prediction(times) == order
     monkeypatch.setattr(_auto, "MICROSECONDS", {"channelwise_linear 16 bit": times})
     for name in ("cuda", "triton"):
         machine.add(name)
     for device, first in (("cuda", order[0]), ("cpu", "reference")):
         machine.device(device)
-        narrow = (INPUT.bfloat16(), WEIGHT.bfloat16(), None, False)
+        maps = torch.ones(2, 3, 36, dtype=torch.bfloat16), torch.ones(3, 36, 36)
+        narrow = (maps[0], maps[1].bfloat16(), None, False)
         assert _auto.selected(LINEAR, narrow) == first
     machine.device("cuda")
     assert _auto.selected(LINEAR, ARGS) == "cuda"
     assert _auto.selected(LOSS, ARGS) == "cuda"
+
+
+@pytest.mark.parametrize("n_out", [36, 49])
+@pytest.mark.parametrize("n_in", [36, 49])
+def test_maps_without_kernels_of_their_own(
+    machine: Machine, n_in: int, n_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CUDA library multiplies them in float32; Triton and torch have tensor cores."""
+    monkeypatch.setattr(_auto, "MICROSECONDS", MICROSECONDS)
+    for name in ("cuda", "triton"):
+        machine.add(name)
+    machine.device("cuda")
+    own = n_in == n_out == 36
+    for dtype, first in ((torch.float32, "cuda"), (torch.bfloat16, "cuda" if own else "triton")):
+        x, w = torch.ones(2, 3, n_in, dtype=dtype), torch.ones(3, n_out, n_in, dtype=dtype)
+        assert _auto.order(LINEAR, (x, w, None, False), torch.device("cuda"))[0] == first
+        g = torch.ones(2, 3, n_out, dtype=dtype)
+        args = (g, x, w, None, True, True, True)
+        backward = OPS["channelwise_linear_backward"]
+        assert _auto.order(backward, args, torch.device("cuda"))[0] == first
 
 
 def test_what_is_predicted_is_an_op() -> None:
