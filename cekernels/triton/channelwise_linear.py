@@ -309,17 +309,18 @@ def sum_splits_kernel(partial, total, splits, size, WIDE: tl.constexpr, BLOCK: t
     tl.store(total + element, round_to(result, total.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit(do_not_specialize=["rows"])
 def bias_relu_kernel(
-    values, bias, size, SIZE: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
+    values, bias, rows, SIZE: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add the bias of each column of ``(B, SIZE)`` in place, then apply the ReLU."""
     block = tl.program_id(0)
     if WIDE:
         block = block.to(tl.int64)
+        rows = tl.cast(rows, tl.int64)
     element = block * BLOCK + tl.arange(0, BLOCK)
-    exists = element < size
+    exists = element < rows * SIZE  # of which Triton knows the factors, for its vectors
     value = to_float32(tl.load(values + element, mask=exists, other=0.0))
     if bias is not None:
         value += to_float32(tl.load(bias + element % SIZE, mask=exists, other=0.0))
@@ -487,7 +488,7 @@ def _forward_by_bmm(
             num_warps=4,
             values=output,
             bias=None if bias is None else bias.contiguous(),
-            size=output.numel(),
+            rows=output.shape[0],
             SIZE=output.shape[1] * output.shape[2],
             RELU=relu,
             WIDE=wide(output),

@@ -132,7 +132,7 @@ class RegionMasks(MaskSampler):
         outlines = (outlines * scale + (1 << 13)) >> 14
 
         # Points side by side, as the rasterizer reads them, in the copy that makes them int32.
-        vertices = self._placed(outlines, places).movedim(0, -1)
+        vertices = self._placed(outlines, places).movedim(0, -1).flatten(0, 1)
         vertices = vertices.to(torch.int32, memory_format=torch.contiguous_format)
         contours = torch.arange(batch * MAX_SHAPES + 1, device=index.device) * VERTICES
         samples = torch.arange(batch + 1, device=index.device) * MAX_SHAPES

@@ -125,7 +125,6 @@ template <bool interleaved, bool with_sum, bool with_grad, class T, class M, int
 __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece, A factor,
                                             bool weighted, Sums<A>& sums) {
   using Vector = Pack<T, V>;
-  constexpr int kAhead = V == 8 ? 1 : 2;  // vectors loaded together, as registers allow
   const int64_t plane = p.height * p.width, pixel = piece * kPieceElements;
   const int pixels = int(pixel + kPieceElements < plane ? kPieceElements : plane - pixel);
   const int repeat = interleaved ? int(p.channels) : 1;
@@ -155,45 +154,30 @@ __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece
     }
 
     const bool packed = reinterpret_cast<uintptr_t>(mask + before) % (V * sizeof(M)) == 0;
-    for (int v = int(threadIdx.x); v < vectors; v += kAhead * kThreads) {
-      A weights[kAhead][V];
-      bool there[kAhead], any[kAhead];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        there[k] = v + k * kThreads < vectors, any[k] = false;
-        if (!there[k]) continue;
-        const int i = before + (v + k * kThreads) * V;
-        const int at = interleaved ? i / repeat : i, part = interleaved ? i - at * repeat : 0;
-        any[k] = weights_of(dense_weights<interleaved, V>(mask + at, packed, repeat, part),
-                            weights[k]);
-        for (int j = 0; count && j < V; ++j) {
-          if (!interleaved || (part + j) % repeat == 0) sums.weight += weights[k][j];
-        }
+    for (int v = int(threadIdx.x); v < vectors; v += kThreads) {
+      A weights[V];
+      const int i = before + v * V;
+      const int at = interleaved ? i / repeat : i, part = interleaved ? i - at * repeat : 0;
+      const bool any = weights_of(dense_weights<interleaved, V>(mask + at, packed, repeat, part),
+                                  weights);
+      for (int j = 0; count && j < V; ++j) {
+        if (!interleaved || (part + j) % repeat == 0) sums.weight += weights[j];
       }
-      Vector left[kAhead], right[kAhead];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        const int i = before + (v + k * kThreads) * V;
-        if (any[k]) {
-          left[k] = *reinterpret_cast<const Vector*>(x + i);
-          right[k] = *reinterpret_cast<const Vector*>(y + i);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (!there[k]) continue;
-        Vector grad;
-        for (int j = 0; j < V; ++j) grad.v[j] = narrow<T>(A(0));
+      Vector grad;
+      for (int j = 0; j < V; ++j) grad.v[j] = narrow<T>(A(0));
+      if (any) {
+        const Vector left = *reinterpret_cast<const Vector*>(x + i);
+        const Vector right = *reinterpret_cast<const Vector*>(y + i);
         const auto take = [&](int power) {  // a constant for the compiler
 #pragma unroll
           for (int j = 0; j < V; ++j) {
-            grad.v[j] = element<with_sum, with_grad>(power, weights[k][j], factor, left[k].v[j],
-                                                     right[k].v[j], sums.loss);
+            grad.v[j] = element<with_sum, with_grad>(power, weights[j], factor, left.v[j],
+                                                     right.v[j], sums.loss);
           }
         };
-        if (any[k]) p.power == 2 ? take(2) : take(1);
-        if (with_grad) store_vector(to + before + (v + k * kThreads) * V, grad);
+        p.power == 2 ? take(2) : take(1);
       }
+      if (with_grad) store_vector(to + i, grad);
     }
   }
 }

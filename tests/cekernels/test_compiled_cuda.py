@@ -197,11 +197,16 @@ def test_loss_of_channels_last(
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     mask = random(shape[0], 1, *shape[2:], seed=3) > 0.5
     close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 2.0**-23 if dtype == torch.float16 else 0}
-    for p, t in layouts_of_images(shape, dtype):
+    weights = torch.where(mask, random(*mask.shape, seed=4).abs(), 0).to(sums)
+    layouts = layouts_of_images(shape, dtype)
+    cases = [(*images, mask) for images in layouts] + [(*layouts[-2], weights)]
+    for p, t, mask in cases:
         p_, t_, mask_ = kernels.on_gpu(p, t, mask)
         exact, _ = reference.masked_loss(p.double(), t.double(), mask, None, 2, "mask")
         g = random(dtype=sums)
         (g_,) = kernels.on_gpu(g)
+        alone, _ = kernels.masked_loss(p_, t_, mask_, None, 2, "mask")
+        assert torch.allclose(alone.double(), exact, rtol=1e-5, atol=0)
         loss, scale, grad = kernels.masked_loss_and_gradient(p_, t_, mask_, None, 2, "mask")
         assert torch.allclose(loss.double(), exact, rtol=1e-5, atol=0)
         kernels.scale_gradient_(grad, g_, mask_)

@@ -466,8 +466,10 @@ def test_images_far_apart(kernels: Kernels, dim: int) -> None:
 def ends_only(kernels: Kernels) -> Iterator[None]:
     """Run only the first and the last block of a grid, or task of a loop."""
     kernels.library.set_ends_only(True)
+    kernels.ends_only = True
     yield
     kernels.library.set_ends_only(False)
+    kernels.ends_only = False
 
 
 @pytest.mark.usefixtures("ends_only")

@@ -136,6 +136,7 @@ class Kernels:
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
         self.has_one_pass = hasattr(self.library, "run_scale_gradient")
+        self.ends_only = False  # run only the first and the last block of a grid
         self._guarded: list[Tensor] = []
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -222,7 +223,8 @@ class Kernels:
             loss.data_ptr(), scale.data_ptr(), None if grad is None else grad.data_ptr(),
             channels_last, counter.data_ptr(),
         )  # fmt: skip
-        assert counter == 0, "the kernel left its counter changed"
+        if not self.ends_only:  # the block that ends last clears it
+            assert counter == 0, "the kernel left its counter changed"
         return loss, scale
 
     def masked_loss_and_gradient(

@@ -687,8 +687,7 @@ class _Batch:
     def wait_products(self, pending: int) -> None:
         while len(self.product_groups) > pending:
             for flat, active, size, where in self.product_groups.pop(0):
-                order = self.orders["shared"]
-                if order is not None:  # the reads may have lasted until now
+                if (order := self.orders["shared"]) is not None:  # reads may have lasted until now
                     leaders = self.me.reshape(-1, 4 * WARP)[active, 0]
                     leaders = np.repeat(leaders, flat.size // len(leaders)) | MANY
                     order.read(flat, leaders, size, where)
