@@ -6,6 +6,7 @@ the reference runs if that library is not loaded. On CUDA, :func:`run` selects.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,8 +62,13 @@ def order(op: Op, args: tuple[Any, ...], device: torch.device) -> tuple[str, ...
         if kind in MICROSECONDS:
             if op.name.startswith("channelwise_linear") and not _tiled(op, args):
                 return ("cuda" if kind.endswith("ieee") else "triton", "reference")
-            return by_prediction(MICROSECONDS[kind])
+            return _predicted_order(kind)
     return ORDER.get(device.type, ("reference",))
+
+
+@functools.cache  # for a call that takes microseconds
+def _predicted_order(kind: str) -> tuple[str, ...]:
+    return by_prediction(MICROSECONDS[kind])
 
 
 def _tiled(op: Op, args: tuple[Any, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -61,6 +62,8 @@ class Machine:
         monkeypatch.setattr(_backends, "unsupported", self._unsupported)
         monkeypatch.setattr(_selfcheck, "failure", lambda *_: None)  # see test_selfcheck.py
         monkeypatch.setattr(_auto, "MICROSECONDS", {})  # see test_order_by_prediction
+        fresh = functools.cache(_auto._predicted_order.__wrapped__)
+        monkeypatch.setattr(_auto, "_predicted_order", fresh)
         self.device("cpu")
 
     def environment(self, impl: str) -> None:
