@@ -544,9 +544,10 @@ _NOT_IN_PILLOW = {33003, 33004, 33005, 34712, 34887, 50001, 50002, 52546}
 def _check_segments(page: tifffile.TiffPage) -> None:
     """ValueError for a page with fewer strips or tiles than its size needs.
 
-    Both readers would leave black, or unset, what no strip covers.
+    Both readers would leave black, or unset, what no strip covers; Pillow would take the header of
+    the file, at offset 0, for the pixels of a strip that is left out.
     """
-    needed, there = math.prod(page.chunked), len(page.dataoffsets)
+    needed, there = math.prod(page.chunked), sum(offset > 0 for offset in page.dataoffsets)
     if there < needed:
         kind = "tiles" if page.is_tiled else "strips"
         raise ValueError(f"{needed - there} of the {needed} {kind} are missing")

@@ -151,6 +151,23 @@ def test_a_strip_that_is_missing_is_found(tmp_path: Path) -> None:
             read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 3}, {"tile": (16, 16)}])
+def test_a_strip_that_is_left_out_is_refused(
+    kind: type, layout: dict[str, object], tmp_path: Path
+) -> None:
+    """As in sparse files, whose strips without content have offset 0 and no bytes."""
+    path, tag = tmp_path / "a.tif", "Tile" if "tile" in layout else "Strip"
+    path.write_bytes(with_tifffile(values(3, bits=8).astype(kind), photometric="rgb", **layout))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in (f"{tag}Offsets", f"{tag}ByteCounts"):
+            numbers = list(file.pages.first.tags[name].value)
+            file.pages.first.tags[name].overwrite([*numbers[:-1], 0])
+    for read in (read_image, read_picture):
+        with pytest.raises(UnreadableImage, match=r"1 of the \d+ (strips|tiles) are missing"):
+            read(path)
+
+
 @pytest.mark.parametrize("compression", [None, "lzw"])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("layout", [{"rowsperstrip": 3}, {"tile": (16, 16)}])
