@@ -18,11 +18,13 @@ Environment variables:
 ``cekernels/_build.json`` records the libraries built, their compilers and flags, and the reasons
 for those not built; ``python -m cekernels.info`` shows it. A digest of the sources is part of it:
 in an editable installation, the package does not load a library whose sources have changed since it
-was compiled, for example by a ``git pull``, and says how to rebuild it.
+was compiled, for example by a ``git pull``, and says how to rebuild it. Installing again, with
+other extras for example, keeps a library that compiling would only give once more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -293,10 +295,15 @@ def _version(compiler: str) -> str:
     return next((line for line in lines if "release" in line), lines[0] if lines else compiler)
 
 
-def build(folder: Path) -> dict[str, object]:
-    """Build the libraries of :func:`plan` into ``folder``; write and return the build record."""
+def build(folder: Path, *, keep: bool = True) -> dict[str, object]:
+    """Build the libraries of :func:`plan` into ``folder``; write and return the build record.
+
+    With ``keep``, a library that is there is kept if it is what compiling would give: the record
+    beside it has the same compiler, commands and sources, and the digest of the file.
+    """
     record: dict[str, object] = {}
     folder.mkdir(parents=True, exist_ok=True)
+    before = _recorded(folder / RECORD) if keep else {}
     with tempfile.TemporaryDirectory() as temporary:
         for library in plan():
             target = folder / f"{library.name}.so"
@@ -304,15 +311,42 @@ def build(folder: Path) -> dict[str, object]:
                 target.unlink(missing_ok=True)
                 record[library.name] = {"built": False, "reason": library.skipped}
                 print(f"cekernels.{library.name} is not built: {library.skipped}")
+                continue
+            made = {"built": True, **library.record, "sources": source_digest(library.name)}
+            made["commands"] = _command_digest(library)
+            if before.get(library.name) == made | {"library": _file_digest(target)}:
+                print(f"cekernels.{library.name} is kept: it was built of the same sources")
             else:
                 _compile(library, target, Path(temporary))
-                sources = source_digest(library.name)
-                record[library.name] = {"built": True, **library.record, "sources": sources}
                 print(f"cekernels.{library.name} built: {library.record}")
+            record[library.name] = made | {"library": _file_digest(target)}
     partial = folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(folder / RECORD)
     return record
+
+
+def _recorded(path: Path) -> dict[str, object]:
+    """An earlier build record; empty if there is none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _file_digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _command_digest(library: Library) -> str:
+    """Digest of what is compiled and linked how."""
+    objects = [(source.name, name, flags) for source, name, flags in library.objects]
+    text = json.dumps([library.compiler, objects, library.link, library.stub_cuda])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_digest(name: str) -> str:
@@ -367,4 +401,4 @@ def _run(library: Library, command: list[str]) -> None:
 
 
 if __name__ == "__main__":  # recompile in an editable installation
-    build(ROOT / "cekernels")
+    build(ROOT / "cekernels", keep=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -171,6 +173,39 @@ def test_a_compilation_that_fails_shows_the_command_and_the_way_out(
         native.build(tmp_path)
     assert "--no-such-flag" in str(e.value)
     assert not (tmp_path / "_C.so").exists()
+
+
+def test_installing_again_compiles_only_what_would_change(
+    native: ModuleType, has: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has("cxx", "torch")
+    compiled: list[str] = []
+
+    def compile_(library: Any, target: Path, temporary: Path) -> None:
+        compiled.append(library.name)
+        target.write_bytes(b"a library")
+
+    monkeypatch.setattr(native, "_compile", compile_)
+
+    def times(**options: bool) -> int:
+        compiled.clear()
+        record = native.build(tmp_path, **options)
+        assert record == json.loads((tmp_path / "_build.json").read_text())
+        return len(compiled)
+
+    assert (times(), times(), times(keep=False), times()) == (1, 0, 1, 0)
+    (tmp_path / "_C.so").write_bytes(b"damaged")
+    assert (times(), times()) == (1, 0)
+    (tmp_path / "_C.so").unlink()
+    assert (times(), times()) == (1, 0)
+    (tmp_path / "_build.json").write_text("no record")
+    assert (times(), times()) == (1, 0)
+    monkeypatch.setattr(native, "CXX_FLAGS", [*native.CXX_FLAGS, "-DOTHER"])
+    assert (times(), times()) == (1, 0)
+    monkeypatch.setattr(native, "AVX2", ["-mavx2"])
+    assert times() == (1 if platform.machine() == "x86_64" else 0)
+    monkeypatch.setattr(native, "source_digest", lambda name: "other sources")
+    assert (times(), times()) == (1, 0)
 
 
 def test_setup_leaves_an_import_where_nothing_is_built(tmp_path: Path) -> None:
