@@ -29,11 +29,8 @@ def _evaluate(config: EvaluateConfig) -> None:
     print((result.out / "results.md").read_text(encoding="utf-8"))
     if result.reused:
         print(f"{result.reused} of {result.parts} parts were already there")
-    print(
-        f"written: {result.out}/results.md, results.csv, results.json"
-        + ("" if config.html is None else f", {config.html}")
-        + "; look at"
-    )
+    files = [*(result.out / f"results.{kind}" for kind in ("md", "csv", "json")), config.html]
+    print(f"written: {', '.join(str(file) for file in files if file)}; look at")
     for sheet in result.sheets:
         print(f"  {sheet}")
 

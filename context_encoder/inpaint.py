@@ -36,8 +36,8 @@ class Arguments:
     Without --checkpoint, small holes are filled by linear prediction from the pixels around
     them; for larger ones the network that is included predicts the content, and the image's own
     patches supply the texture. With --checkpoint, a trained network of yours fills them. Pixels
-    outside the mask come back bit for bit. Lines tell what was done. Exit status 3: some images of
-    a folder were skipped, and are listed; 1: all were.
+    outside the mask come back bit for bit. The command prints what filled each hole. Exit
+    status 3: some images of a folder were skipped, and are listed; 1: all were.
     """
 
     image: tyro.conf.Positional[
@@ -62,16 +62,18 @@ class Arguments:
         arg(
             metavar="RUN",
             help="Run folder that training made, or a checkpoint folder in it: fill with its "
-            "network. None: the network that is included, with texture.",
+            "network, instead of the included one and texture.",
+            help_behavior_hint="",
         ),
     ] = None
     mask: Annotated[
         Path | None,
         arg(
             metavar="MASK",
-            help="Image of the same size, white = fill; or a shape on transparent, or the image "
-            "with parts erased. For a folder of images: one mask for all, or a folder with masks "
-            "named like the images: x.png, x_mask.png or x_mask001.png for x.jpg.",
+            help="Image of the same size, white = fill; or a copy of the image with what to fill "
+            "painted over or erased. For a folder of images: one mask for all, or a folder with "
+            "masks named like the images: x.png, x_mask.png or x_mask001.png for x.jpg.",
+            help_behavior_hint="",
         ),
     ] = None
     invert_mask: Annotated[bool, arg(help="Fill what the mask keeps: black = fill.")] = False
@@ -108,8 +110,9 @@ class Arguments:
         arg(
             metavar="STRENGTH",
             help="Texture of the image's own patches in larger holes: 0 (or off) to 1, the "
-            f"sharpest and least accurate. Default: {TEXTURE} without --checkpoint, off with it. "
-            "With both, the network's prediction and linear prediction are the guide.",
+            "sharpest and least accurate. With --checkpoint too, the guide is the mean of its "
+            "prediction and linear prediction.",
+            help_behavior_hint=f"(default: {TEXTURE}; off with --checkpoint)",
         ),
     ] = None
     which: Annotated[

@@ -75,8 +75,9 @@ def pack_polygons(
         :func:`fill_polygons`.
 
     Raises:
-        TypeError, ValueError: contours of another type or shape; on the CPU also NaN or infinite
-            coordinates.
+        TypeError, ValueError: contours of another type or shape, among them two numbers alone,
+            which are a contour in place of an image's list of contours; on the CPU also NaN or
+            infinite coordinates.
     """
     op = "pack_polygons"
     images = [
@@ -125,6 +126,11 @@ def _points(op: str, name: str, value: Any, numbers: int, device: torch.device |
     _checks.tensor(op, name, points)
     if points.is_complex() or points.dtype == torch.bool:
         raise TypeError(f"{op}: {name} must hold real numbers, got a {_checks.describe(points)}")
+    if numbers == 2 and tuple(points.shape) == (2,):
+        raise ValueError(
+            f"{op}: {name} holds two numbers, a single vertex; expected per image a list of "
+            "contours, and per contour all of its vertices: is one level of lists missing?"
+        )
     flat = points.dim() == 1 and points.shape[0] % numbers == 0
     if flat and (numbers == 2 or points.shape[0] == 0):
         points = points.reshape(-1, numbers)

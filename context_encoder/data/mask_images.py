@@ -137,7 +137,8 @@ def read_mask(
         turned = " (upright, as its EXIF orientation says)"
         raise InpaintError(
             f"{name} is {planes.shape[1]}x{planes.shape[0]} pixels, the image {width}x{height}"
-            f"{turned if planes.shape == (width, height) else ''}; they must be equal"
+            f"{turned if planes.shape == (width, height) else ''}; make the "
+            "mask from the image as it is, at the same size"
         )
     meant = planes.exact or options.allow_unusual_mask
     try:

@@ -43,6 +43,7 @@ class Arguments:
             metavar="RUN [RUN ...]",
             help="Run folders that training made; their networks can be chosen on the page, "
             "besides the one that is included.",
+            help_behavior_hint="",
         ),
     ] = ()
     which: Annotated[

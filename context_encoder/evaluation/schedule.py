@@ -13,8 +13,10 @@ __all__ = ["Work", "announcement", "in_time", "measure", "work_bar"]
 
 # Images that are measured twice for the estimate; one of fewer than _WORTH images.
 _TRIAL, _WORTH = 4, 16
-# Seconds per image from which a method is named as slow.
+# Seconds per image from which a method is slow.
 _SLOW = 0.5
+# Of these, the slowest ones that are named.
+_NAMED = 3
 
 
 @dataclass
@@ -65,9 +67,9 @@ def announcement(works: Sequence[Work]) -> str:
     if slow:
         told = ", ".join(
             f"{label} {in_time(totals[label])} ({totals[label] / images[label]:.1f} s per image)"
-            for label in slow
+            for label in slow[:_NAMED]
         )
-        text += f"; slow: {told}"
+        text += f"; slow: {told}" + (f" and {len(slow) - _NAMED} more" if slow[_NAMED:] else "")
     return text
 
 

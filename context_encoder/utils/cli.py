@@ -240,19 +240,26 @@ def arguments_of(
     fields: list[Any] = []
     for name, field in fields_of(kind).items():
         parsed = _parsed_type(Annotated[(field.annotation, None, *field.metadata)])
-        hint: Any = Annotated[parsed, tyro.conf.arg(help=with_options(field.description or ""))]
+        text = with_options(field.description or "")
+        if default is None and field.is_required():
+            fields.append((name, Annotated[parsed, tyro.conf.arg(help=text)]))
+            continue
         if default is not None:
-            fields.append((name, hint, dataclasses.field(default=getattr(default, name))))
-        elif field.is_required():
-            fields.append((name, hint))
+            value = getattr(default, name)
         else:
             value = field.get_default(call_default_factory=True)
-            fields.append((name, hint, dataclasses.field(default=value)))
+        hint: Any = Annotated[parsed, tyro.conf.arg(help=text, help_behavior_hint=_shown(value))]
+        fields.append((name, hint, dataclasses.field(default=value)))
     for name, type_, text in extra:
-        hint = Annotated[type_ | None, tyro.conf.arg(help=text)]
+        hint = Annotated[type_ | None, tyro.conf.arg(help=text, help_behavior_hint=_shown(None))]
         fields.append((name, hint, dataclasses.field(default=None)))
     namespace = {"__doc__": with_options(summary or kind.__doc__ or "")}
     return dataclasses.make_dataclass("Arguments", fields, namespace=namespace, kw_only=True)
+
+
+def _shown(default: Any) -> str | None:
+    """How tyro's help shows a default: not at all where only the help text says what none means."""
+    return "" if default is None or default == () else None
 
 
 def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -339,7 +346,10 @@ def _first_sentences(box: str) -> str:
             sections[-1].append(body.strip())
     sections = [section for section in sections if section][0 if framed else 1 :]
     texts = [" ".join(section).rstrip(".") for section in sections]
-    kept = [*texts[:1], *(t for t in texts[1:] if t.startswith(("Perhaps", "Available")))]
+    kept = [
+        *texts[:1],
+        *(t for t in texts[1:] if t.startswith(("Perhaps", "Available", "Unrecognized options"))),
+    ]
     text = "; ".join(text[:1].lower() + text[1:] for text in kept).removeprefix("error parsing ")
     return text or " ".join(box.split())
 

@@ -117,6 +117,8 @@ def test_device_is_that_of_the_first_tensor_or_the_one_given() -> None:
             r"polygons\[1\]\[0\] must be f",
         ),
         (pack_polygons, [[[1, 2, 3]]], ValueError, r"polygons\[0\]\[0\] must be \(N, 2\) or"),
+        (pack_polygons, [[(1, 1), (9, 1), (1, 9)]], ValueError, r"polygons\[0\]\[0\] holds two"),
+        (pack_polygons, [torch.ones(3, 2)], ValueError, r"polygons\[0\]\[0\] holds two"),
         (pack_polygons, [4], TypeError, r"polygons\[0\] must be a list, got int 4"),
         (pack_polygons, [torch.zeros(3, 2, 3)], ValueError, r"polygons\[0\]\[0\] must be \(N, 2\)"),
     ],
