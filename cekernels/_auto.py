@@ -81,7 +81,7 @@ def selected(op: Op, args: tuple[Any, ...]) -> str:
     """Name of the implementation that ``impl="auto"`` uses for ``op(*args)``."""
     device = device_of(args)
     for name in order(op, args, device):
-        if why_not(op, name, args) is None and _selfcheck.failure(op, name, device) is None:
+        if why_not(op, name, args) is None and _selfcheck.failure(op, name, device, args) is None:
             return name
     raise ImplementationError(f"{op.name}: no implementation can handle a call on {device}")
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from cekernels import _auto, _backends, _precision
 from cekernels._backends import IMPLS, ImplementationError
+from cekernels._selfcheck import SelfTest
 from cekernels._torch_internals import register_decomposition, transforms_active
 
 # Must live as long as the process: torch removes the ops when the Library is deleted.
@@ -66,7 +67,7 @@ class Op:
         formula: the derivative; None for an op without one.
         mutates: names of the arguments that are modified in place.
         compiled: the compiled implementations with a kernel for the op: "cpp", "cuda".
-        check: functions that each return the arguments of one case of the GPU self-test.
+        check: the self-test on a GPU.
         decomposition: the reference without checks of values, in operations that tracers can
             follow; None for an op that ONNX cannot express.
         flops: number of floating-point operations from the shapes of the arguments, in the form of
@@ -80,10 +81,10 @@ class Op:
         reference: Callable[..., Any],
         *,
         fake: Callable[..., Any],
+        check: SelfTest,
         formula: Formula | None = None,
         mutates: tuple[str, ...] = (),
         compiled: tuple[str, ...] = ("cpp", "cuda"),
-        check: tuple[Callable[[], tuple[Any, ...]], ...] = (),
         decomposition: Callable[..., Any] | None = None,
         flops: Callable[..., int] | None = None,
         sharding: Callable[..., Sequence[Sharding]] | None = None,
@@ -160,6 +161,11 @@ class Op:
         function = type(self.name, (torch.autograd.Function,), methods)
         LIBRARY.impl(self._differentiable[impl], function.apply, "Autograd")  # type: ignore[attr-defined]
         LIBRARY.impl(plain, torch.library.fallthrough_kernel, "Autograd")
+
+    def example(self) -> tuple[Any, ...]:
+        """The arguments of a call, on the CPU."""
+        kinds = self.check.usual((torch.float32,), ((36, 36),))
+        return self.check.cases(next(iter(kinds)))[0]
 
     def overloads(self) -> list[Any]:
         """All overloads of the op."""

@@ -8,8 +8,9 @@ authors implement it as a convolution with a kernel of the map's size and one gr
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._interop import overrides, record
+from cekernels._precision import float32_products
 from cekernels._register import Formula, Op, Sharding, autocast_dtype
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import CONTIGUOUS, OTHER, Kind, SelfTest, layout_of, numbers
 
 Activation = Literal["relu"]
 _NAMES = ("input", "weight", "bias")
@@ -306,15 +308,87 @@ def _backward_backward(
     return grad_of_grad, grad_of_input, grad_of_weight, *(None,) * 4
 
 
-def _forward_check() -> tuple[Any, ...]:
-    """More rows than one tile, so that the split of the batch and its reduction are covered."""
-    return numbers(70, 3, 36), numbers(3, 36, 36, start=1), numbers(3, 36, start=2), True
+# --- the self-test ----------------------------------------------------------------------------
+
+# Larger maps are computed in tiles or by torch.bmm: one number, in place of all that are multiples
+# of 4, and one in place of the others.
+_LARGEST_TESTED, _LARGE, _LARGE_ODD = 128, 132, 131
 
 
-def _backward_check() -> tuple[Any, ...]:
-    input, weight, bias, relu = _forward_check()
-    output = reference.channelwise_linear(input, weight, bias, relu)
-    return numbers(70, 3, 36, start=4), input, weight, output, True, True, True
+def _tested(locations: int) -> int:
+    if locations <= _LARGEST_TESTED:
+        return locations
+    return _LARGE_ODD if locations % 4 else _LARGE
+
+
+def _kind(weight: Tensor, *operands: Tensor | None) -> Kind:
+    n_out, n_in = weight.shape[1:]
+    return Kind(
+        dtype=weight.dtype,
+        layout=layout_of(weight, *operands),
+        locations=(_tested(n_in), _tested(n_out)),
+        products=float32_products() if weight.dtype == torch.float32 else "",
+    )
+
+
+def _forward_kind(input: Tensor, weight: Tensor, *_: Any) -> Kind:
+    return _kind(weight, input)
+
+
+def _backward_kind(
+    grad_output: Tensor, input: Tensor, weight: Tensor, output: Tensor | None, *_: Any
+) -> Kind:
+    return _kind(weight, grad_output, input, output)
+
+
+def _usual_kinds(
+    dtypes: Sequence[torch.dtype], locations: Sequence[tuple[int, int]]
+) -> Iterator[Kind]:
+    for dtype, (n_in, n_out), layout in itertools.product(dtypes, locations, (CONTIGUOUS, OTHER)):
+        sizes = (_tested(n_in), _tested(n_out))
+        products = float32_products() if dtype == torch.float32 else ""
+        yield Kind(dtype, layout, locations=sizes, products=products)
+
+
+# Samples: more than one tile and slice of the batch, whose sums are then reduced; and fewer.
+_SAMPLES = (70, 5)
+
+
+def _unit(kind: Kind) -> float:
+    """Of one operand of each product: of more digits than TF32 where that is not enough."""
+    return 1 + 2.0**-12 if kind.products in ("ieee", "tf32x3") else 1
+
+
+def _operands(kind: Kind, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input, weight, bias and gradient of the output, in float64."""
+    n_in, n_out = kind.locations
+    return (
+        numbers(samples, 3, n_in) * _unit(kind),
+        numbers(3, n_out, n_in, start=1),
+        numbers(3, n_out, start=2),
+        numbers(samples, 3, n_out, start=4),
+    )
+
+
+def _forward_cases(kind: Kind) -> list[tuple[Any, ...]]:
+    found = []
+    for samples, full in zip(_SAMPLES, (True, False), strict=True):
+        x, w, b, _ = (t.to(kind.dtype) for t in _operands(kind, samples))
+        found.append((x, w, b if full else None, full))
+    return found
+
+
+def _backward_cases(kind: Kind) -> list[tuple[Any, ...]]:
+    """The products are those of the gradient with the inputs, and with the weights."""
+    found: list[tuple[Any, ...]] = []
+    for samples, full in zip(_SAMPLES, (True, False), strict=True):
+        x, w, b, g = _operands(kind, samples)
+        y = reference.channelwise_linear(x, w, b, True).to(kind.dtype) if full else None
+        found.append((*(t.to(kind.dtype) for t in (g, x, w * _unit(kind))), y, True, True, True))
+    return found
+
+
+# --- counts, and placements of DTensors -------------------------------------------------------
 
 
 def _forward_flops(
@@ -361,7 +435,7 @@ LINEAR = Op(
     reference.channelwise_linear,
     fake=_forward_fake,
     formula=Formula(_forward_context, _forward_backward),
-    check=(_forward_check,),
+    check=SelfTest(_forward_cases, _forward_kind, _usual_kinds),
     decomposition=reference.channelwise_linear,
     flops=_forward_flops,
     sharding=_forward_sharding,
@@ -370,7 +444,7 @@ LINEAR_BACKWARD = Op(
     reference.channelwise_linear_backward,
     fake=_backward_fake,
     formula=Formula(_backward_context, _backward_backward),
-    check=(_backward_check,),
+    check=SelfTest(_backward_cases, _backward_kind, _usual_kinds),
     decomposition=reference.channelwise_linear_backward,
     flops=_backward_flops,
     sharding=_backward_sharding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -15,7 +15,14 @@ from cekernels import _checks, reference
 from cekernels._backends import Impl
 from cekernels._interop import record
 from cekernels._register import Formula, Op, Sharding
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    Kind,
+    SelfTest,
+    layout_of,
+    numbers,
+)
 from cekernels.reference.layout import dense_format
 
 
@@ -157,9 +164,34 @@ def outside(ctx: Any, grad: Tensor) -> Tensor:
     return outside
 
 
-def _check(size: tuple[int, int]) -> tuple[Any, ...]:
-    mask = torch.ones(2, 1, *size).tril(2) > 0
-    return numbers(2, 3, *size), mask, torch.tensor([2.0, -3.0, 4.0])
+def _kind(image: Tensor, mask: Tensor, value: Tensor) -> Kind:
+    masks = torch.bool if mask.dtype == torch.uint8 else mask.dtype
+    return Kind(image.dtype, layout_of(image, mask), masks)
+
+
+def usual_kinds(dtypes: Sequence[torch.dtype], *_: Any) -> Iterator[Kind]:
+    """Images of floating point and of bytes."""
+    for dtype in dict.fromkeys((*dtypes, torch.uint8)):
+        for layout in (CONTIGUOUS, CHANNELS_LAST):
+            yield Kind(dtype, layout)
+
+
+def image_and_value(dtype: torch.dtype, *size: int) -> tuple[Tensor, Tensor]:
+    """For a self-test."""
+    image, value = numbers(2, 3, *size), torch.tensor([2.0, -3.0, 4.0])
+    if not dtype.is_signed:
+        image, value = image.abs(), value.abs()
+    return image.to(dtype), value.to(dtype)
+
+
+def _cases(kind: Kind) -> list[tuple[Any, ...]]:
+    """Single pixels; and vectors of 16 bytes, in more than one block."""
+    found = []
+    for size in ((17, 18), (40, 32)):
+        image, value = image_and_value(kind.dtype, *size)
+        mask = (torch.ones(2, 1, *size).tril(2) > 0).to(kind.mask)
+        found.append((image, mask, value))
+    return found
 
 
 def _sharding(image: Any, mask: Any, value: Any) -> list[Sharding]:
@@ -171,8 +203,7 @@ FILL = Op(
     reference.fill_masked,
     fake=_fake,
     formula=Formula(_context, _backward),
-    # Single pixels; and vectors of 16 bytes, in more than one block.
-    check=(lambda: _check((17, 18)), lambda: _check((40, 32))),
+    check=SelfTest(_cases, _kind, usual_kinds),
     decomposition=reference.fill_masked,
     sharding=_sharding,
 )

@@ -12,7 +12,7 @@ from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._interop import record
 from cekernels._register import Formula, Op, Sharding
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import SelfTest, numbers
 from cekernels.reference.layout import dense_format
 
 
@@ -141,7 +141,7 @@ LOCAL_RESPONSE_NORM = Op(
     fake=_fake,
     formula=Formula(_context, _backward),
     compiled=("cpp",),
-    check=(_check,),
+    check=SelfTest(lambda _: [_check()]),
     decomposition=reference.local_response_norm,
     sharding=_sharding,
 )
@@ -150,7 +150,7 @@ LOCAL_RESPONSE_NORM_BACKWARD = Op(
     fake=_backward_fake,
     formula=Formula(_backward_context, _backward_backward),
     compiled=("cpp",),
-    check=(_backward_check,),
+    check=SelfTest(lambda _: [_backward_check()]),
     decomposition=reference.local_response_norm_backward,
     sharding=_backward_sharding,
 )

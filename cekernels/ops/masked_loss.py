@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,14 @@ from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._interop import record
 from cekernels._register import Formula, Op, Sharding
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import (
+    CHANNELS_LAST,
+    CONTIGUOUS,
+    Kind,
+    SelfTest,
+    layout_of,
+    numbers,
+)
 from cekernels._torch_internals import transforms_active
 from cekernels.reference.layout import dense_format
 from cekernels.reference.masked_loss import accumulation_dtype, masked_difference, weights
@@ -271,46 +278,90 @@ def _gradient_sharding(
     ]
 
 
-# Image sizes of the self-test: single pixels; and vectors of 16 bytes, in more than one block.
-_SIZES = ((9, 7), (40, 32))
+# --- the self-test ----------------------------------------------------------------------------
 
 
-def _check_mask(size: tuple[int, int]) -> Tensor:
+def _kind_of(mask: Tensor, *images: Tensor) -> Kind:
+    weights = mask.dtype if mask.is_floating_point() else torch.bool
+    return Kind(images[0].dtype, layout_of(mask, *images), weights)
+
+
+def _loss_kind(prediction: Tensor, target: Tensor, mask: Tensor, *_: Any) -> Kind:
+    return _kind_of(mask, prediction, target)
+
+
+def _gradient_kind(
+    grad_loss: Tensor, scale: Tensor, prediction: Tensor, target: Tensor, mask: Tensor, *_: Any
+) -> Kind:
+    return _kind_of(mask, prediction, target)
+
+
+def _scale_gradient_kind(gradient: Tensor, grad_loss: Tensor, mask: Tensor) -> Kind:
+    return _kind_of(mask, gradient)
+
+
+def _usual_kinds(dtypes: Sequence[torch.dtype], *_: Any) -> Iterator[Kind]:
+    for dtype in dtypes:
+        for mask in (torch.bool, accumulation_dtype(dtype)):
+            for layout in (CONTIGUOUS, CHANNELS_LAST):
+                yield Kind(dtype, layout, mask)
+
+
+# Image sizes: single pixels; and vectors of 16 bytes, in more than one block.
+_ODD, _EVEN = (9, 7), (40, 32)
+# Size, power, normalization, and whether the mask has channels.
+_CASES: tuple[tuple[tuple[int, int], int, str, bool], ...] = (
+    (_ODD, 2, "mask", False), (_EVEN, 2, "mask", False), (_EVEN, 1, "none", True),
+)  # fmt: skip
+
+
+def _mask(kind: Kind, size: tuple[int, int], channels: bool) -> Tensor:
     """Two samples with 32 masked pixels in total, a power of two, so that the mean is exact."""
-    mask = torch.zeros(2, 1, *size, dtype=torch.bool)
-    mask[0, 0, 2:6, 1:6] = True
-    mask[1, 0, -4:-2, -6:] = True
-    return mask
+    mask = torch.zeros(2, 4 if channels else 1, *size, dtype=torch.bool)
+    mask[0, :, 2:6, 1:6] = True
+    mask[1, :, -4:-2, -6:] = True
+    return mask.to(kind.mask)
 
 
-def _loss_check(size: tuple[int, int]) -> tuple[Any, ...]:
-    mask = _check_mask(size)
+def _images(kind: Kind, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     prediction, target = numbers(2, 4, *size), numbers(2, 4, *size, start=5)
     prediction[0, 0, 0, 0] = float("nan")  # outside the mask: excluded
-    return prediction, target, mask, mask.sum((1, 2, 3)), 2, "mask"
+    return prediction.to(kind.dtype), target.to(kind.dtype)
 
 
-def _gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
-    prediction, target, mask, _, power, _ = _loss_check(size)
-    one, scale = torch.ones((), dtype=torch.float64), torch.full((), 1 / 128, dtype=torch.float64)
-    return one, scale, prediction, target, mask, power
+def _loss_cases(kind: Kind) -> list[tuple[Any, ...]]:
+    found = []
+    for size, power, normalize, channels in _CASES:
+        mask = _mask(kind, size, channels)
+        area = (mask != 0).sum((1, 2, 3)) if normalize == "mask" else None
+        found.append((*_images(kind, size), mask, area, power, normalize))
+    return found
 
 
-def _scale_gradient_check(size: tuple[int, int]) -> tuple[Any, ...]:
-    mask = _check_mask(size)
-    gradient = numbers(2, 4, *size) * mask  # 0 outside the mask, as computed by the loss
-    return gradient, torch.full((), 0.5, dtype=torch.float64), mask
+def _gradient_cases(kind: Kind) -> list[tuple[Any, ...]]:
+    dtype = accumulation_dtype(kind.dtype)
+    one, scale = torch.ones((), dtype=dtype), torch.full((), 1 / 128, dtype=dtype)
+    return [
+        (one, scale, *_images(kind, size), _mask(kind, size, channels), power)
+        for size, power, _, channels in _CASES
+    ]
 
 
-def _at_each_size(check: Callable[..., tuple[Any, ...]]) -> tuple[Callable[[], Any], ...]:
-    return tuple(functools.partial(check, size) for size in _SIZES)
+def _scale_gradient_cases(kind: Kind) -> list[tuple[Any, ...]]:
+    half = torch.full((), 0.5, dtype=accumulation_dtype(kind.dtype))
+    found = []
+    for size, _, _, channels in _CASES:
+        mask = _mask(kind, size, channels)
+        gradient = numbers(2, 4, *size) * (mask != 0)  # 0 outside the mask, as the loss computes it
+        found.append((gradient.to(kind.dtype), half, mask))
+    return found
 
 
 LOSS = Op(
     reference.masked_loss,
     fake=_loss_fake,
     formula=Formula(_loss_context, _loss_backward),
-    check=_at_each_size(_loss_check),
+    check=SelfTest(_loss_cases, _loss_kind, _usual_kinds),
     decomposition=reference.masked_loss,
     sharding=_loss_sharding,
 )
@@ -318,7 +369,7 @@ LOSS_BACKWARD = Op(
     reference.masked_loss_backward,
     fake=_gradient_fake,
     formula=Formula(_gradient_context, _gradient_backward),
-    check=_at_each_size(_gradient_check),
+    check=SelfTest(_gradient_cases, _gradient_kind, _usual_kinds),
     decomposition=reference.masked_loss_backward,
     sharding=_gradient_sharding,
 )
@@ -328,12 +379,12 @@ LOSS_AND_GRADIENT = Op(
     fake=_loss_and_gradient_fake,
     formula=Formula(_loss_and_gradient_context, _loss_and_gradient_backward),
     compiled=("cuda",),
-    check=_at_each_size(_loss_check),
+    check=SelfTest(_loss_cases, _loss_kind, _usual_kinds),
 )
 SCALE_GRADIENT = Op(
     reference.scale_gradient_,
     fake=_scale_gradient_fake,
     mutates=("gradient",),
     compiled=("cuda",),
-    check=_at_each_size(_scale_gradient_check),
+    check=SelfTest(_scale_gradient_cases, _scale_gradient_kind, _usual_kinds),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._register import Op
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import SelfTest, numbers
 from cekernels.reference.patch_synthesis import COLORS, LARGEST
 
 _MOST_RADIUS = 7
@@ -199,5 +199,15 @@ def _vote_check() -> tuple[Any, ...]:
     return image, field, cost, hole, hole.to(torch.int16) * 3, 1, 100, False
 
 
-PATCH_MATCH = Op(reference.patch_match, fake=_match_fake, compiled=("cpp",), check=(_match_check,))
-PATCH_VOTE = Op(reference.patch_vote, fake=_vote_fake, compiled=("cpp",), check=(_vote_check,))
+PATCH_MATCH = Op(
+    reference.patch_match,
+    fake=_match_fake,
+    compiled=("cpp",),
+    check=SelfTest(lambda _: [_match_check()]),
+)
+PATCH_VOTE = Op(
+    reference.patch_vote,
+    fake=_vote_fake,
+    compiled=("cpp",),
+    check=SelfTest(lambda _: [_vote_check()]),
+)

@@ -18,9 +18,16 @@ from cekernels import _checks, reference
 from cekernels._backends import Impl
 from cekernels._interop import record
 from cekernels._register import Formula, Op
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import Kind, SelfTest, layout_of
 from cekernels._torch_internals import transforms_active
-from cekernels.ops.fill_masked import check_image, fill_masked, fill_value, outside
+from cekernels.ops.fill_masked import (
+    check_image,
+    fill_masked,
+    fill_value,
+    image_and_value,
+    outside,
+    usual_kinds,
+)
 from cekernels.reference.rasterize import COORDINATE_LIMIT, SUBPIXELS
 
 FillRule = Literal["nonzero", "evenodd"]
@@ -334,8 +341,8 @@ def _fill_shapes_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | Non
     return outside(ctx, grad), *(None,) * (ctx.arguments - 1)
 
 
-def _image_check() -> tuple[Any, ...]:
-    return numbers(2, 3, 17, 18), torch.tensor([2.0, -3.0, 4.0])
+def _fill_kind(image: Tensor, *_: Any) -> Kind:
+    return Kind(image.dtype, layout_of(image))
 
 
 def _polygons_check() -> tuple[Any, ...]:
@@ -357,19 +364,33 @@ def _boxes_check() -> tuple[Any, ...]:
 POLYGONS = Op(
     reference.rasterize_polygons,
     fake=_polygons_fake,
-    check=(lambda: (*_polygons_check(), 17, 18, "nonzero"),),
+    check=SelfTest(lambda _: [(*_polygons_check(), 17, 18, r) for r in _FILL_RULES]),
 )
-BOXES = Op(reference.rasterize_boxes, fake=_boxes_fake, check=(lambda: (*_boxes_check(), 17, 18),))
+BOXES = Op(
+    reference.rasterize_boxes,
+    fake=_boxes_fake,
+    check=SelfTest(lambda _: [(*_boxes_check(), 17, 18)]),
+)
 _FILL_SHAPES = Formula(_fill_shapes_context, _fill_shapes_backward)
 FILL_POLYGONS = Op(
     reference.fill_polygons,
     fake=_fill_polygons_fake,
     formula=_FILL_SHAPES,
-    check=(lambda: (*_image_check(), *_polygons_check(), "evenodd"),),
+    check=SelfTest(
+        lambda kind: [
+            (*image_and_value(kind.dtype, 17, 18), *_polygons_check(), r) for r in _FILL_RULES
+        ],
+        _fill_kind,
+        usual_kinds,
+    ),
 )
 FILL_BOXES = Op(
     reference.fill_boxes,
     fake=_fill_boxes_fake,
     formula=_FILL_SHAPES,
-    check=(lambda: (*_image_check(), *_boxes_check()),),
+    check=SelfTest(
+        lambda kind: [(*image_and_value(kind.dtype, 17, 18), *_boxes_check())],
+        _fill_kind,
+        usual_kinds,
+    ),
 )

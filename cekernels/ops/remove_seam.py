@@ -11,7 +11,7 @@ from cekernels import _checks, reference
 from cekernels._backends import IMPLS, Impl
 from cekernels._interop import record
 from cekernels._register import Op, Sharding
-from cekernels._selfcheck import numbers
+from cekernels._selfcheck import SelfTest, numbers
 
 
 def remove_seam(image: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
@@ -75,6 +75,6 @@ REMOVE_SEAM = Op(
     reference.remove_seam,
     fake=_fake,
     compiled=("cpp",),
-    check=(_check,),
+    check=SelfTest(lambda _: [_check()]),
     sharding=_sharding,
 )

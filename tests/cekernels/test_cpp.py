@@ -470,7 +470,7 @@ VALID: dict[str, tuple[object, ...]] = {
     "rasterize_boxes": (BOXES, OFFSETS, 4, 5),
     "fill_polygons": (IMAGE[:1], VALUE, POINTS, CONTOURS, OFFSETS, "nonzero"),
     "fill_boxes": (IMAGE[:1], VALUE, BOXES, OFFSETS),
-    **{name: OPS[name].check[0]() for name in ("patch_match", "patch_vote")},
+    **{name: OPS[name].example() for name in ("patch_match", "patch_vote")},
     "local_response_norm": (IMAGE, 5, 1e-4, 0.75, 1.0),
     "local_response_norm_backward": (IMAGE, IMAGE, 5, 1e-4, 0.75, 1.0),
     "remove_seam": (IMAGE, MASK),
