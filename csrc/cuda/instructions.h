@@ -1,6 +1,8 @@
 // Single instructions that the compiler does not choose by itself, and dynamic shared memory.
 #pragma once
 
+#include <atomic>
+
 #include "device.h"
 
 namespace cekernels {
@@ -10,13 +12,25 @@ namespace {
 #ifdef __CUDACC__
 #define CEK_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-// As CEK_LAUNCH, with `bytes` of dynamic shared memory; more than 48 KiB have to be asked for.
-#define CEK_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...)                           \
-  do {                                                                                       \
-    if ((bytes) > 48 << 10) {                                                                \
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)); \
-    }                                                                                        \
-    kernel<<<grid, block, bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);          \
+// Allows a kernel `bytes` of dynamic shared memory, more than 48 KiB, on the current device: once per
+// device, which `devices` records per kernel. Several threads may do it at once.
+inline void allow_shared(const void* kernel, size_t bytes, std::atomic<uint64_t>& devices) {
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return;  // the launch reports it
+  const uint64_t bit = device < 64 ? uint64_t(1) << device : 0;
+  if ((devices.load(std::memory_order_relaxed) & bit) != 0) return;
+  constexpr auto kLimit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  if (cudaFuncSetAttribute(kernel, kLimit, int(bytes)) == cudaSuccess) devices |= bit;
+}
+
+// As CEK_LAUNCH, with `bytes` of dynamic shared memory, a constant.
+#define CEK_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...)                  \
+  do {                                                                              \
+    static std::atomic<uint64_t> devices{0};                                        \
+    if ((bytes) > 48 << 10) {                                                       \
+      allow_shared(reinterpret_cast<const void*>(kernel), bytes, devices);          \
+    }                                                                               \
+    kernel<<<grid, block, bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
   } while (false)
 
 // A number of elements by which a pointer advances repeatedly. The compiler does not see what it

@@ -142,6 +142,28 @@ def test_linear_of_other_sizes(kernels: CompiledKernels) -> None:
         check_linear(kernels, whole_numbers(shape, torch.float32), IEEE, needs)
 
 
+def test_shared_memory_is_asked_for_once_per_device(kernels: CompiledKernels) -> None:
+    """The stand-in for the runtime refuses launches that did not, as CUDA does."""
+    x, w, _, _ = kernels.on_gpu(*whole_numbers((1, 2, 36, 36), torch.float64))
+    library = kernels.library
+
+    def asked() -> int:
+        before = library.count_attributes_set()
+        kernels.channelwise_linear_backward(x, x, w, None, *ALL, IEEE)
+        assert kernels.reports[-1].shared > 48 << 10
+        return int(library.count_attributes_set() - before)
+
+    try:
+        asked()
+        assert asked() == 0
+        for device, again in ((1, 0), (63, 0), (64, 1)):  # beyond 64 devices it is not recorded
+            library.set_device(device)
+            assert (asked(), asked()) == (1, again)
+    finally:
+        library.set_device(0)
+    assert asked() == 0
+
+
 # --- masked losses --------------------------------------------------------------------------------
 
 

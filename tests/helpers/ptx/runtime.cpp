@@ -32,7 +32,13 @@ struct Configuration {
   void* stream;
 } configuration;
 
+// Bytes of shared memory that kernels may use per device, beyond those that every kernel may.
+std::map<std::pair<int, const void*>, size_t> allowed;
+constexpr size_t kAlways = 48 << 10;
+int device, attributes_set, last_error;
+
 int launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared) {
+  if (shared > kAlways && shared > allowed[{device, function}]) return last_error = 1;
   const unsigned dimensions[] = {grid.x, grid.y, grid.z, block.x, block.y, block.z};
   on_launch(kernels().at(function).c_str(), dimensions, arguments, shared);
   return 0;
@@ -80,9 +86,24 @@ int cudaMemsetAsync(void* to, int value, size_t bytes, void*) {
   on_memset(to, value, bytes);
   return 0;
 }
-int cudaFuncSetAttribute(const void*, int, int) { return 0; }
-int cudaGetLastError() { return 0; }
-const char* cudaGetErrorString(int) { return "no error"; }
+int cudaGetDevice(int* current) {
+  *current = device;
+  return 0;
+}
+int cudaFuncSetAttribute(const void* function, int, int bytes) {
+  ++attributes_set;
+  allowed[{device, function}] = size_t(bytes);
+  return 0;
+}
+int cudaGetLastError() {
+  const int error = last_error;
+  last_error = 0;
+  return error;
+}
+const char* cudaGetErrorString(int) { return "invalid argument"; }
+
+void set_device(int current) { device = current; }
+int count_attributes_set() { return attributes_set; }
 
 void set_callbacks(OnLaunch launch, OnMemset memset, Allocate workspace) {
   on_launch = launch, on_memset = memset, allocate = workspace;
