@@ -35,6 +35,7 @@ class Implementation(NamedTuple):
     linear: dict[str, str]
     loss: dict[str, str]
     repeats: str
+    norm: dict[str, str] = {}  # noqa: RUF012 - not changed
 
 
 _PLAIN_LINEAR = dict.fromkeys(
@@ -73,15 +74,25 @@ _CPP_LOSS = dict.fromkeys(
     ("float32", "float16", "bfloat16"), "float32 over 512 elements, float64 across"
 )
 
+_PLAIN_NORM = {"float64": "float64"} | dict.fromkeys(
+    ("float32", "float16", "bfloat16"), "float32, one operation of PyTorch after the other"
+)
+_CPP_NORM = dict.fromkeys(
+    ("float32", "float16", "bfloat16"),
+    "float32; the power of 0.75 by a division and square roots; rounded once",
+)
+
 IMPLEMENTATIONS = {
-    "reference, CPU": Implementation("reference", "cpu", _PLAIN_LINEAR, _PLAIN_LOSS, "yes"),
+    "reference, CPU": Implementation(
+        "reference", "cpu", _PLAIN_LINEAR, _PLAIN_LOSS, "yes", _PLAIN_NORM
+    ),
     "reference, GPU": Implementation(
         "reference", "cuda",
         _PLAIN_LINEAR | dict.fromkeys(("float32, high", "float32, medium"), "TF32 by cuBLAS"),
-        _PLAIN_LOSS, "as PyTorch",
+        _PLAIN_LOSS, "as PyTorch", _PLAIN_NORM,
     ),
     "cpp, CPU": Implementation(
-        "cpp", "cpu", _CPP_LINEAR, _CPP_LOSS, "yes, for a fixed number of threads"
+        "cpp", "cpu", _CPP_LINEAR, _CPP_LOSS, "yes, for a fixed number of threads", _CPP_NORM
     ),
     "cuda, GPU": Implementation(
         "cuda", "cuda", _CUDA_LINEAR, _TRITON_LOSS, "by construction"
@@ -140,6 +151,20 @@ def _loss(impl: str, device: str, dtype: torch.dtype) -> tuple[float, float]:
     return _error(ours[0], truth[0]), _error(ours[1], truth[1])
 
 
+def _norm(impl: str, device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """4 images of 16 maps of 13 x 13, size 5, alpha 1, beta 0.75: errors of output and gradient."""
+    r = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(4, 16, 13, 13, generator=r).to(device, dtype) for _ in range(2))
+
+    def run(impl: str, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        y = cekernels.local_response_norm(x, 5, alpha=1.0, beta=0.75, k=1.0, impl=impl)
+        return y.detach(), torch.autograd.grad(y, x, g)[0]
+
+    ours, truth = run(impl, x, g), run("reference", x.double(), g.double())
+    return _error(ours[0], truth[0]), _error(ours[1], truth[1])
+
+
 def can_measure(name: str) -> bool:
     entry = IMPLEMENTATIONS[name]
     if entry.device == "cuda" and not torch.cuda.is_available():
@@ -166,6 +191,10 @@ def measure(name: str) -> dict[str, tuple[float, float]]:
             if dtype != "float64":
                 args = (entry.impl, entry.device, getattr(torch, dtype))
                 found[f"masked_l2_loss {dtype}"] = _loss(*args)
+        for dtype in entry.norm:
+            if dtype != "float64":
+                args = (entry.impl, entry.device, getattr(torch, dtype))
+                found[f"local_response_norm {dtype}"] = _norm(*args)
     finally:
         torch.set_float32_matmul_precision(before)
     return found
@@ -178,9 +207,14 @@ def table(results: dict[str, dict[str, list[float]]]) -> str:
         "| error, backward | repeats bit for bit |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for op in ("channelwise_linear", "masked_l2_loss"):
+    fields = {
+        "channelwise_linear": "linear",
+        "masked_l2_loss": "loss",
+        "local_response_norm": "norm",
+    }
+    for op, field in fields.items():
         for name, entry in IMPLEMENTATIONS.items():
-            facts = entry.linear if op == "channelwise_linear" else entry.loss
+            facts: dict[str, str] = getattr(entry, field)
             for label, fact in facts.items():
                 errors = results.get(name, {}).get(f"{op} {label}")
                 if label == "float64":
