@@ -76,6 +76,28 @@ def cdiv(number: int, by: int) -> int:
     return -(-number // by)
 
 
+# The division of channels among programs: how many programs are wanted; elements of a program that
+# are not divided further, and those that are; and the fewest channels.
+_WANTED, _FEW, _MANY, _FEWEST = 256, 1024, 32768, 4
+
+
+def channels_per_program(programs: int, channels: int, pixels: int) -> int:
+    """Channels per program where ``programs`` of so many pixels are few, or long, with all of them.
+
+    Depends on the shape alone.
+    """
+    if not shares_channels(channels):
+        return channels
+    elements = channels * pixels
+    parts = max(min(cdiv(_WANTED, max(programs, 1)), cdiv(elements, _FEW)), cdiv(elements, _MANY))
+    return cdiv(channels, max(min(parts, cdiv(channels, _FEWEST), 65535), 1))
+
+
+def shares_channels(channels: int) -> bool:
+    """Whether programs may share so many channels; not those of images."""
+    return channels > _FEWEST
+
+
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least ``number``."""
     return 1 << max(number - 1, 0).bit_length()

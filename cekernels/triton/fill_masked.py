@@ -18,15 +18,17 @@ from cekernels.triton._runtime import (
     alignment,
     bits,
     cdiv,
+    channels_per_program,
     launch,
     pixel_arguments,
     pixel_offsets,
+    power_of_two,
     to_float32,
     wide,
 )
 
-# Pixels per program.
-BLOCK, WARPS = 512, 4
+# Pixels per program, and for small planes.
+BLOCK, SMALL_BLOCK, WARPS = 512, 128, 4
 # Beyond this width or height products could exceed 2**63.
 LARGEST_SIDE = 2**22
 
@@ -34,7 +36,7 @@ LARGEST_SIDE = 2**22
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels_each"])
 def fill_masked_kernel(
     image,
     mask,
@@ -43,6 +45,7 @@ def fill_masked_kernel(
     pixels,
     blocks,
     channels,
+    channels_each,
     image_stride_b,
     image_stride_c,
     image_stride_h,
@@ -60,7 +63,7 @@ def fill_masked_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (b, k): block k of the pixels of sample b, all channels."""
+    """Program ((b, k), j): block k of the pixels of sample b, channels of part j."""
     sample = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     if WIDE:  # before any product: a plane may have more pixels than int32 counts
@@ -76,7 +79,8 @@ def fill_masked_kernel(
     mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
     image += tl.multiple_of(sample * image_stride_b, ALIGN)
     filled += tl.multiple_of(sample * channels * pixels, ALIGN)
-    for channel in range(channels):
+    first_channel = tl.program_id(1) * channels_each
+    for channel in range(first_channel, tl.minimum(first_channel + channels_each, channels)):
         if WIDE:
             channel = tl.cast(channel, tl.int64)
         m_channel = tl.multiple_of(channel * mask_stride_c, ALIGN) if MASK_HAS_CHANNELS else 0
@@ -113,23 +117,26 @@ def fill_masked(image: Tensor, mask: Tensor, value: Tensor) -> Tensor:
     filled = torch.empty_like(image, memory_format=dense_format(image))
     last = dense_format(image) == torch.channels_last
     mask = bits(mask)
-    blocks = cdiv(height * width, BLOCK)
+    pixels = height * width
+    blocks = cdiv(pixels, BLOCK)
+    each = channels_per_program(samples * blocks, channels, min(pixels, BLOCK))
     launch(
         fill_masked_kernel,
-        (samples * blocks,),
+        (samples * blocks, cdiv(channels, each) if each else 0),
         image.device,
         num_warps=WARPS,
         **pixel_arguments(image=as_integers(image), mask=mask),
         value=as_integers(value.to(image.dtype).contiguous()),
         filled=as_integers(filled),
-        pixels=height * width,
+        pixels=pixels,
         blocks=blocks,
         channels=channels,
+        channels_each=each,
         filled_stride_c=1 if last else height * width,
         filled_stride_p=channels if last else 1,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(image, mask, filled, pixels=True),
         WIDE=wide(image, mask, filled),
-        BLOCK=BLOCK,
+        BLOCK=min(max(power_of_two(pixels), SMALL_BLOCK), BLOCK),
     )
     return filled

@@ -2,8 +2,9 @@
 
 A program processes runs of pixels of one sample: it reads their mask once and, for each channel,
 loads prediction and target only where the mask is not 0, in groups of up to 16 bytes so that the
-loads stay wide. The same kernel sums the loss, writes the gradient, or does both in one pass. Each
-program writes one partial sum; a second launch adds them in float64 and in a fixed order.
+loads stay wide. Where planes are small or few, programs share the channels. The same kernel sums
+the loss, writes the gradient, or does both in one pass. Each program writes one partial sum; the
+program that ends last adds them in float64 and in a fixed order.
 """
 
 # Triton: constexpr parameters are upper-case; the other types depend on the call.
@@ -12,6 +13,8 @@ program writes one partial sum; a second launch adds them in float64 and in a fi
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,17 +28,21 @@ from cekernels.triton._runtime import (
     alignment,
     bits,
     cdiv,
+    channels_per_program,
     launch,
     pixel_arguments,
     pixel_offsets,
+    power_of_two,
     round_to,
+    shares_channels,
     to_float32,
     wide,
     zero_counter,
 )
 
-# Pixels per step of a program; and the largest number of programs, one partial sum each.
-BLOCK, WARPS = 1024, 4
+# Pixels per step of a program, for larger and for small planes; and the largest number of programs
+# for all channels.
+BLOCK, SMALL_BLOCK, WARPS = 1024, 128, 4
 PROGRAMS = 4096
 # Numbers that are added at a time: areas, and rows and columns of partial sums.
 AREAS = tl.constexpr(128)
@@ -86,7 +93,7 @@ def _sum_rows(sums, values, rows, columns):
 
 
 # No specialization on what differs in the last batch of an epoch: it would compile again.
-@triton.jit(do_not_specialize=["samples", "splits", "areas", "elements"])
+@triton.jit(do_not_specialize=["samples", "splits", "areas", "elements", "channels_each"])
 def masked_loss_kernel(
     prediction,
     target,
@@ -106,6 +113,7 @@ def masked_loss_kernel(
     pixels,
     splits,
     channels,
+    channels_each,
     prediction_stride_b,
     prediction_stride_c,
     prediction_stride_h,
@@ -125,13 +133,14 @@ def masked_loss_kernel(
     TARGET_WIDTH: tl.constexpr,
     MASK_WIDTH: tl.constexpr,
     MASK_HAS_CHANNELS: tl.constexpr,
+    SHARED: tl.constexpr,
     POWER: tl.constexpr,
     PER_SAMPLE: tl.constexpr,
     ALIGN: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (b, s): the blocks s, s + splits, ... of sample b.
+    """Program ((b, s), k): the blocks s, s + splits, ... of sample b, channels of part k.
 
     With ``partial_loss`` the weighted error is summed, with ``partial_weight`` the weights. With
     ``grad`` the gradient is written: the product of the scale, ``grad_loss`` (unless None), weight
@@ -142,6 +151,13 @@ def masked_loss_kernel(
     """
     sample = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
+    first_channel, last_channel = 0, channels
+    slot, parts = tl.program_id(0), 1
+    if SHARED:
+        first_channel = tl.program_id(1) * channels_each
+        last_channel = tl.minimum(first_channel + channels_each, channels)
+        parts = tl.num_programs(1)
+        slot = slot * parts + tl.program_id(1)
     if WIDE:
         sample = sample.to(tl.int64)
         pixels = tl.cast(pixels, tl.int64)
@@ -172,8 +188,11 @@ def masked_loss_kernel(
         m_pixel = pixel_offsets(pixel, mask_stride_h, mask_stride_w, MASK_WIDTH)
         weight = _weights(mask, m_pixel, exists)
         if partial_weight is not None and not MASK_HAS_CHANNELS:
-            total_weight += weight
-        for channel in range(channels):
+            if SHARED:
+                total_weight += tl.where(first_channel == 0, weight, 0.0)
+            else:
+                total_weight += weight
+        for channel in range(first_channel, last_channel):
             if WIDE:
                 channel = tl.cast(channel, tl.int64)
             if MASK_HAS_CHANNELS:
@@ -203,26 +222,26 @@ def masked_loss_kernel(
                 rounded = round_to(value, grad.dtype.element_ty)
                 tl.store(grad + g_channel + pixel * grad_stride_p, rounded, mask=exists)
     if partial_loss is not None:
-        tl.store(partial_loss + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
+        tl.store(partial_loss + slot, tl.sum(tl.sum(total, 1), 0))
     if partial_weight is not None:
-        tl.store(partial_weight + tl.program_id(0), tl.sum(tl.sum(total_weight, 1), 0))
+        tl.store(partial_weight + slot, tl.sum(tl.sum(total_weight, 1), 0))
     if counter is not None:
         # Releases this program's sums, and acquires those of the programs before it.
         before = tl.atomic_add(counter, 1, sem="acq_rel")
-        if before == tl.num_programs(0) - 1:
+        if before == tl.num_programs(0) * parts - 1:
             tl.store(counter, 0)
             if partial_weight is not None:
-                total_area = _sum(partial_weight, 0, samples * splits, BLOCK)
+                total_area = _sum(partial_weight, 0, samples * splits * parts, BLOCK)
                 factor = _reciprocal(total_area * repeats).to(tl.float32)
             tl.store(scale, factor)
             if PER_SAMPLE:
-                _sum_rows(loss, partial_loss, samples, splits)
+                _sum_rows(loss, partial_loss, samples, splits * parts)
             else:
-                whole = _sum(partial_loss, 0, samples * splits, BLOCK)
+                whole = _sum(partial_loss, 0, samples * splits * parts, BLOCK)
                 tl.store(loss, (whole * tl.cast(factor, tl.float64)).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "channels_each"])
 def scale_gradient_kernel(
     grad,
     mask,
@@ -230,6 +249,7 @@ def scale_gradient_kernel(
     pixels,
     splits,
     channels,
+    channels_each,
     mask_stride_b,
     mask_stride_c,
     mask_stride_h,
@@ -246,6 +266,8 @@ def scale_gradient_kernel(
     """Scale the masked elements of sample b by ``factor[b]`` in place; skipped where it is 1."""
     sample = tl.program_id(0) // splits
     split = tl.program_id(0) % splits
+    first_channel = tl.program_id(1) * channels_each
+    last_channel = tl.minimum(first_channel + channels_each, channels)
     if WIDE:
         sample = sample.to(tl.int64)
         pixels = tl.cast(pixels, tl.int64)
@@ -263,7 +285,7 @@ def scale_gradient_kernel(
             exists = tl.broadcast_to((first < pixels)[:, None], pixel.shape)
             m_pixel = pixel_offsets(pixel, mask_stride_h, mask_stride_w, MASK_WIDTH)
             weight = _weights(mask, m_pixel, exists)
-            for channel in range(channels):
+            for channel in range(first_channel, last_channel):
                 if WIDE:
                     channel = tl.cast(channel, tl.int64)
                 if MASK_HAS_CHANNELS:
@@ -285,6 +307,28 @@ def scale_gradient_kernel(
 def _splits(samples: int, pixels: int) -> int:
     """Programs per sample: one per block, but at most ``PROGRAMS`` in total."""
     return max(min(cdiv(pixels, BLOCK), PROGRAMS // max(samples, 1)), 1)
+
+
+@dataclass(frozen=True)
+class _Division:
+    """The division of a batch of images among programs."""
+
+    splits: int
+    channels: int  # per program
+    parts: int
+    block: int
+
+    def grid(self, samples: int) -> tuple[int, int]:
+        return samples * self.splits, self.parts
+
+
+def _division(image: Tensor) -> _Division:
+    samples, channels, height, width = image.shape
+    pixels = height * width
+    splits = _splits(samples, pixels)
+    each = channels_per_program(samples * splits, channels, cdiv(pixels, splits))
+    block = min(max(power_of_two(pixels), SMALL_BLOCK), BLOCK)
+    return _Division(splits, each, cdiv(channels, each) if each else 1, block)
 
 
 def _results(grad: Tensor | None) -> dict[str, int]:
@@ -315,12 +359,11 @@ def _launch_elements(
     area: Tensor | None = None,
 ) -> None:
     samples, channels, height, width = prediction.shape
-    pixels = height * width
     mask = bits(mask)
-    splits = _splits(samples, pixels)
+    division = _division(prediction)
     launch(
         masked_loss_kernel,
-        (samples * splits,),
+        division.grid(samples),
         prediction.device,
         num_warps=WARPS,
         **pixel_arguments(prediction=prediction, target=target, mask=mask),
@@ -336,17 +379,19 @@ def _launch_elements(
         samples=samples,
         areas=0 if area is None else area.numel(),
         repeats=prediction.shape[1] // mask.shape[1] if mask.shape[1] else 0,
-        pixels=pixels,
-        splits=splits,
+        pixels=height * width,
+        splits=division.splits,
         channels=channels,
+        channels_each=division.channels,
         **_results(grad),
         grad_loss_stride=grad_loss.stride(0) if grad_loss is not None and grad_loss.dim() else 0,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
+        SHARED=shares_channels(channels),
         POWER=power,
         PER_SAMPLE=normalize == "none",
         ALIGN=alignment(prediction, target, mask, grad, pixels=True),
         WIDE=wide(prediction, target, mask, grad),
-        BLOCK=BLOCK,
+        BLOCK=division.block,
     )
 
 
@@ -360,8 +405,8 @@ def _loss(
     grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss and scale, and the gradient if one is to be written."""
-    samples, _, height, width = prediction.shape
-    partials = samples * _splits(samples, height * width)
+    samples = prediction.shape[0]
+    partials = math.prod(_division(prediction).grid(samples))
     # Rows of a multiple of 16 bytes: Triton compiles for the alignment that it finds.
     sums = prediction.new_empty((3, cdiv(partials, 4) * 4), dtype=torch.float32)[:, :partials]
     scale = sums.new_empty(())
@@ -429,22 +474,23 @@ def masked_loss_and_gradient(
 def scale_gradient_(grad: Tensor, grad_loss: Tensor, mask: Tensor) -> None:
     samples, channels, height, width = grad.shape
     mask = bits(mask)
-    splits = _splits(samples, height * width)
+    division = _division(grad)
     launch(
         scale_gradient_kernel,
-        (samples * splits,),
+        division.grid(samples),
         grad.device,
         num_warps=WARPS,
         grad=grad,
         **pixel_arguments(mask=mask),
         factor=grad_loss,
         pixels=height * width,
-        splits=splits,
+        splits=division.splits,
         channels=channels,
+        channels_each=division.channels,
         **_results(grad),
         factor_stride=grad_loss.stride(0) if grad_loss.dim() else 0,
         MASK_HAS_CHANNELS=mask.shape[1] != 1,
         ALIGN=alignment(grad, mask, pixels=True),
         WIDE=wide(grad, mask),
-        BLOCK=BLOCK,
+        BLOCK=division.block,
     )

@@ -94,26 +94,79 @@ constexpr int64_t kPieceElements = 4096;
 
 inline int64_t pieces_of(int64_t plane) { return divide_up(plane, kPieceElements); }
 
+// The division of a batch of images among blocks: pieces of planes (blockIdx.x, with the sample) and,
+// where these are few or have many channels, `parts` (blockIdx.y) of `each` channels, or pixels of
+// channels_last images. `across` threads process a plane, those beside them further channels.
+// Depends on the shape alone.
+struct Division {
+  int64_t pieces, parts, each;
+  int across;
+
+  dim3 grid(int64_t batch) const { return grid_of(batch * pieces, parts); }
+};
+
+constexpr int64_t kWantedBlocks = 256;  // for a large GPU
+constexpr int64_t kFewElements = 1024;  // of a block: no further division
+constexpr int64_t kManyElements = 32768;
+constexpr int64_t kFewChannels = 4;
+
+// For vectors of V elements; `by_pixels`: elements of all channels follow each other.
+inline Division division_of(int64_t batch, int64_t channels, int64_t plane, int V, bool by_pixels) {
+  Division d{pieces_of(plane), 1, by_pixels ? plane : channels, kPieceThreads};
+  const int64_t pixels = plane < kPieceElements ? plane : kPieceElements;
+  // A vector may begin and end within a plane: at most 2 V - 2 elements are taken one by one.
+  while (!by_pixels && d.across > 16 && (d.across / 2 - 1) * V >= pixels) d.across /= 2;
+  const int64_t elements = channels * pixels;
+  if (batch * elements == 0) return d;
+  const int64_t whole = by_pixels ? pixels : channels;
+  const int64_t most = by_pixels ? pixels : divide_up(channels, kFewChannels);
+  const int64_t wanted = divide_up(kWantedBlocks, batch * d.pieces);
+  const int64_t few = divide_up(elements, kFewElements), many = divide_up(elements, kManyElements);
+  int64_t parts = wanted < few ? wanted : few;
+  if (parts < many) parts = many;
+  if (parts > most) parts = most;
+  if (parts > 65535) parts = 65535;
+  d.each = divide_up(whole, parts);
+  d.parts = divide_up(whole, d.each);
+  return d;
+}
+
+// The channels of this thread in its part: first, first + step, ... before last.
+struct Channels {
+  int64_t first, last;
+  int step;
+
+  __device__ __forceinline__ Channels(const Division& d, int64_t all) {
+    const int64_t begin = blockIdx.y * d.each, end = begin + d.each;
+    first = begin + int(threadIdx.x) / d.across;
+    last = end < all ? end : all;
+    step = kPieceThreads / d.across;
+  }
+};
+
 // The position of a thread in its piece, V elements at a time. V > 1 requires contiguous planes;
 // with V = 1 each operand has its own strides.
 template <int V>
 struct Position {
   int64_t i, last;
   int64_t row, column, row_step, column_step, width;
+  int step;
 
-  __device__ __forceinline__ Position(int64_t piece, int64_t plane, int64_t width) : width(width) {
+  __device__ __forceinline__ Position(const Division& d, int64_t piece, int64_t plane,
+                                      int64_t width)
+      : width(width), step(d.across) {
     const int64_t end = (piece + 1) * kPieceElements;
-    i = piece * kPieceElements + threadIdx.x * V;
+    i = piece * kPieceElements + int(threadIdx.x) % d.across * V;
     last = end < plane ? end : plane;
     if (V == 1) {
       row = quotient(i, width), column = i - row * width;
-      row_step = width <= kPieceThreads ? kPieceThreads / int(width) : 0;
-      column_step = kPieceThreads - row_step * width;
+      row_step = width <= step ? step / int(width) : 0;
+      column_step = step - row_step * width;
     }
   }
   __device__ __forceinline__ bool inside() const { return i < last; }
   __device__ __forceinline__ void next() {
-    i += kPieceThreads * V;
+    i += step * V;
     if (V == 1) {
       row += row_step, column += column_step;
       if (column >= width) column -= width, ++row;
@@ -155,7 +208,7 @@ __device__ __forceinline__ bool is_last_block(uint32_t* counter) {
   __shared__ bool last;
   if (threadIdx.x == 0) {
     __threadfence();  // publishes what this thread wrote
-    last = atomicAdd(counter, 1u) + 1 == gridDim.x;
+    last = atomicAdd(counter, 1u) + 1 == gridDim.x * gridDim.y;
     __threadfence();  // and what the other blocks wrote is seen from here on
   }
   __syncthreads();

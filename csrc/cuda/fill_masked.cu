@@ -8,15 +8,20 @@ namespace {
 
 constexpr int kThreads = kPieceThreads;
 
+// A thread's masks of 8 bytes for 16 bytes of an image fill half of the registers.
+template <class M, int V>
+constexpr int kResident = V * sizeof(M) > 64 ? kResidentBlocks / 2 : kResidentBlocks;
+
 template <class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks) fill(FillMasked p, int64_t pieces) {
+__global__ void __launch_bounds__(kThreads, (kResident<M, V>)) fill(FillMasked p, Division d) {
   const int64_t plane = p.height * p.width;
   const Layout layout(p);
   const int drop = p.mask_floating ? 1 : 0;  // shifts out the sign bit: -0.0 counts as 0
-  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
-    const int64_t b = quotient(block, pieces);
-    for (Position<V> at(block - b * pieces, plane, p.width); at.inside(); at.next()) {
-      for (int64_t c = 0; c < p.channels; ++c) {
+  const Channels channels(d, p.channels);
+  for (int64_t block = blockIdx.x; block < p.batch * d.pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, d.pieces);
+    for (Position<V> at(d, block - b * d.pieces, plane, p.width); at.inside(); at.next()) {
+      for (int64_t c = channels.first; c < channels.last; c += channels.step) {
         const auto mask = at.template load<M>(p.mask, b, c);
         bool all = true;
         for (int j = 0; j < V; ++j) all &= M(mask.v[j] << drop) != 0;
@@ -40,13 +45,15 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks) fill(FillMasked p, 
 template <class T, class M>
 void start(const FillMasked& p, void* stream) {
   constexpr int V = 16 / sizeof(T);
-  const int64_t plane = p.height * p.width, pieces = pieces_of(plane), count = p.batch * pieces;
-  if (count == 0) return;
+  const int64_t plane = p.height * p.width;
+  if (p.batch * p.channels * plane == 0) return;
   if (!p.channels_last && plane % V == 0 && packs<T, V>(p.image, p.width) &&
       packs<M, V>(p.mask, p.width) && aligned(p.output, 16)) {
-    CEK_LAUNCH((fill<T, M, V>), grid_of(count), kThreads, stream, p, pieces);
+    const Division d = division_of(p.batch, p.channels, plane, V, false);
+    CEK_LAUNCH((fill<T, M, V>), d.grid(p.batch), kThreads, stream, p, d);
   } else {
-    CEK_LAUNCH((fill<T, M, 1>), grid_of(count), kThreads, stream, p, pieces);
+    const Division d = division_of(p.batch, p.channels, plane, 1, false);
+    CEK_LAUNCH((fill<T, M, 1>), d.grid(p.batch), kThreads, stream, p, d);
   }
 }
 

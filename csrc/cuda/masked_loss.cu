@@ -19,7 +19,7 @@ struct Sums {
 
 // What the blocks of a launch share.
 struct Partial {
-  double *losses, *weights;  // a sum per piece; null weights: not needed
+  double *losses, *weights;  // a sum per part and piece; null weights: not needed
 };
 
 template <class A, class M, int V>
@@ -81,15 +81,16 @@ __device__ __forceinline__ T element(int power, A weight, A factor, T x, T y, A&
 
 // A piece of a sample with operands of any strides.
 template <bool with_sum, bool with_grad, class T, class M, class P, class A>
-__device__ __forceinline__ void strided_piece(const P& p, int64_t b, int64_t piece, A factor,
-                                              Sums<A>& sums) {
+__device__ __forceinline__ void strided_piece(const P& p, const Division& d, int64_t b,
+                                              int64_t piece, A factor, Sums<A>& sums) {
   const Layout layout(p);
-  for (Position<1> at(piece, p.height * p.width, p.width); at.inside(); at.next()) {
+  const Channels channels(d, p.channels);
+  for (Position<1> at(d, piece, p.height * p.width, p.width); at.inside(); at.next()) {
     A weight = 0;
-    for (int64_t c = 0; c < p.channels; ++c) {
-      if (c == 0 || p.mask_channels != 1) {
+    for (int64_t c = channels.first; c < channels.last; c += channels.step) {
+      if (c == channels.first || p.mask_channels != 1) {
         weight = mask_weight<A>(at.template load<M>(p.mask, b, c).v[0]);
-        sums.weight += weight;
+        if (c == 0 || p.mask_channels != 1) sums.weight += weight;
       }
       T grad = narrow<T>(A(0));
       if (weight != 0) {
@@ -122,14 +123,23 @@ __device__ __forceinline__ Pack<M, V> dense_weights(const M* mask, bool packed, 
 // memory, whatever the size of a plane; the few elements before and after them are taken one by one.
 template <bool interleaved, bool with_sum, bool with_grad, class T, class M, int V, class P,
           class A>
-__device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece, A factor,
-                                            bool weighted, Sums<A>& sums) {
+__device__ __forceinline__ void dense_piece(const P& p, const Division& d, int64_t b, int64_t piece,
+                                            A factor, bool weighted, Sums<A>& sums) {
   using Vector = Pack<T, V>;
-  const int64_t plane = p.height * p.width, pixel = piece * kPieceElements;
-  const int pixels = int(pixel + kPieceElements < plane ? kPieceElements : plane - pixel);
+  const int64_t plane = p.height * p.width;
+  int64_t pixel = piece * kPieceElements;
+  int pixels = int(pixel + kPieceElements < plane ? kPieceElements : plane - pixel);
+  if (interleaved) {
+    const int64_t begin = blockIdx.y * d.each, left = pixels - begin;
+    pixel += begin;
+    pixels = left <= 0 ? 0 : int(left < d.each ? left : d.each);
+  }
   const int repeat = interleaved ? int(p.channels) : 1;
-  const int64_t runs = interleaved ? 1 : p.channels;
-  for (int64_t c = 0; c < runs; ++c) {
+  const int across = interleaved ? kThreads : d.across;
+  const int me = interleaved ? int(threadIdx.x) : int(threadIdx.x) & (across - 1);
+  Channels channels(d, p.channels);
+  if (interleaved) channels.first = 0, channels.last = 1;
+  for (int64_t c = channels.first; c < channels.last; c += channels.step) {
     const int64_t first = (b * p.channels + c) * plane + pixel * repeat;
     const M* mask = static_cast<const M*>(p.mask.data) + b * p.mask.batch + c * p.mask.channel +
                     pixel;
@@ -142,8 +152,8 @@ __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece
     if (before > elements) before = elements;
     const int vectors = (elements - before) / V, after = (elements - before) % V;
 
-    if (int(threadIdx.x) < before + after) {
-      const int i = int(threadIdx.x) + (int(threadIdx.x) < before ? 0 : vectors * V);
+    if (me < before + after) {
+      const int i = me + (me < before ? 0 : vectors * V);
       const A weight = mask_weight<A>(mask[i / repeat]);
       if (count && i % repeat == 0) sums.weight += weight;
       T grad = narrow<T>(A(0));
@@ -154,7 +164,7 @@ __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece
     }
 
     const bool packed = reinterpret_cast<uintptr_t>(mask + before) % (V * sizeof(M)) == 0;
-    for (int v = int(threadIdx.x); v < vectors; v += kThreads) {
+    for (int v = me; v < vectors; v += across) {
       A weights[V];
       const int i = before + v * V;
       const int at = interleaved ? i / repeat : i, part = interleaved ? i - at * repeat : 0;
@@ -184,20 +194,33 @@ __device__ __forceinline__ void dense_piece(const P& p, int64_t b, int64_t piece
 
 // The results of a loss, by the block that ends last.
 template <bool with_grad, class A>
-__device__ __forceinline__ void finish(const MaskedLoss& p, int64_t pieces, const Partial& partial,
-                                       int64_t areas) {
+__device__ __forceinline__ void finish(const MaskedLoss& p, const Division& d,
+                                       const Partial& partial, int64_t areas) {
   A* loss = static_cast<A*>(p.loss);
   const bool known = with_grad || p.area != nullptr, needed = p.normalize == Normalize::mask;
   double sum = 0, weight = 0;
-  for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) {
+  const int64_t pieces = p.batch * d.pieces;  // of a part
+  for (int64_t i = threadIdx.x; i < pieces * d.parts; i += kThreads) {
     sum += partial.losses[i];
     if (needed && !known) weight += partial.weights[i];
   }
   if (p.normalize == Normalize::none) {
-    for (int64_t b = threadIdx.x; b < p.batch; b += kThreads) {
+    // A few threads per sample, as many as it has sums, up to a warp.
+    int team = 1;
+    while (team < 32 && team < d.pieces * d.parts) team *= 2;
+    const int me = int(threadIdx.x) & (team - 1), teams = kThreads / team;
+    for (int64_t first = 0; first < p.batch; first += teams) {
+      const int64_t b = first + int(threadIdx.x) / team;
       double sample = 0;
-      for (int64_t i = b * pieces; i < (b + 1) * pieces; ++i) sample += partial.losses[i];
-      loss[b] = A(sample);
+      for (int64_t part = 0; b < p.batch && part < d.parts; ++part) {
+        for (int64_t i = me; i < d.pieces; i += team) {
+          sample += partial.losses[part * pieces + b * d.pieces + i];
+        }
+      }
+      for (int offset = team / 2; offset > 0; offset /= 2) {
+        sample += __shfl_down_sync(kFullWarp, sample, offset);
+      }
+      if (b < p.batch && me == 0) loss[b] = A(sample);
     }
   }
   sum = block_sum<2>(sum);
@@ -208,81 +231,89 @@ __device__ __forceinline__ void finish(const MaskedLoss& p, int64_t pieces, cons
   if (p.normalize != Normalize::none) *loss = A(sum * scale);
 }
 
+// Eight weights of a thread need more registers.
+template <class M, int V>
+constexpr int kResident = V * sizeof(M) > 16 ? kResidentBlocks - 1 : kResidentBlocks;
+
 // Computes the loss, the gradient, or both; P is MaskedLoss or MaskedLossBackward. V is 1 for
 // operands of any strides. The gradient of a loss normalised by the mask requires the `areas`.
 template <class P, bool with_grad, class T, class M, int V>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    elements(P p, int64_t pieces, Partial partial, int64_t areas) {
+__global__ void __launch_bounds__(kThreads, (kResident<M, V>))
+    elements(P p, Division d, Partial partial, int64_t areas) {
   using A = acc_t<T>;
   constexpr bool with_sum = std::is_same<P, MaskedLoss>::value;
   A factor = 0;
   const bool weighted = with_sum && !with_grad && partial.weights != nullptr;
   if constexpr (with_grad && with_sum) factor = known_scale<A>(p, areas);
-  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
-    const int64_t b = quotient(block, pieces), piece = block - b * pieces;
+  const int64_t pieces = p.batch * d.pieces;
+  for (int64_t block = blockIdx.x; block < pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, d.pieces), piece = block - b * d.pieces;
     if constexpr (!with_sum) {
       factor = static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride] *
                *static_cast<const A*>(p.scale);
     }
     Sums<A> sums;
     if constexpr (V == 1) {
-      strided_piece<with_sum, with_grad, T, M>(p, b, piece, factor, sums);
+      strided_piece<with_sum, with_grad, T, M>(p, d, b, piece, factor, sums);
     } else if (p.channels_last) {
-      dense_piece<true, with_sum, with_grad, T, M, V>(p, b, piece, factor, weighted, sums);
+      dense_piece<true, with_sum, with_grad, T, M, V>(p, d, b, piece, factor, weighted, sums);
     } else {
-      dense_piece<false, with_sum, with_grad, T, M, V>(p, b, piece, factor, weighted, sums);
+      dense_piece<false, with_sum, with_grad, T, M, V>(p, d, b, piece, factor, weighted, sums);
     }
     if constexpr (with_sum) {
       const double loss = block_sum(double(sums.loss));
       const double weight = weighted ? block_sum(double(sums.weight)) : 0;
       if (threadIdx.x == 0) {
-        partial.losses[block] = loss;
-        if (weighted) partial.weights[block] = weight;
+        partial.losses[blockIdx.y * pieces + block] = loss;
+        if (weighted) partial.weights[blockIdx.y * pieces + block] = weight;
       }
     }
   }
   if constexpr (with_sum) {
-    if (is_last_block(p.counter)) finish<with_grad, A>(p, pieces, partial, areas);
+    if (is_last_block(p.counter)) finish<with_grad, A>(p, d, partial, areas);
   }
 }
 
 // The sum of all weights in weights[0], before a gradient that depends on it.
 template <class A, class M>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    measure(MaskedLoss p, int64_t pieces, double* weights) {
-  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
-    const int64_t b = quotient(block, pieces);
+    measure(MaskedLoss p, Division d, double* weights) {
+  const Channels channels(d, p.mask_channels);
+  const int64_t plane = p.height * p.width, pieces = p.batch * d.pieces;
+  for (int64_t block = blockIdx.x; block < pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, d.pieces);
     A sum = 0;
-    for (Position<1> at(block - b * pieces, p.height * p.width, p.width); at.inside(); at.next()) {
-      for (int64_t c = 0; c < p.mask_channels; ++c) {
+    for (Position<1> at(d, block - b * d.pieces, plane, p.width); at.inside(); at.next()) {
+      for (int64_t c = channels.first; c < channels.last; c += channels.step) {
         sum += mask_weight<A>(at.template load<M>(p.mask, b, c).v[0]);
       }
     }
     const double total = block_sum(double(sum));
-    if (threadIdx.x == 0) weights[block] = total;
+    if (threadIdx.x == 0) weights[blockIdx.y * pieces + block] = total;
   }
   if (!is_last_block(p.counter)) return;
   double all = 0;
-  for (int64_t i = threadIdx.x; i < p.batch * pieces; i += kThreads) all += weights[i];
+  for (int64_t i = threadIdx.x; i < pieces * d.parts; i += kThreads) all += weights[i];
   all = block_sum<1>(all);
   if (threadIdx.x == 0) weights[0] = all;
 }
 
 template <class T, class M, int V>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    scale_gradient(ScaleGradient p, int64_t pieces) {
+    scale_gradient(ScaleGradient p, Division d) {
   using A = acc_t<T>;
   const int64_t plane = p.height * p.width;
   const Layout layout(p);
-  for (int64_t block = blockIdx.x; block < p.batch * pieces; block += gridDim.x) {
-    const int64_t b = quotient(block, pieces);
+  const Channels channels(d, p.channels);
+  for (int64_t block = blockIdx.x; block < p.batch * d.pieces; block += gridDim.x) {
+    const int64_t b = quotient(block, d.pieces);
     const A factor = static_cast<const A*>(p.grad_loss)[b * p.grad_loss_stride];
     if (factor == 1) continue;
-    for (Position<V> at(block - b * pieces, plane, p.width); at.inside(); at.next()) {
+    for (Position<V> at(d, block - b * d.pieces, plane, p.width); at.inside(); at.next()) {
       A weights[V];
       bool any = false;
-      for (int64_t c = 0; c < p.channels; ++c) {
-        if (c == 0 || p.mask_channels != 1) {
+      for (int64_t c = channels.first; c < channels.last; c += channels.step) {
+        if (c == channels.first || p.mask_channels != 1) {
           any = weights_of<A>(at.template load<M>(p.mask, b, c), weights);
         }
         if (!any) continue;
@@ -316,59 +347,78 @@ bool is_dense(const P& p) {
          (p.width == 1 || p.mask.column == 1) && (!p.channels_last || p.mask_channels == 1);
 }
 
+template <class P>
+Division division(const P& p) {
+  const bool dense = is_dense(p);
+  const int size = p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2;
+  return division_of(p.batch, p.channels, p.height * p.width, dense ? 16 / size : 1,
+                     dense && p.channels_last);
+}
+
 template <bool with_grad, class T, class M, class P>
-void launch_elements(const P& p, int64_t pieces, const Partial& partial, int64_t areas,
+void launch_elements(const P& p, const Division& d, const Partial& partial, int64_t areas,
                      void* stream) {
-  const dim3 grid = grid_of(p.batch * pieces);
+  const dim3 grid = d.grid(p.batch);
   if (is_dense(p)) {
-    CEK_LAUNCH((elements<P, with_grad, T, M, 16 / sizeof(T)>), grid, kThreads, stream, p, pieces,
+    CEK_LAUNCH((elements<P, with_grad, T, M, 16 / sizeof(T)>), grid, kThreads, stream, p, d,
                partial, areas);
   } else {
-    CEK_LAUNCH((elements<P, with_grad, T, M, 1>), grid, kThreads, stream, p, pieces, partial,
-               areas);
+    CEK_LAUNCH((elements<P, with_grad, T, M, 1>), grid, kThreads, stream, p, d, partial, areas);
   }
+}
+
+// Sums per launch, at most: of the loss, and of the weights.
+int64_t sums_of(const MaskedLoss& p, const Division& d, const Division& of_mask) {
+  const int64_t parts = d.parts > of_mask.parts ? d.parts : of_mask.parts;
+  return p.batch * d.pieces * parts;
+}
+
+Division division_of_mask(const MaskedLoss& p) {
+  return division_of(p.batch, p.mask_channels, p.height * p.width, 1, false);
 }
 
 template <class T, class M>
 void start(MaskedLoss p, void* workspace, void* stream) {
-  const int64_t pieces = pieces_of(p.height * p.width);
+  const Division d = division(p), of_mask = division_of_mask(p);
   const bool unknown = p.normalize == Normalize::mask && p.area == nullptr;
   Partial partial{static_cast<double*>(workspace), nullptr};
-  double* weights = partial.losses + p.batch * pieces;
+  double* weights = partial.losses + sums_of(p, d, of_mask);
   int64_t areas = p.batch;
   if (p.grad == nullptr) {
     if (unknown) partial.weights = weights;
-    launch_elements<false, T, M>(p, pieces, partial, areas, stream);
+    launch_elements<false, T, M>(p, d, partial, areas, stream);
     return;
   }
   if (unknown) {
-    areas = p.batch * pieces > 0;
+    areas = p.batch * d.pieces > 0;
     if (areas) {
-      CEK_LAUNCH((measure<acc_t<T>, M>), grid_of(p.batch * pieces), kThreads, stream, p, pieces,
+      CEK_LAUNCH((measure<acc_t<T>, M>), of_mask.grid(p.batch), kThreads, stream, p, of_mask,
                  weights);
     }
     p.area = weights, p.area_dtype = DType::f64, p.area_stride = 1;
   }
-  launch_elements<true, T, M>(p, pieces, partial, areas, stream);
+  launch_elements<true, T, M>(p, d, partial, areas, stream);
 }
 
 template <class T, class M>
 void start(const MaskedLossBackward& p, void*, void* stream) {
-  const int64_t pieces = pieces_of(p.height * p.width);
-  if (p.batch * pieces == 0) return;
-  launch_elements<true, T, M>(p, pieces, Partial{}, 0, stream);
+  const Division d = division(p);
+  if (p.batch * d.pieces == 0) return;
+  launch_elements<true, T, M>(p, d, Partial{}, 0, stream);
 }
 
 template <class T, class M>
 void start(const ScaleGradient& p, void*, void* stream) {
   constexpr int V = 16 / sizeof(T);
-  const int64_t pieces = pieces_of(p.height * p.width), count = p.batch * pieces;
-  if (count == 0) return;
-  const bool vectors = !p.channels_last && p.height * p.width % V == 0;
+  const int64_t plane = p.height * p.width;
+  if (p.batch * plane == 0) return;
+  const bool vectors = !p.channels_last && plane % V == 0;
   if (vectors && packs<M, V>(p.mask, p.width) && aligned(p.grad, 16)) {
-    CEK_LAUNCH((scale_gradient<T, M, V>), grid_of(count), kThreads, stream, p, pieces);
+    const Division d = division_of(p.batch, p.channels, plane, V, false);
+    CEK_LAUNCH((scale_gradient<T, M, V>), d.grid(p.batch), kThreads, stream, p, d);
   } else {
-    CEK_LAUNCH((scale_gradient<T, M, 1>), grid_of(count), kThreads, stream, p, pieces);
+    const Division d = division_of(p.batch, p.channels, plane, 1, false);
+    CEK_LAUNCH((scale_gradient<T, M, 1>), d.grid(p.batch), kThreads, stream, p, d);
   }
 }
 
@@ -398,7 +448,7 @@ size_t workspace_bytes(const MaskedLossBackward&) { return 0; }
 size_t workspace_bytes(const ScaleGradient&) { return 0; }
 
 size_t workspace_bytes(const MaskedLoss& p) {
-  return size_t(2 * p.batch * pieces_of(p.height * p.width)) * sizeof(double);
+  return size_t(2 * sums_of(p, division(p), division_of_mask(p))) * sizeof(double);
 }
 
 const char* run(const MaskedLoss& p, void* workspace, void* stream) {

@@ -135,7 +135,9 @@ def test_empty_linear(kernels: Kernels, shape: tuple[int, int, int, int]) -> Non
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
-@pytest.mark.parametrize("shape", [(2, 3, 12, 16), (3, 2, 5, 7), (1, 1, 1, 1), (1, 2, 97, 90)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 12, 16), (3, 2, 5, 7), (1, 1, 1, 1), (1, 2, 97, 90), (2, 41, 7, 5)]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss(kernels: Kernels, shape: tuple[int, ...], dtype: torch.dtype, weighted: bool) -> None:
     sums = torch.float64 if dtype == torch.float64 else torch.float32

@@ -218,6 +218,31 @@ def test_loss_of_integers_is_exact_however_the_mask_lies(target: Target) -> None
 
 
 @every_target
+def test_loss_and_fill_of_many_channels(target: Target) -> None:
+    """Programs share the channels: the sums, of integers, and the copies are exact."""
+    cases.needs(target, "masked_loss")
+    shape = (1, 40, 5, 7)
+    p, t = (cases.integers(*shape, dtype=torch.float32, seed=s) for s in (0, 1))
+    for channels, last in itertools.product((1, 40), (False, True)):
+        m = cases.integers(1, channels, *shape[2:], dtype=torch.float32, seed=2).abs()
+        given = [x.to(target.device) for x in (p, t, m)]
+        normalize, grad = "sum", torch.ones((), device=target.device)
+        if last:
+            given[0] = given[0].to(memory_format=torch.channels_last)
+            normalize, grad = "none", grad.expand(1)
+        ours, truth = (
+            loss_with_gradients(impl, *given, 2, grad, normalize=normalize)
+            for impl in (target.impl, "reference")
+        )
+        assert all(map(torch.equal, ours, truth))
+        filled, right = (
+            cekernels.fill_masked(given[0], given[2], range(40), impl=impl)
+            for impl in (target.impl, "reference")
+        )
+        assert torch.equal(filled, right)
+
+
+@every_target
 @pytest.mark.parametrize("power", [2, 1])
 def test_nan_inside_the_mask_is_seen(target: Target, power: int) -> None:
     cases.needs(target, "masked_loss")
