@@ -730,7 +730,11 @@ __device__ __forceinline__ void write_gradients(const LinearBackward& p, int64_t
   Pack<T, V> rounded;
 #pragma unroll
   for (int i = 0; i < V; ++i) rounded.v[i] = narrow<T>(sums.v[i]);
-  store_vector(to, rounded);
+  if constexpr (V == 1) {
+    *to = rounded.v[0];
+  } else {
+    store_vector(to, rounded);
+  }
 }
 
 // Writes total[channel][N * N + N] of a block, as gradients or into `partial`.
@@ -752,15 +756,19 @@ __device__ __forceinline__ void write_sums(const LinearBackward& p, const acc_t<
   }
 }
 
-// Adds the sums of the slices in order.
+// Sums that a thread of add_slices adds at a time.
 template <class T>
+constexpr int kSumsAtOnce = 16 / sizeof(acc_t<T>);
+
+// Adds the sums of the slices in order, V neighbours at a time.
+template <class T, int V>
 __global__ void __launch_bounds__(256)
     add_slices(LinearBackward p, int64_t slices, const acc_t<T>* partial) {
-  constexpr int V = 16 / sizeof(acc_t<T>);
   using Vector = Pack<acc_t<T>, V>;
   const int64_t weights = p.n_out * p.n_in, size = weights + p.n_out;
   for (int64_t c = blockIdx.x; c < p.channels; c += gridDim.x) {
-    for (int64_t i = int64_t(threadIdx.x) * V; i < size; i += 256 * V) {
+    for (int64_t i = (int64_t(blockIdx.y) * 256 + threadIdx.x) * V; i < size;
+         i += int64_t(gridDim.y) * 256 * V) {
       if ((i < weights ? p.grad_weight : p.grad_bias) == nullptr) continue;
       Vector sum{};
 #pragma unroll 4
@@ -1009,7 +1017,8 @@ struct View {
 
 // out (rows, columns) = a (rows, depth) b (depth, columns) + bias (columns), per channel. `gate`
 // has the shape of a: where it is not positive, a is taken as 0. `row_sums` receives the sums of
-// the rows of a.
+// the rows of a. With `partial`, only slice blockIdx.y of the depth, of `slice` elements, is summed:
+// into partial (slices, channels, sums), where the sums of the rows of a follow the products.
 template <class T>
 struct Product {
   int64_t channels, rows, columns, depth;
@@ -1020,6 +1029,8 @@ struct Product {
   T* out;
   int64_t out_channel, out_row;
   T* row_sums;  // (channels, rows)
+  acc_t<T>* partial;
+  int64_t slice, sums;
 };
 
 template <class T>
@@ -1040,13 +1051,15 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
     const int64_t row0 = tile / column_tiles * kRows, column0 = tile % column_tiles * kColumns;
     A sum[kEach][kEach] = {};
     A row_sum[kEach] = {};
-    for (int64_t k0 = 0; k0 < p.depth; k0 += kDepth) {
+    const int64_t begin = blockIdx.y * p.slice, left = p.depth - begin;
+    const int64_t end = left < p.slice ? p.depth : begin + p.slice;
+    for (int64_t k0 = begin; k0 < end; k0 += kDepth) {
       __syncthreads();
       for (int i = int(threadIdx.x); i < kDepth * kRows; i += kThreads) {
         // Neighbouring threads read along the contiguous dimension: the depth or the rows.
         const int k = p.a.column == 1 ? i % kDepth : i / kRows;
         const int r = p.a.column == 1 ? i / kDepth : i % kRows;
-        const bool exists = row0 + r < p.rows && k0 + k < p.depth;
+        const bool exists = row0 + r < p.rows && k0 + k < end;
         A x = exists ? A(widen(*p.a.at(c, row0 + r, k0 + k))) : A(0);
         if (exists && p.gate.data != nullptr && !(widen(*p.gate.at(c, row0 + r, k0 + k)) > 0)) {
           x = 0;
@@ -1056,7 +1069,7 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
       for (int i = int(threadIdx.x); i < kDepth * kColumns; i += kThreads) {
         const int k = p.b.column == 1 ? i / kColumns : i % kDepth;
         const int n = p.b.column == 1 ? i % kColumns : i / kDepth;
-        const bool exists = column0 + n < p.columns && k0 + k < p.depth;
+        const bool exists = column0 + n < p.columns && k0 + k < end;
         b_tile[k][n] = exists ? A(widen(*p.b.at(c, k0 + k, column0 + n))) : A(0);
       }
       __syncthreads();
@@ -1071,18 +1084,28 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
         }
       }
     }
+    A* const partial = p.partial != nullptr ? p.partial + (blockIdx.y * p.channels + c) * p.sums
+                                            : nullptr;
 #pragma unroll
     for (int m = 0; m < kEach; ++m) {
       const int64_t row = row0 + my_row + m;
       if (row >= p.rows) continue;
       if (p.row_sums != nullptr && column0 + my_column == 0) {
-        p.row_sums[c * p.rows + row] = narrow<T>(row_sum[m]);
+        if (partial != nullptr) {
+          partial[p.sums - p.rows + row] = row_sum[m];
+        } else {
+          p.row_sums[c * p.rows + row] = narrow<T>(row_sum[m]);
+        }
       }
 #pragma unroll
       for (int n = 0; n < kEach; ++n) {
         const int64_t column = column0 + my_column + n;
         if (column >= p.columns) continue;
         A y = sum[m][n];
+        if (partial != nullptr) {
+          partial[row * p.out_row + column] = y;
+          continue;
+        }
         if (p.bias != nullptr) y += A(widen(p.bias[c * p.bias_channel + column]));
         if (p.relu && y < 0) y = 0;  // preserves NaN
         p.out[c * p.out_channel + row * p.out_row + column] = narrow<T>(y);
@@ -1147,11 +1170,43 @@ bool slabs_at(const void* pointer, int64_t batch, int64_t channel, int64_t n) {
   return aligned(pointer, 16) && batch * int64_t(sizeof(T)) % 16 == 0 && channel == n;
 }
 
+constexpr int64_t kMultiprocessors = 128;  // about, of a large GPU
+
+int64_t blocks_of(int64_t channels, int64_t rows, int64_t columns) {
+  return channels * divide_up(rows, kTileSide) * (columns > 0 ? divide_up(columns, kTileSide) : 1);
+}
+
+// Slices of the batch for the gradients of weight and bias of any size, where there are fewer tiles
+// than a GPU needs blocks: of at least 64 samples.
+Slices slices_of_any(const LinearBackward& p) {
+  const int64_t blocks = blocks_of(p.channels, p.n_out, p.grad_weight != nullptr ? p.n_in : 0);
+  Slices s{p.channels, 1, p.batch};
+  if (blocks == 0 || p.batch <= 64) return s;
+  const int64_t wanted = divide_up(2 * kMultiprocessors, blocks), most = divide_up(p.batch, 64);
+  s.rows = divide_up(divide_up(p.batch, wanted < most ? wanted : most), kDepth) * kDepth;
+  s.slices = divide_up(p.batch, s.rows);
+  return s;
+}
+
 template <class T>
-void start(const Product<T>& p, void* stream) {
-  const int64_t column_tiles = p.columns > 0 ? divide_up(p.columns, kTileSide) : 1;
-  const int64_t blocks = p.channels * divide_up(p.rows, kTileSide) * column_tiles;
-  CEK_LAUNCH(multiply<T>, grid_of(blocks), kTileThreads, stream, p);
+void start(Product<T> p, int64_t slices, void* stream) {
+  if (slices == 1) p.slice = p.depth;
+  CEK_LAUNCH(multiply<T>, grid_of(blocks_of(p.channels, p.rows, p.columns), slices), kTileThreads,
+             stream, p);
+}
+
+template <class T>
+void start_add_slices(const LinearBackward& p, int64_t slices, const acc_t<T>* partial,
+                      void* stream) {
+  constexpr int V = kSumsAtOnce<T>;
+  const int64_t size = p.n_out * p.n_in + p.n_out;
+  if (p.n_out % V == 0 && size % V == 0) {
+    const dim3 grid = grid_of(p.channels, divide_up(size, 256 * V));
+    CEK_LAUNCH((add_slices<T, V>), grid, 256, stream, p, slices, partial);
+  } else {
+    const dim3 grid = grid_of(p.channels, divide_up(size, 256));
+    CEK_LAUNCH((add_slices<T, 1>), grid, 256, stream, p, slices, partial);
+  }
 }
 
 template <class T>
@@ -1167,11 +1222,11 @@ void forward_any(const LinearForward& p, void* stream) {
   q.b = {of<T>(p.weight), p.weight_channel, 1, p.weight_row};
   q.bias = of<T>(p.bias), q.bias_channel = p.bias_channel, q.relu = p.relu;
   q.out = static_cast<T*>(p.output), q.out_channel = p.n_out, q.out_row = p.channels * p.n_out;
-  start(q, stream);
+  start(q, 1, stream);
 }
 
 template <class T>
-void backward_any(const LinearBackward& p, void* stream) {
+void backward_any(const LinearBackward& p, void* workspace, void* stream) {
   if (p.grad_input != nullptr && p.batch * p.n_in > 0) {
     Product<T> q{};
     q.channels = p.channels, q.rows = p.batch, q.columns = p.n_in, q.depth = p.n_out;
@@ -1180,7 +1235,7 @@ void backward_any(const LinearBackward& p, void* stream) {
     q.b = {of<T>(p.weight), p.weight_channel, p.weight_row, 1};
     q.out = static_cast<T*>(p.grad_input);
     q.out_channel = p.n_in, q.out_row = p.channels * p.n_in;
-    start(q, stream);
+    start(q, 1, stream);
   }
   if (p.grad_weight != nullptr || p.grad_bias != nullptr) {
     Product<T> q{};
@@ -1192,11 +1247,13 @@ void backward_any(const LinearBackward& p, void* stream) {
     q.out = static_cast<T*>(p.grad_weight);
     q.out_channel = p.n_out * p.n_in, q.out_row = p.n_in;
     q.row_sums = static_cast<T*>(p.grad_bias);
-    start(q, stream);
+    const Slices s = slices_of_any(p);
+    if (s.slices > 1) q.partial = static_cast<acc_t<T>*>(workspace);
+    q.slice = s.rows, q.sums = p.n_out * p.n_in + p.n_out;
+    start(q, s.slices, stream);
+    if (s.slices > 1) start_add_slices<T>(p, s.slices, q.partial, stream);
   }
 }
-
-constexpr int64_t kMultiprocessors = 128;  // about, of a large GPU
 
 template <class Math, class T, int N>
 void forward(Kind<Math>, T, Size<N>, const LinearForward& p, void* stream) {
@@ -1233,9 +1290,7 @@ void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, 
   CEK_LAUNCH_SHARED((backward_square<Math, T, N>), grid_of(s.groups * s.slices),
                     Math::kBackwardThreads, (Stages<T, N, kRows, 3>::kBytes), stream, p, s, vectors,
                     partial);
-  if (partial != nullptr) {
-    CEK_LAUNCH(add_slices<T>, grid_of(p.channels), 256, stream, p, s.slices, partial);
-  }
+  if (partial != nullptr) start_add_slices<T>(p, s.slices, partial, stream);
 }
 
 }  // namespace
@@ -1243,17 +1298,21 @@ void backward(Kind<Math>, T, Size<N>, const LinearBackward& p, void* workspace, 
 size_t workspace_bytes(const LinearForward&) { return 0; }
 
 size_t workspace_bytes(const LinearBackward& p) {
+  if (p.grad_weight == nullptr && p.grad_bias == nullptr) return 0;
+  const auto bytes = [&](int64_t slices, size_t size) -> size_t {
+    return slices > 1 ? size_t(slices * p.channels * (p.n_out * p.n_in + p.n_out)) * size : 0;
+  };
   return choose(
       p,
       [&](auto kind, auto element, auto size) -> size_t {
         using Math = typename decltype(kind)::type;
-        if (p.grad_weight == nullptr && p.grad_bias == nullptr) return 0;
         constexpr int kN = decltype(size)::value;
         const Slices s = backward_slices<Math, decltype(element), kN>(p);
-        const int64_t sums = s.slices * p.channels * (p.n_out * p.n_in + p.n_out);
-        return s.slices > 1 ? size_t(sums) * sizeof(acc_t<decltype(element)>) : 0;
+        return bytes(s.slices, sizeof(acc_t<decltype(element)>));
       },
-      [](auto) -> size_t { return 0; });
+      [&](auto element) -> size_t {
+        return bytes(slices_of_any(p).slices, sizeof(acc_t<decltype(element)>));
+      });
 }
 
 const char* run(const LinearForward& p, void*, void* stream) {
@@ -1269,7 +1328,7 @@ const char* run(const LinearBackward& p, void* workspace, void* stream) {
       [&](auto kind, auto element, auto size) {
         backward(kind, element, size, p, workspace, stream);
       },
-      [&](auto element) { backward_any<decltype(element)>(p, stream); });
+      [&](auto element) { backward_any<decltype(element)>(p, workspace, stream); });
   return launch_error();
 }
 

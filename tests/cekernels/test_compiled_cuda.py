@@ -142,6 +142,17 @@ def test_linear_of_other_sizes(kernels: CompiledKernels) -> None:
         check_linear(kernels, whole_numbers(shape, torch.float32), IEEE, needs)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_linear_of_other_sizes_with_few_channels(
+    kernels: CompiledKernels, dtype: torch.dtype
+) -> None:
+    """Blocks share the batch for the gradients of weight and bias; a further launch adds up."""
+    for shape, needs in (((139, 2, 20, 24), ALL), ((139, 1, 3, 5), (False, True, False))):
+        before = len(kernels.reports)
+        check_linear(kernels, whole_numbers(shape, dtype), IEEE, needs)
+        assert len(kernels.reports) - before == 1 + sum(needs[:2]) + 1
+
+
 def test_shared_memory_is_asked_for_once_per_device(kernels: CompiledKernels) -> None:
     """The stand-in for the runtime refuses launches that did not, as CUDA does."""
     x, w, _, _ = kernels.on_gpu(*whole_numbers((1, 2, 36, 36), torch.float64))
@@ -239,6 +250,38 @@ def test_loss_of_channels_last(
             assert found.stride() == right.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 70, 7, 7), (2, 33, 3, 1), (3, 9, 90, 50)], ids=str)
+def test_loss_of_many_channels(
+    kernels: CompiledKernels, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Blocks share the channels of a sample, or the pixels of channels_last images."""
+    p, t = random(*shape, dtype=dtype), random(*shape, seed=1, dtype=dtype)
+    mask = random(shape[0], 1, *shape[2:], seed=3) > 0.5
+    weights = random(*shape, seed=4).clamp(min=0)
+    last = [x.to(memory_format=torch.channels_last) for x in (p, t)]
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0}
+    for (p_, t_), m in (((p, t), mask), ((p, t), weights), (last, mask), ((p, last[1]), weights)):
+        given = kernels.on_gpu(p_, t_, m)
+        for normalize in ("none", "mask"):
+            exact, _ = reference.masked_loss(p.double(), t.double(), m, None, 2, normalize)
+            alone, scale = kernels.masked_loss(*given, None, 2, normalize)
+            assert kernels.reports[-1].grid > shape[0] * -(-shape[2] * shape[3] // 4096) or (
+                p[0].numel() <= 1024
+            )
+            both = kernels.masked_loss_and_gradient(*given, None, 2, normalize)
+            for found in (alone, both[0]):
+                assert torch.allclose(found.double(), exact, rtol=1e-5, atol=0)
+            g = random(*alone.shape, seed=5)
+            (g_,) = kernels.on_gpu(g)
+            right = reference.masked_loss_backward(g, scale, p_, t_, m, 2)
+            assert torch.allclose(
+                kernels.masked_loss_backward(g_, scale, *given, 2), right, **close
+            )
+            kernels.scale_gradient_(both[2], g_, given[2])
+            assert torch.allclose(both[2], right, **close)
+
+
 def test_launches_of_a_loss(kernels: CompiledKernels) -> None:
     """One; with the gradient of a mean over a mask of unknown area another one before it."""
     p, t, mask = kernels.on_gpu(
@@ -273,6 +316,20 @@ def test_fill(kernels: CompiledKernels, dtype: torch.dtype, height: int, width: 
             right = reference.fill_masked(given, some, value)
             assert torch.equal(found, right)
             assert found.stride() == right.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_fill_of_many_channels(kernels: CompiledKernels, dtype: torch.dtype) -> None:
+    """Blocks share the channels, and threads beside each other take some of them."""
+    for shape in ((1, 70, 7, 7), (2, 90, 4, 8)):
+        image = (10 * random(*shape)).to(dtype)
+        value = torch.arange(shape[1]).to(dtype)
+        mask = random(shape[0], 1, *shape[2:], seed=1) > 0
+        for given in (image, image.to(memory_format=torch.channels_last)):
+            for some in (mask, mask.expand(shape).contiguous()):
+                found = kernels.fill_masked(*kernels.on_gpu(given, some, value))
+                assert torch.equal(found, reference.fill_masked(given, some, value))
+                assert kernels.reports[-1].grid > shape[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.int64], ids=str)
