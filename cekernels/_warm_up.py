@@ -30,9 +30,9 @@ def warm_up(
     channels_last.
 
     Products of float32 are tested in the precision that PyTorch is set to at the time: call this
-    again after ``torch.set_float32_matmul_precision``. The CUDA library takes about a second;
-    Triton compiles for a few minutes, once, and keeps the results on disk. Fewer dtypes take less
-    time.
+    again after ``torch.set_float32_matmul_precision``. Where the CUDA library serves the calls this
+    takes seconds, most of them the reference's on the CPU; Triton compiles some 200 kernels, for
+    minutes, once, and keeps them on disk. Fewer dtypes take less time.
 
     Args:
         device: a GPU; None for the current one. Other devices have no self-tests: nothing happens.

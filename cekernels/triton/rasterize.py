@@ -291,6 +291,7 @@ def _rasterize(
         rows = BOX_TILE // columns
     programs = samples * cdiv(height, rows) * cdiv(width, columns)
     if kernel is polygons_kernel:
+        # 32 bits: winding numbers have no bound, and there are no atomic additions of fewer.
         turns = torch.empty(programs * rows * columns, dtype=torch.int32, device=device)
         shapes = shapes | {"turns": turns, "EDGES": EDGES}
     launch(

@@ -6,6 +6,7 @@ explained in docs/gpu.md; no GPU has confirmed it yet.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -34,6 +35,7 @@ BEGIN, END = "<!-- table: predictions -->", "<!-- end of table -->"
 TABLE = Path(__file__).parents[3] / "docs/results/gpu-budgets.json"
 PREDICTED = Path(__file__).parents[3] / "cekernels/_predicted.py"
 BATCH, CHANNELS, N = 1024, 256, 36  # the paper's layer with a large batch
+OTHERS = {"4x4": 16, "8x8": 64}  # the other maps with kernels of their own in csrc/cuda
 SAMPLES = 64  # images of the loss and of the masks
 PRODUCTS = {
     "ieee": (torch.float32, "highest", 0),
@@ -68,7 +70,7 @@ LAUNCH = 2e-6  # seconds of a launch that follows another
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the main kernel of an op. Per row: of 36 locations, or per image."""
+    """Of the main kernel of an op. Per row: of the locations of a map, or per image."""
 
     rows: int
     instructions: float  # of warps, per row
@@ -218,8 +220,8 @@ def _assembly(lines: list[tuple[int, str, str]]) -> Assembly:
 SOURCE_OF = {"linear": "channelwise_linear", "loss": "masked_loss", "masks": "rasterize"}
 
 
-def _linear_bytes(forward: bool, dtype: torch.dtype, partial: int = 0) -> int:
-    rows, weights = BATCH * CHANNELS * N, CHANNELS * (N * N + N)
+def _linear_bytes(forward: bool, dtype: torch.dtype, partial: int = 0, n: int = N) -> int:
+    rows, weights = BATCH * CHANNELS * n, CHANNELS * (n * n + n)
     moved = rows * (2 if forward else 4) + weights * (1 if forward else 2)
     return moved * dtype.itemsize + 2 * partial
 
@@ -234,12 +236,8 @@ class Measurements:
     @cache  # noqa: B019 - one instance per process
     def cuda(self, architecture: int) -> dict[str, tuple[Cost, Assembly]]:
         """All ops of csrc/cuda."""
-        kernels = CompiledKernels(self.build, self.machine, architecture)
-        reports: dict[str, tuple[str, Report, int, int, int]] = {}
-        for op, name, rows, size, launch in self._cuda_runs(kernels):
-            main = max(kernels.reports, key=lambda r: r.instructions() * r.grid / r.blocks)
-            reports[name] = op, main, rows, size, launch or len(kernels.reports)
-            kernels.reports.clear()
+        same = all(self.build.same(source) for source in SOURCE_OF.values())
+        reports = self._cuda_reports(90 if same else architecture)
         used: dict[str, tuple[int, int]] = {}
         code: dict[str, Assembly] = {}
         for op, source in SOURCE_OF.items():
@@ -254,25 +252,37 @@ class Measurements:
             for name, (_, report, rows, size, launches) in reports.items()
         }  # fmt: skip
 
+    @cache  # noqa: B019 - one instance per process
+    def _cuda_reports(self, architecture: int) -> dict[str, tuple[str, Report, int, int, int]]:
+        """What the launches of csrc/cuda did, executed once where architectures share the PTX."""
+        kernels = CompiledKernels(self.build, self.machine, architecture)
+        reports = {}
+        for op, name, rows, size, launch in self._cuda_runs(kernels):
+            main = max(kernels.reports, key=lambda r: r.instructions() * r.grid / r.blocks)
+            reports[name] = op, main, rows, size, launch or len(kernels.reports)
+            kernels.reports.clear()
+        return reports
+
     def _cuda_runs(self, kernels: CompiledKernels) -> Iterator[tuple[str, str, int, int, int]]:
         memory = self.machine.memory
-        for products, (dtype, _, number) in PRODUCTS.items():
-            memory.reset()
-            x, w, b = (memory.zeros(s, dtype) for s in LINEAR_SHAPES)
+        for (label, n), (products, (dtype, _, number)) in itertools.product(
+            {"": N, **{f"{name} ": n for name, n in OTHERS.items()}}.items(), PRODUCTS.items()
+        ):
             kernels.only = sample
-            kernels.channelwise_linear(x, w, b, True, number)
-            yield (
-                "linear",
-                f"linear forward {products}",
-                BATCH * CHANNELS,
-                _linear_bytes(True, dtype),
-                0,
-            )
-            kernels.channelwise_linear_backward(x, x, w, x, True, True, True, number)
-            slices = kernels.reports[0].grid // (CHANNELS // _group(dtype))
-            partial = 4 * slices * CHANNELS * (N * N + N) if slices > 1 else 0
-            size = _linear_bytes(False, dtype, partial)
-            yield "linear", f"linear backward {products}", BATCH * CHANNELS, size, 0
+            for forward in (True, False):
+                memory.reset()
+                shapes = (BATCH, CHANNELS, n), (CHANNELS, n, n), (CHANNELS, n)
+                x, w, b = (memory.zeros(s, dtype) for s in shapes)
+                if forward:
+                    kernels.channelwise_linear(x, w, b, True, number)
+                    partial = 0
+                else:
+                    kernels.channelwise_linear_backward(x, x, w, x, True, True, True, number)
+                    slices = kernels.reports[0].grid // (CHANNELS // _group(dtype, n))
+                    partial = 4 * slices * CHANNELS * (n * n + n) if slices > 1 else 0
+                name = f"linear {label}{'forward' if forward else 'backward'} {products}"
+                size = _linear_bytes(forward, dtype, partial, n)
+                yield "linear", name, BATCH * CHANNELS, size, 0
         kernels.only = None
         for side in (227, 128):
             memory.reset()
@@ -330,9 +340,9 @@ LINEAR_SHAPES = ((BATCH, CHANNELS, N), (CHANNELS, N, N), (CHANNELS, N))
 MEASURED = 2  # of the SAMPLES images; the others cost the same
 
 
-def _group(dtype: torch.dtype) -> int:
+def _group(dtype: torch.dtype, n: int) -> int:
     """Channels per block (Slab::kChannels in channelwise_linear.cu)."""
-    return 8 // dtype.itemsize
+    return (4 if n == 64 else 8) // dtype.itemsize
 
 
 def sample(count: int) -> list[int]:
