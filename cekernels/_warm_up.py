@@ -31,7 +31,7 @@ def warm_up(
 
     Products of float32 are tested in the precision that PyTorch is set to at the time: call this
     again after ``torch.set_float32_matmul_precision``. Where the CUDA library serves the calls this
-    takes seconds, most of them the reference's on the CPU; Triton compiles some 200 kernels, for
+    takes seconds, most of them the reference's on the CPU; Triton compiles some 250 kernels, for
     minutes, once, and keeps them on disk. Fewer dtypes take less time.
 
     Args:
