@@ -1005,13 +1005,13 @@ constexpr int kDepth = 16;     // depth of the operands in shared memory
 constexpr int kEach = 4;       // rows and columns per thread
 constexpr int kTileThreads = kTileSide / kEach * kTileSide / kEach;
 
-// One matrix per channel: at(c, row, column).
+// One matrix per channel; at(c, row, column) is the place of an element.
 template <class T>
 struct View {
   const T* data;
   int64_t channel, row, column;
-  __device__ __forceinline__ const T* at(int64_t c, int64_t r, int64_t k) const {
-    return data + c * channel + r * row + k * column;
+  __device__ __forceinline__ int64_t at(int64_t c, int64_t r, int64_t k) const {
+    return c * channel + r * row + k * column;
   }
 };
 
@@ -1033,10 +1033,23 @@ struct Product {
   int64_t slice, sums;
 };
 
+// The elements of a tile of 64 lines (rows, or columns) and kDepth that a thread loads: from `line` and
+// `depth` on in steps of `lines` and `depths`.
+constexpr int kPerThread = kDepth * kTileSide / kTileThreads;
+struct Part {
+  int line, depth, lines, depths;
+
+  static __device__ __forceinline__ Part of(bool along_depth, int side) {
+    const int me = int(threadIdx.x);
+    if (along_depth) return {me / kDepth, me % kDepth, kTileThreads / kDepth, 0};
+    return {me % side, me / side, 0, kTileThreads / side};
+  }
+};
+
 template <class T>
 __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
   using A = acc_t<T>;
-  constexpr int kRows = kTileSide, kColumns = kTileSide, kThreads = kTileThreads;
+  constexpr int kRows = kTileSide, kColumns = kTileSide;
   // Rows are multiples of 16 bytes: the kEach elements of a thread are one load (two for double).
   alignas(16) __shared__ A a_tile[kDepth][kRows + kEach];
   alignas(16) __shared__ A b_tile[kDepth][kColumns];
@@ -1053,34 +1066,49 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
     A row_sum[kEach] = {};
     const int64_t begin = blockIdx.y * p.slice, left = p.depth - begin;
     const int64_t end = left < p.slice ? p.depth : begin + p.slice;
+    // The elements that this thread loads. Neighbouring threads read along the contiguous dimension.
+    const Part a = Part::of(p.a.column == 1, kRows), b = Part::of(p.b.column != 1, kColumns);
+    const int64_t a_step = a.lines * p.a.row + a.depths * p.a.column;
+    const int64_t gate_step = a.lines * p.gate.row + a.depths * p.gate.column;
+    const int64_t b_step = b.lines * p.b.column + b.depths * p.b.row;
+    int64_t a_at = p.a.at(c, row0 + a.line, begin + a.depth);
+    int64_t gate_at = p.gate.at(c, row0 + a.line, begin + a.depth);
+    int64_t b_at = p.b.at(c, begin + b.depth, column0 + b.line);
+    const int rows = p.rows - row0 < kRows ? int(p.rows - row0) : kRows;
+    const int columns = p.columns - column0 < kColumns ? int(p.columns - column0) : kColumns;
     for (int64_t k0 = begin; k0 < end; k0 += kDepth) {
+      const int depth = end - k0 < kDepth ? int(end - k0) : kDepth;
       __syncthreads();
-      for (int i = int(threadIdx.x); i < kDepth * kRows; i += kThreads) {
-        // Neighbouring threads read along the contiguous dimension: the depth or the rows.
-        const int k = p.a.column == 1 ? i % kDepth : i / kRows;
-        const int r = p.a.column == 1 ? i / kDepth : i % kRows;
-        const bool exists = row0 + r < p.rows && k0 + k < end;
-        A x = exists ? A(widen(*p.a.at(c, row0 + r, k0 + k))) : A(0);
-        if (exists && p.gate.data != nullptr && !(widen(*p.gate.at(c, row0 + r, k0 + k)) > 0)) {
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        const int r = a.line + i * a.lines, k = a.depth + i * a.depths;
+        const bool exists = r < rows && k < depth;
+        A x = exists ? A(widen(p.a.data[a_at + i * a_step])) : A(0);
+        if (exists && p.gate.data != nullptr && !(widen(p.gate.data[gate_at + i * gate_step]) > 0))
           x = 0;
-        }
         a_tile[k][r] = x;
       }
-      for (int i = int(threadIdx.x); i < kDepth * kColumns; i += kThreads) {
-        const int k = p.b.column == 1 ? i / kColumns : i % kDepth;
-        const int n = p.b.column == 1 ? i % kColumns : i / kDepth;
-        const bool exists = column0 + n < p.columns && k0 + k < end;
-        b_tile[k][n] = exists ? A(widen(*p.b.at(c, k0 + k, column0 + n))) : A(0);
+#pragma unroll
+      for (int i = 0; i < kPerThread; ++i) {
+        const int n = b.line + i * b.lines, k = b.depth + i * b.depths;
+        b_tile[k][n] = n < columns && k < depth ? A(widen(p.b.data[b_at + i * b_step])) : A(0);
       }
+      a_at += kDepth * p.a.column, gate_at += kDepth * p.gate.column, b_at += kDepth * p.b.row;
       __syncthreads();
 #pragma unroll 4
       for (int k = 0; k < kDepth; ++k) {
 #pragma unroll
         for (int m = 0; m < kEach; ++m) {
           const A x = a_tile[k][my_row + m];
-          row_sum[m] += x;
 #pragma unroll
           for (int n = 0; n < kEach; ++n) sum[m][n] += x * b_tile[k][my_column + n];
+        }
+      }
+      if (p.row_sums != nullptr && column0 + my_column == 0) {
+#pragma unroll 4
+        for (int k = 0; k < kDepth; ++k) {
+#pragma unroll
+          for (int m = 0; m < kEach; ++m) row_sum[m] += a_tile[k][my_row + m];
         }
       }
     }
