@@ -1052,7 +1052,7 @@ __global__ void __launch_bounds__(kTileThreads) multiply(Product<T> p) {
   constexpr int kRows = kTileSide, kColumns = kTileSide;
   // Rows are multiples of 16 bytes: the kEach elements of a thread are one load (two for double).
   alignas(16) __shared__ A a_tile[kDepth][kRows + kEach];
-  alignas(16) __shared__ A b_tile[kDepth][kColumns];
+  alignas(16) __shared__ A b_tile[kDepth][kColumns + kEach];
   const int64_t row_tiles = (p.rows + kRows - 1) / kRows;
   const int64_t column_tiles = p.columns > 0 ? (p.columns + kColumns - 1) / kColumns : 1;
   const int my_row = int(threadIdx.x) / (kColumns / kEach) * kEach;
