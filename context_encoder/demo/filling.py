@@ -162,7 +162,6 @@ def fill(
     filler = networks.filler(request.network, request.texture)
     missing, weights = hole_of(opened, request)
     picture, pixels = opened.picture, int(missing.sum())
-    opened.result, opened.filled = None, None
     box = bounding_box(missing)
     if stop.is_set():
         raise Cancelled
