@@ -59,6 +59,17 @@ class InpaintError(ValueError):
     """An image, mask or output cannot be used; the message says why and what to do."""
 
 
+class UnusualMaskError(InpaintError):
+    """A mask that cannot be meant; ``reason`` without the options that change how it is read."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason, advice)  # both, so that the exception can be pickled
+        self.reason, self.advice = reason, advice
+
+    def __str__(self) -> str:
+        return self.reason + self.advice
+
+
 @dataclass(frozen=True)
 class InputOptions:
     """How an image and its mask are read."""
@@ -143,6 +154,8 @@ def read_mask(
     meant = planes.exact or options.allow_unusual_mask
     try:
         level, note = _level(planes, options.mask_channel, picture, refuse=not meant)
+    except UnusualMaskError as error:
+        raise UnusualMaskError(f"{name} {error.reason}", error.advice) from None
     except InpaintError as error:
         raise InpaintError(f"{name} {error}") from None
     if options.invert_mask:
@@ -155,14 +168,16 @@ def read_mask(
     if share == 0:
         note = _nothing(name, strongest, options)
         if not meant:
-            raise InpaintError(
-                f"{note}; `invert_mask` fills what is black, `mask_channel` reads another channel, "
-                "`allow_unusual_mask` fills nothing"
+            raise UnusualMaskError(
+                note,
+                "; `invert_mask` fills what is black, `mask_channel` reads another channel, "
+                "`allow_unusual_mask` fills nothing",
             )
     elif _MOST < share < 1 and not meant:
-        raise InpaintError(
-            f"{name} would fill {share:.1%} of the image: if black marks what to fill, use "
-            "`invert_mask`; if so much is meant, `allow_unusual_mask`"
+        raise UnusualMaskError(
+            f"{name} would fill {share:.1%} of the image",
+            ": if black marks what to fill, use `invert_mask`; if so much is meant, "
+            "`allow_unusual_mask`",
         )
     if options.grow:
         mask = grown(mask, options.grow)
@@ -374,7 +389,7 @@ def _level(
         plane = planes.color if planes.color.ndim == 2 else planes.color[..., number]
         level, note = plane.astype(np.float32) / np.float32(planes.white), None
     if channel != "auto" and refuse and is_photograph((level * 255).astype(np.uint8)):
-        raise InpaintError(_photograph("this channel"))
+        raise _photograph("this channel")
     return level, "; ".join([*planes.notes, *([note] if note else [])]) or None
 
 
@@ -394,7 +409,7 @@ def _automatic(
                     "the mask is a copy of the image with painted parts: these are filled"
                 )
         if refuse:
-            raise InpaintError(_photograph("it"))
+            raise _photograph("it")
     if eight.ndim == 3:
         least, most = np.empty(planes.shape, np.uint8), np.empty(planes.shape, np.uint8)
         for rows in _strips(planes.shape):
@@ -433,9 +448,10 @@ def _from_alpha(
         if picture is None:
             return (1 - opacity, erased) if share >= 0.5 else (opacity, shape)
         if refuse:
-            raise InpaintError(
-                f"shows a photograph in {share:.0%} of its area and is transparent elsewhere: "
-                "`mask_channel` alpha fills what is opaque, with `invert_mask` what is transparent"
+            raise UnusualMaskError(
+                f"shows a photograph in {share:.0%} of its area and is transparent elsewhere",
+                ": `mask_channel` alpha fills what is opaque, with `invert_mask` what is "
+                "transparent",
             )
     if not flat:
         grey = _grey(eight)[visible]
@@ -525,10 +541,11 @@ def _painted(eight: NDArray[np.uint8], picture: NDArray[np.uint8]) -> Mask:
     return np.asarray(touched[labels], bool)
 
 
-def _photograph(what: str) -> str:
-    return (
-        f"is no mask: {what} has many grey levels, as photographs have; `mask_channel` reads "
-        "another channel, `allow_unusual_mask` fills what is at least half white"
+def _photograph(what: str) -> UnusualMaskError:
+    return UnusualMaskError(
+        f"is no mask: {what} has many grey levels, as photographs have",
+        "; `mask_channel` reads another channel, `allow_unusual_mask` fills what is at least half "
+        "white",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
@@ -44,6 +46,8 @@ INCLUDED, NONE = "included", "none"
 _MOST_FOR_FSR = 150_000
 #: Holes that the page can show in close view.
 _SHOWN_IN_CLOSE = 8
+#: Pixels of a hole that the draft is solved for.
+_MOST_FOR_DRAFT = 40_000
 #: Known pixels that OpenCV's methods see around the holes.
 _AROUND = 64
 
@@ -162,7 +166,6 @@ def fill(
     filler = networks.filler(request.network, request.texture)
     missing, weights = hole_of(opened, request)
     picture, pixels = opened.picture, int(missing.sum())
-    opened.result, opened.filled = None, None
     box = bounding_box(missing)
     if stop.is_set():
         raise Cancelled
@@ -230,15 +233,41 @@ def _show(
 
 
 def _draft(picture: Picture, missing: Mask) -> NDArray[np.uint8]:
-    """A first impression of the hole's bounding box: the membrane, in a moment."""
+    """A first impression of the hole's bounding box: the membrane, in a moment.
+
+    Large holes are filled at a lower resolution.
+    """
     wide, box = bounding_box(missing, 2), bounding_box(missing)
     rgb = eight_bits(_picture_of(picture.pixels[wide])).astype(np.float32)
     hole = missing[wide]
-    filled = remove_seam(np.where(hole[..., None], np.float32(0), rgb), hole)
+    step = math.ceil(math.sqrt(np.count_nonzero(hole) / _MOST_FOR_DRAFT))
+    if step > 1:
+        filled = np.where(hole[..., None], _coarse_membrane(rgb, hole, step), rgb)
+    else:
+        filled = remove_seam(np.where(hole[..., None], np.float32(0), rgb), hole)
     inner = tuple(
         slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True)
     )
     return cast(NDArray[np.uint8], np.clip(np.rint(filled[inner]), 0, 255).astype(np.uint8))
+
+
+def _coarse_membrane(rgb: NDArray[np.float32], hole: Mask, step: int) -> NDArray[np.float32]:
+    """The membrane of cells of ``step`` x ``step`` pixels, scaled to all pixels."""
+    height, width = hole.shape
+    rows, columns = -(-height // step), -(-width // step)
+    padding = ((0, rows * step - height), (0, columns * step - width))
+    known = np.pad(~hole, padding)
+    cells = np.pad(rgb, (*padding, (0, 0))) * known[..., None]
+    count = known.reshape(rows, step, columns, step).sum((1, 3))[..., None]
+    mean = cells.reshape(rows, step, columns, step, 3).sum((1, 3)) / np.maximum(count, 1)
+    filled = remove_seam(mean.astype(np.float32), count[..., 0] == 0)
+    scaled = [
+        Image.fromarray(np.ascontiguousarray(filled[..., channel])).resize(
+            (columns * step, rows * step), Image.Resampling.BILINEAR
+        )
+        for channel in range(3)
+    ]
+    return np.stack([np.asarray(channel)[:height, :width] for channel in scaled], 2)
 
 
 def _finished(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from context_encoder.data.images import UnreadableImage
-from context_encoder.data.mask_images import InpaintError, read_mask
+from context_encoder.data.mask_images import InpaintError, UnusualMaskError, read_mask
 from context_encoder.inpainting.encode import encode_picture
 from context_encoder.inpainting.image_io import Picture, read_picture
 
@@ -214,6 +214,9 @@ def open_mask(data: bytes, name: str, picture: Picture) -> tuple[Mask, str | Non
             mask, remark = read_mask(path, picture.width, picture.height, picture=picture.eight())
         except UnreadableImage as error:
             raise InpaintError(f"{name}: {error.reason}") from error
+        except UnusualMaskError as error:  # the page has none of the options that it advises
+            advice = "; a mask is white where to fill and black elsewhere"
+            raise InpaintError((error.reason + advice).replace(str(path), name)) from error
         except InpaintError as error:
             raise InpaintError(str(error).replace(str(path), name)) from error
     return mask, remark and remark.replace(str(path), name)

@@ -219,6 +219,7 @@ def evaluate(
             kind.hole,
             _flat(kind, crops),
             None if kind.sides is None else [kind.sides[i] for i in kind.index.tolist()],
+            kind.digest,
         )
         for kind in masks
     ]

@@ -87,6 +87,8 @@ class Group:
     flat: Sequence[bool] = ()
     #: Side of each image's square holes in pixels.
     sides: Sequence[int] | None = None
+    #: Of the masks' pixels.
+    digest: str | None = None
 
     @property
     def title(self) -> str:
@@ -312,6 +314,7 @@ def write_json(
     masks = {
         group.mask: {
             "hole": group.hole,
+            "digest": group.digest,
             "pictures": {
                 "photograph": list(group.names),
                 "crop": list(group.crops),

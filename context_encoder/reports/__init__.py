@@ -2,7 +2,9 @@
 
 from context_encoder.reports.chart import Series, line_chart
 from context_encoder.reports.document import Cell, Document, Picture, Section, Table
-from context_encoder.reports.training import training_report
+from context_encoder.reports.naming import number, settings_section, short_names
+from context_encoder.reports.training import training_sections
+from context_encoder.reports.transfers import is_transfer, probe_sections, transfer_sections
 
 __all__ = [
     "Cell",
@@ -11,6 +13,12 @@ __all__ = [
     "Section",
     "Series",
     "Table",
+    "is_transfer",
     "line_chart",
-    "training_report",
+    "number",
+    "probe_sections",
+    "settings_section",
+    "short_names",
+    "training_sections",
+    "transfer_sections",
 ]

@@ -36,9 +36,29 @@ async function request(path, options = {}) {
   }
   if (!response.ok) {
     const problem = await response.json().catch(() => ({}));
-    throw new Error(problem.error ?? `the request failed (${response.status})`);
+    const error = new Error(problem.error ?? `the request failed (${response.status})`);
+    throw Object.assign(error, {gone: response.status === 404});
   }
   return response;
+}
+
+// The server forgets images, and all of them when it is started again: then the image and its
+// masks are sent once more.
+async function requestAgain(make) {
+  try { return await make(); } catch (error) {
+    if (!error.gone || !image) throw error;
+  }
+  const known = image;
+  const send = async (path, file) =>
+    (await request(`${path}?name=${encodeURIComponent(file.name)}`, {method: "POST", body: file})).json();
+  const {key} = await send("/api/pictures", known.file);
+  const numbers = new Map();
+  for (const shape of [...shapes, ...undone].filter(({kind}) => kind === "loaded")) {
+    if (!numbers.has(shape.file)) numbers.set(shape.file, (await send(`/api/pictures/${key}/masks`, shape.file)).number);
+    shape.number = numbers.get(shape.file);
+  }
+  known.key = key;
+  return make();
 }
 
 const url = (rest) => `/api/pictures/${image.key}${rest}`;
@@ -50,11 +70,15 @@ async function bitmapOf(path) {
 function showError(error) {
   if (error.name === "AbortError") return;
   const text = error.message ?? String(error);
-  $("error").firstElementChild.textContent = text[0].toUpperCase() + text.slice(1) + ".";
+  const sentence = /^[a-z`]+[ ,]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text;  // no file's name
+  $("error").firstElementChild.textContent = sentence.replace(/\.?$/, ".");
   $("error").hidden = false;
 }
 
-function checkSize(file) {
+async function checkFile(file) {
+  try { await file.slice(0, 1).arrayBuffer(); } catch {
+    throw new Error(`${file.name} cannot be read: a folder, or a file that is gone`);
+  }
   if (file.size > largestUpload * 1048576) {
     throw new Error(`${file.name} is larger than the ${largestUpload} MiB that this page accepts; start it with a larger --max-upload`);
   }
@@ -74,14 +98,13 @@ async function openImage(file) {
   $("welcome").querySelector("h1").textContent = `Opening ${file.name}\u2026`;
   say("Opening the image\u2026");
   try {
-    checkSize(file);
+    await checkFile(file);
     const query = `?name=${encodeURIComponent(file.name)}`;
     const opened = await (await request("/api/pictures" + query, {method: "POST", body: file})).json();
+    const bitmap = await bitmapOf(`/api/pictures/${opened.key}/shown/display`);
     if (turn !== opening) return void fetch(`/api/pictures/${opened.key}`, {method: "DELETE"});
     if (image) close();
-    image = {...opened, name: file.name};
-    image.bitmap = await bitmapOf(url("/shown/display"));
-    if (turn !== opening) return;
+    image = {...opened, name: file.name, file, bitmap};
     const {width, height} = image.display;
     marks = Object.assign(document.createElement("canvas"), {width, height});
     shapes = []; undone = []; results = {}; holes = []; filledShapes = "";
@@ -115,11 +138,11 @@ function close() {
 async function loadMask(file) {
   if (!file || !image) return;
   try {
-    checkSize(file);
+    await checkFile(file);
     const query = `?name=${encodeURIComponent(file.name)}`;
-    const loaded = await (await request(url("/masks") + query, {method: "POST", body: file})).json();
+    const loaded = await (await requestAgain(() => request(url("/masks") + query, {method: "POST", body: file}))).json();
     const overlay = await bitmapOf(url(`/masks/${loaded.number}`));
-    add({kind: "loaded", erase: false, number: loaded.number, overlay});
+    add({kind: "loaded", erase: false, number: loaded.number, overlay, file});
     say(loaded.remark ?? `Mask ${file.name} loaded.`);
   } catch (error) { showError(error); }
 }
@@ -185,7 +208,7 @@ const rounded = (value) => Math.round(value * 100) / 100;
 
 function asSent() {
   return {
-    shapes: shapes.map(({overlay, ...shape}) => shape),
+    shapes: shapes.map(({overlay, file, ...shape}) => shape),
     grow: Number($("grow").value) || 0,
     feather: Number($("feather").value) || 0,
     texture: $("texture-on").checked ? Number($("texture").value) : 0,
@@ -196,19 +219,22 @@ function asSent() {
 
 // --- filling --------------------------------------------------------------------------------
 
-async function fill() {
+async function fill(event) {
+  if (event.detail > 1) return;  // the second click of two does not stop what the first began
   if (filling) return stop();
   if (!image || !shapes.length) return;
-  const controller = filling = new AbortController(), asked = asSent(), body = JSON.stringify(asked);
-  const before = results;
-  let received = {}, failed = true;
+  const controller = filling = new AbortController(), asked = asSent();
+  const before = results, filled = image;
+  let received = {}, failed = true, body = "";
   $("error").hidden = true;
   progress(0);
   say("Filling\u2026");
   update();
   try {
-    const options = {method: "POST", body, signal: controller.signal};
-    const response = await request(url("/fill"), options);
+    const response = await requestAgain(() => {
+      body = JSON.stringify({...asked, shapes: asSent().shapes});
+      return request(url("/fill"), {method: "POST", body, signal: controller.signal});
+    });
     let rest = "";
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (;;) {
@@ -223,6 +249,7 @@ async function fill() {
         if (event.event === "progress") { progress(event.share); say(`Filling\u2026 ${Math.floor(event.share * 100)} %`); }
         if (!["draft", "filled", "opencv"].includes(event.event)) continue;
         const bitmap = await bitmapOf(url(`/shown/${event.event}`));
+        if (controller.signal.aborted) throw new DOMException("", "AbortError");
         received = {...received, [event.event]: {...event, bitmap}};
         if (event.event === "filled") {
           delete received.draft;
@@ -241,12 +268,14 @@ async function fill() {
         if (event.event === "draft") {
           if (mode === "mark") splitAt(event.part);
           setMode("before");
+          stage.scrollIntoView({block: "nearest"});
         }
         showCloseups();
         update();
       }
     }
   } catch (error) {
+    if (image !== filled) return;  // another one is open now
     if (controller.signal.aborted) say("Stopped.");
     else { showError(error); say(""); }
     if (failed) { results = before.filled ? before : {}; if (!results.filled) setMode("mark"); }
@@ -299,12 +328,12 @@ function showCloseups() {
   [...$("holes").children].forEach((chip, n) => chip.setAttribute("aria-pressed", n === inView));
 }
 
-async function save(path, options, name, button) {
+async function save(make, name, button) {
   const text = button.textContent;
   button.disabled = true;
   button.textContent = "Preparing\u2026";
   try {
-    const blob = await (await request(path, options)).blob();
+    const blob = await (await make()).blob();
     const link = Object.assign(document.createElement("a"), {href: URL.createObjectURL(blob), download: name});
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -332,13 +361,11 @@ function update() {
   $("fill").firstElementChild.textContent = filling ? "Stop" : filled && JSON.stringify(asSent()) !== filledShapes ? "Fill again" : "Fill";
   $("modes").hidden = !filled && !results.draft;
   for (const button of $("modes").children) {
-    button.setAttribute("role", "radio");
-    button.setAttribute("aria-checked", button.dataset.mode === mode);
+    button.setAttribute("aria-pressed", button.dataset.mode === mode);
     if (button.dataset.mode === "opencv") button.hidden = !results.opencv;
   }
   for (const button of document.querySelectorAll("[data-tool]")) {
-    button.setAttribute("role", "radio");
-    button.setAttribute("aria-checked", button.dataset.tool === tool);
+    button.setAttribute("aria-pressed", button.dataset.tool === tool);
   }
   $("erase").setAttribute("aria-pressed", erase);
   document.querySelector(".size").hidden = tool !== "brush";
@@ -369,12 +396,13 @@ function fit() {
 
 function lookAt([left, top, width, height], share = 0.4, most = 6) {
   // The bars above and below stay beside the image where there is room.
-  const room = {width: stage.clientWidth - 32, height: stage.clientHeight - 128};
+  const above = Math.max(64, $("tools").offsetHeight + 20), below = 64;
+  const room = {width: stage.clientWidth - 32, height: stage.clientHeight - above - below};
   const scale = Math.min(share * room.width / width, share * room.height / height, most);
   view = {
     scale,
     x: stage.clientWidth / 2 - (left + width / 2) * scale,
-    y: stage.clientHeight / 2 - (top + height / 2) * scale,
+    y: (stage.clientHeight + above - below) / 2 - (top + height / 2) * scale,
   };
   update();
 }
@@ -420,7 +448,7 @@ function draw() {
     } else context.drawImage(marks, 0, 0);
     context.globalAlpha = 1;
     if (drawing && drawing.kind === "area") outline(drawing.points);
-    if (pointer && tool === "brush") cursor(ratio);
+    if (pointer && (tool === "brush" || byKeys)) cursor(ratio);
   }
   $("divider").hidden = $("left-label").hidden = $("right-label").hidden = !comparing;
   if (comparing) {
@@ -465,7 +493,7 @@ function outline(points) {
 function cursor(ratio) {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.beginPath();
-  context.arc(pointer[0], pointer[1], Math.max(2, brush / 2 * image.display.scale * view.scale), 0, 7);
+  context.arc(pointer[0], pointer[1], tool === "brush" ? Math.max(2, brush / 2 * image.display.scale * view.scale) : 5, 0, 7);
   context.lineWidth = 3;
   context.strokeStyle = "#0008";
   context.stroke();
@@ -478,6 +506,7 @@ function cursor(ratio) {
 
 const pointers = new Map();
 let panning = null, held = false;  // the space bar is held
+let byKeys = false;                // the pointer was last moved by the arrow keys
 
 const at = (event) => {
   const box = canvas.getBoundingClientRect();
@@ -488,24 +517,38 @@ const toImage = ([x, y]) => {
   return [rounded((x - view.x) / scale), rounded((y - view.y) / scale)];
 };
 
+// Begin a shape at a point of the stage, continue it, and end it.
+function begin(place, away) {
+  const point = toImage(place);
+  if (tool === "brush") {
+    drawing = {kind: "brush", erase: away, width: brush, points: [point]};
+    drawing.preview = Object.assign(document.createElement("canvas"), {width: marks.width, height: marks.height});
+    drawing.preview.getContext("2d").drawImage(marks, 0, 0);
+    paint(drawing.preview.getContext("2d"), drawing);
+  } else drawing = {kind: "area", erase: away, points: [point]};
+}
+
+function end() {
+  const {preview, ...shape} = drawing;
+  drawing = null;
+  if (shape.kind === "brush" || shape.points.length > 2) add(shape);
+}
+
 canvas.addEventListener("pointerdown", (event) => {
   if (!image) return;
+  if (drawing && !pointers.size) end();  // begun by keys
+  byKeys = false;
+  canvas.dataset.pointed = "";  // no outline, as the keys are not used
   canvas.focus({preventScroll: true});
   canvas.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, at(event));
-  if (pointers.size === 2) {  // two fingers move and zoom
+  if (pointers.size >= 2) {  // two fingers move and zoom; more change nothing
     drawing = null;
     panning = "fingers";
   } else if (event.button === 1 || held || mode !== "mark") {
     panning = "pointer";
   } else if (event.button === 0) {
-    const point = toImage(at(event)), away = erase || event.altKey;
-    if (tool === "brush") {
-      drawing = {kind: "brush", erase: away, width: brush, points: [point]};
-      drawing.preview = Object.assign(document.createElement("canvas"), {width: marks.width, height: marks.height});
-      drawing.preview.getContext("2d").drawImage(marks, 0, 0);
-      paint(drawing.preview.getContext("2d"), drawing);
-    } else drawing = {kind: "area", erase: away, points: [point]};
+    begin(at(event), erase || event.altKey);
   }
   update();
   event.preventDefault();
@@ -514,6 +557,7 @@ canvas.addEventListener("pointerdown", (event) => {
 canvas.addEventListener("pointermove", (event) => {
   if (!image) return;
   const [x, y] = pointer = at(event);
+  byKeys = false;
   const last = pointers.get(event.pointerId);
   if (last && panning) {
     if (panning === "fingers" && pointers.size === 2) {
@@ -547,10 +591,7 @@ function extend(point) {
 
 function release(event) {
   pointers.delete(event.pointerId);
-  if (drawing && event.type === "pointerup") {
-    const {preview, ...shape} = drawing;
-    if (shape.kind === "brush" || shape.points.length > 2) add(shape);
-  }
+  if (drawing && event.type === "pointerup") end();
   drawing = null;
   if (!pointers.size) panning = null;
   if (event.pointerType === "touch") pointer = null;
@@ -558,7 +599,22 @@ function release(event) {
 }
 canvas.addEventListener("pointerup", release);
 canvas.addEventListener("pointercancel", release);
-canvas.addEventListener("pointerleave", () => { pointer = null; update(); });
+canvas.addEventListener("pointerleave", () => { if (!byKeys) pointer = null; update(); });
+canvas.addEventListener("blur", () => { delete canvas.dataset.pointed; if (byKeys) { drawing = pointer = null; byKeys = false; update(); } });
+canvas.addEventListener("keydown", (event) => {  // marks without a pointer
+  if (!image || pointers.size || event.ctrlKey || event.metaKey) return;
+  const step = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+  if (!step && event.key !== "Enter") return;
+  event.preventDefault();
+  if (mode !== "mark") return setMode("mark");
+  const size = [stage.clientWidth, stage.clientHeight], length = event.shiftKey ? 40 : 8;
+  const from = pointer ?? size.map((all) => all / 2);
+  pointer = from.map((value, axis) => Math.min(size[axis], Math.max(0, value + length * (step?.[axis] ?? 0))));
+  byKeys = true;
+  if (event.key === "Enter" && !event.repeat) drawing ? end() : begin(pointer, erase || event.altKey);
+  else if (drawing) extend(toImage(pointer));
+  update();
+});
 canvas.addEventListener("wheel", (event) => {
   if (!image) return;
   event.preventDefault();
@@ -576,7 +632,7 @@ $("divider").addEventListener("pointerdown", (event) => {
   divider.onpointerup = divider.onpointercancel = () => { divider.onpointermove = null; };
 });
 $("divider").addEventListener("keydown", (event) => {
-  const step = {ArrowLeft: -0.02, ArrowRight: 0.02, Home: -1, End: 1}[event.key];
+  const step = {ArrowLeft: -0.02, ArrowDown: -0.02, ArrowRight: 0.02, ArrowUp: 0.02, Home: -1, End: 1}[event.key];
   if (step === undefined) return;
   split = Math.min(1, Math.max(0, split + step));
   event.preventDefault();
@@ -609,8 +665,15 @@ $("open").onclick = $("other").onclick = () => $("file-input").click();
 $("load-mask").onclick = () => $("mask-input").click();
 $("file-input").onchange = (event) => { openImage(event.target.files[0]); event.target.value = ""; };
 $("mask-input").onchange = (event) => { loadMask(event.target.files[0]); event.target.value = ""; };
-$("save-mask").onclick = (event) => save(url("/mask.png"), {method: "POST", body: JSON.stringify(asSent())}, `${stem()}-mask.png`, event.target);
-$("download").onclick = (event) => save(url("/result.png"), {}, `${stem()}-filled.png`, event.target);
+const mask = () => request(url("/mask.png"), {method: "POST", body: JSON.stringify(asSent())});
+$("save-mask").onclick = (event) => save(() => requestAgain(mask), `${stem()}-mask.png`, event.target);
+async function result() {
+  try { return await request(url("/result.png")); } catch (error) {
+    if (error.gone) throw new Error("the program was started again, or has more images open than it keeps: fill again");
+    throw error;
+  }
+}
+$("download").onclick = (event) => save(result, `${stem()}-filled.png`, event.target);
 $("error").lastElementChild.onclick = () => { $("error").hidden = true; };
 for (const id of ["grow", "feather", "texture", "texture-on", "network", "opencv"]) $(id).addEventListener("input", update);
 for (const id of ["grow", "feather"]) {
@@ -648,11 +711,14 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   over = 0;
   $("drop").hidden = true;
-  openImage(event.dataTransfer.files[0]);
+  const files = event.dataTransfer.files;
+  if (files.length === 1) openImage(files[0]);
+  else showError(new Error(files.length ? `drop one image at a time, not ${files.length}` : "what was dropped is not a file; save the image and drop its file"));
 });
 addEventListener("paste", (event) => openImage([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 addEventListener("resize", resize);
 addEventListener("pagehide", () => { if (image) close(); });
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });  // its image is gone
 new ResizeObserver(resize).observe(stage);
 
 // --- start ----------------------------------------------------------------------------------

@@ -120,6 +120,25 @@ def test_a_feathered_fill_fades_into_the_image() -> None:
     np.testing.assert_allclose(row, 100, atol=2)
 
 
+@pytest.mark.parametrize("most", [40_000, 300])
+def test_the_draft_is_the_membrane_at_any_resolution(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an image that is linear in both directions, the membrane is the image itself."""
+    monkeypatch.setattr("context_encoder.demo.filling._MOST_FOR_DRAFT", most)
+    y, x = np.mgrid[:90, :120]
+    ramp = np.stack([40 + x, 200 - 2 * y, x + y], 2).astype(np.uint8)
+    opened = open_picture(png(ramp), "ramp.png")
+    stop = threading.Event()
+    asked = FillRequest.model_validate({"shapes": [HOLE]})
+    with pytest.raises(Cancelled):
+        fill(opened, asked, Networks(), lambda event: stop.set(), stop)
+    # Within half of a cell at its corners, and what JPEG loses.
+    difference = decoded(opened.shown["draft"]).astype(int) - ramp[30:55, 40:70]
+    assert abs(difference).max() <= (3 if most > 1000 else 7)
+    assert abs(difference).mean() < 2
+
+
 def test_work_ends_when_the_page_no_longer_wants_it() -> None:
     opened = open_picture(png(image()), "waves.png")
     stop, seen = threading.Event(), []

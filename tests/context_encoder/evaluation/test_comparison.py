@@ -28,6 +28,7 @@ from context_encoder.evaluation.fills import (
 )
 from context_encoder.evaluation.options import EvaluateConfig
 from context_encoder.evaluation.perceptual import FeatureDistance
+from context_encoder.evaluation.report import comparison_sections, evaluation_report
 from context_encoder.evaluation.tables import Group, MethodResult, markdown, summary
 from context_encoder.masks import build_mask_sampler
 from context_encoder.runs import LoadedModel, Photos
@@ -207,6 +208,19 @@ def test_the_same_command_again_computes_nothing(
     assert report.count("<figure>") == len(again.sheets)
     assert f"<td>context encoder {central_run.name}, seam removed</td>" in report
     assert "missing, %" in report
+
+    # Beside a copy of itself, every method appears once, and the figures are those of the report.
+    written = [results / "results.json", tmp_path / "results.json"]
+    written[1].write_text(before)
+    facts, (*sections, settings) = comparison_sections(written, ["one", "other"])
+    assert not [fact for fact in facts if "same holes" in fact]
+    assert [section.title.split(" ")[0].lower() for section in sections] == [
+        group.mask for group in again.groups
+    ]
+    whole = evaluation_report("", [], again.groups, (0, 1), {})
+    for found, expected in zip(sections, whole.sections, strict=True):
+        assert found.tables[0] == expected.tables[0]
+    assert [row[0].text for row in settings.tables[0].rows if row[0].strong] == ["file"]
 
 
 def test_an_interrupted_evaluation_goes_on_and_other_options_start_anew(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ import torch
 from context_encoder.data import find_images, load_crops
 from context_encoder.data.folder import embedded_photos
 from context_encoder.encoder import encode_batch, load_backbone
+from context_encoder.encoder.backbone import last_of_encoder
 from context_encoder.export import main
 from context_encoder.exporting import ExportError, export, export_network
-from context_encoder.exporting.networks import FillingNetwork
+from context_encoder.exporting.networks import EncoderNetwork, FillingNetwork, LowPrecision
 from context_encoder.inpainting import Inpainter
 from context_encoder.inpainting.membrane_network import included_network, predict_holes
-from context_encoder.models import build_model
+from context_encoder.models import MODELS, build_model
+from context_encoder.runs import RunError
+from tests.helpers.small_models import QUICK
 from tests.helpers.small_runs import save_untrained
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -157,6 +162,79 @@ def test_an_encoder_for_images_of_any_size(run: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encoder(torch.from_numpy(x) * 2 - 1).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-4)
+
+
+#: Set for all combinations, which take some minutes.
+EVERY = "CONTEXT_ENCODER_EVERY_EXPORT"
+CASES = [
+    case
+    for case in itertools.product(
+        MODELS, get_args(export.Part), get_args(export.Format), get_args(export.Precision)
+    )
+    if case[1] == "filling" or MODELS[case[0]].gives_features
+]
+#: One encoder of each kind that no other test exports; the included network is exported above.
+USUAL = [
+    ("alexnet-poolfree", "encoder", "onnx", "int8"),
+    ("dcgan-whole", "encoder", "pt2", "fp16"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "to", "precision"), CASES if os.environ.get(EVERY) else USUAL
+)
+def test_every_network_in_every_format(
+    name: str, part: str, to: Any, precision: str, tmp_path: Path
+) -> None:
+    """What a file computes is what the network does with the weights that the file has."""
+    torch.manual_seed(0)
+    network: Any = build_model(name, **QUICK.get(name, {})).eval()
+    module: Any
+    if part == "filling":
+        module = FillingNetwork(network, fill_color=(0.1, -0.2, 0.3)).eval()
+    else:
+        module = EncoderNetwork(network, [last_of_encoder(network)]).eval()
+    program = module if precision == "float32" else LowPrecision(module, precision).eval()
+    file = tmp_path / f"network.{to}"
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+    export._save(module, program, to, file, {"kind": "test"})
+    given = export._example(module, 3)
+    with torch.no_grad():
+        expected = module(*given)
+        if to == "pt2":
+            found = torch.export.load(file).module()(*given)
+        else:
+            arrays = dict(zip(("image", "mask"), (x.numpy() for x in given), strict=False))
+            found = torch.from_numpy(in_onnxruntime(file, **arrays)[0])
+    found, expected = (x[0] if isinstance(x, tuple) else x for x in (found, expected))
+    error = torch.square(found - expected).mean().sqrt() / torch.square(expected).mean().sqrt()
+    assert error < {"float32": 1e-5, "fp16": 2e-3, "int8": 5e-2}[precision]
+    if precision != "float32":
+        assert error > 0
+        whole = sum(p.numel() * p.element_size() for p in module.parameters())
+        smaller = {"fp16": 0.5, "int8": 0.25}[precision]
+        program_size = 3_500_000 if part == "filling" else 700_000
+        # The program, with the solver of the membrane, biases and scales come on top.
+        assert file.stat().st_size < smaller * whole + program_size
+
+
+def test_the_encoder_of_a_run_that_does_not_fill_holes(tmp_path: Path) -> None:
+    """Its encoder is what is exported if no part is named, in its own size and for others."""
+    sizes = {"patch_size": 16, "patch_gap": 8, "patch_jitter": 1}
+    patches = save_untrained(tmp_path / "patches", 0, pretext="relative-patch", **sizes)
+    exported = export_network(patches, to="onnx", out=tmp_path / "encoder.onnx")
+    assert exported.part == "encoder"
+    assert "pretext relative-patch" in exported.metadata["weights"]
+    backbone = load_backbone(patches)
+    for side in (backbone.image_size, 75):
+        image = photographs(2, 80)[..., :side, :side]
+        (found,) = in_onnxruntime(exported.path, image=image)
+        with torch.no_grad():
+            expected = backbone.encoder(torch.from_numpy(image) * 2 - 1).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(RunError, match="relative-patch, not to fill holes"):
+        export_network(patches, to="onnx", part="filling", out=tmp_path / "x.onnx")
 
 
 def with_outliers(run: Path) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from context_encoder.config import TrainConfig
 from context_encoder.evaluation.report import evaluation_report
-from context_encoder.evaluation.tables import Group, MethodResult
+from context_encoder.evaluation.tables import Group, MethodResult, write_json
 from context_encoder.report import main
 from context_encoder.reports import Series, line_chart
 from context_encoder.reports.chart import ticks
@@ -155,10 +155,155 @@ def test_training_runs_are_overlaid(
     )
 
 
+def write_results(
+    folder: Path,
+    methods: dict[str, list[float]],
+    *,
+    masks: str | None = "m",
+    areas: tuple[float, ...] = (0.02, 0.07, 0.45),
+    crops: str = "c",
+) -> Path:
+    """What an evaluation of three photographs writes, PSNR alone."""
+    found = [MethodResult(name, name, {"psnr": values}) for name, values in methods.items()]
+    one = Group("region", ["a", "b", "c"], [0, 0, 0], areas, found, digest=masks)
+    about = {
+        "config": {"seed": 1, "area_bins": [0, 0.05, 0.1, 0.5]},
+        "versions": {"torch": "2"},
+        "facts": ["three photographs"],
+        "runs": {"net": {"weights_sha256": folder.name * 20}},
+        "data": {"digest": crops},
+    }
+    folder.mkdir(parents=True)
+    write_json(folder / "results.json", about, [one], [0, 0.05, 0.1, 0.5])
+    return folder
+
+
+def table(page: Any, section: int, number: int) -> list[list[str]]:
+    """The cells of a table of a section."""
+    rows = page.locator(f"section:nth-of-type({section}) table").nth(number).locator("tbody tr")
+    return [text.split("\t") for text in rows.all_inner_texts()]
+
+
+def test_evaluations_of_the_same_holes_are_beside_each_other(
+    open_page: Any, tmp_path: Path
+) -> None:
+    telea = [20.0, 18.0, 9.0]
+    a = write_results(tmp_path / "a/evaluation", {"net": [20.0, 21.0, 10.0], "telea": telea})
+    b = write_results(tmp_path / "b/evaluation", {"net": [21.0, 23.0, 10.0], "telea": telea})
+    other = write_results(tmp_path / "other", {"net": [30.0, 31.0, 32.0]}, masks="n")
+    pixels = np.full((20, 40, 3), (200, 30, 90), np.uint8)
+    Image.fromarray(pixels).save(b / "region.png")
+    out = tmp_path / "compared.html"
+    assert main([str(a), str(b / "results.json"), str(other), "--out", str(out)]) == 0
+    page = open_page(out)
+    assert page.title() == "Inpainting quality: a, b, other"
+    titles = page.locator("section h2").all_inner_texts()
+    assert titles == ["Region masks of a, b", "Region masks of other", "Settings of evaluations"]
+    facts = page.locator(".facts li").all_inner_texts()
+    assert facts[0].startswith("WARNING: region masks: not all evaluations are of the same holes")
+    assert facts[0].endswith("must not be compared: a, b; other")
+    # Telea gave the same in both, and appears once; the two networks are told apart.
+    rows = table(page, 1, 0)
+    assert [row[:2] for row in rows] == [
+        ["net (a)", "17.00 dB"], ["telea", "15.67 dB"], ["net (b)", "18.00 dB"]
+    ]  # fmt: skip
+    # In pairs: 0, -3 and -1; 1, 2 and 0. The standard deviation over the square root of 3.
+    assert table(page, 1, 1) == [
+        ["telea", "-1.33 dB", f"{np.std([0, -3, -1], ddof=1) / 3**0.5:.2f} dB", "0 %"],
+        ["net (b)", "+1.00 dB", f"{np.std([1, 2, 0], ddof=1) / 3**0.5:.2f} dB", "67 %"],
+    ]
+    assert table(page, 2, 0)[0][:2] == ["net", "31.00 dB"]
+    assert page.locator("figcaption").all_inner_texts() == ["b: region"]
+    assert "weights" in table(page, 3, 0)[1][0]  # of those that differ
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({}, True),
+        ({"masks": None}, True),  # written before masks had a digest
+        ({"masks": None, "areas": (0.02, 0.07, 0.44)}, False),
+        ({"masks": "n"}, False),
+        ({"crops": "d"}, False),
+    ],
+)
+def test_other_holes_are_not_compared(tmp_path: Path, other: dict[str, Any], same: bool) -> None:
+    a = write_results(tmp_path / "a", {"x": [1.0, 2.0, 3.0]})
+    b = write_results(tmp_path / "b", {"y": [1.0, 2.0, 4.0]}, **other)
+    assert main([str(a), str(b), "--out", str(tmp_path / "r.html")]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert ("WARNING" not in text) == same
+    assert text.count("<h2>Region masks") == (1 if same else 2)
+
+
+def write_transfer(folder: Path, command: str | None, ap: float, lr: float = 0.1) -> Path:
+    """What a transfer writes; without a command, before its end."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"voc": "VOCdevkit", "lr": lr}))
+    lines = [{"split": "train", "step": step, "loss": 2 - step / 10} for step in (1, 2)]
+    if command is not None:
+        lines.append({"split": "test", "step": 2, "ap_area": ap})
+        found = {
+            "command": command, "network": "small", "steps": 2, "unreadable": 0,
+            "metrics": {"ap_area": ap}, "test_images": 5,
+            "per_class": {"cat": {"ap_area": ap - 0.1}, "dog": {"ap_area": None}},
+        }  # fmt: skip
+        (folder / "results.json").write_text(json.dumps(found))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+def test_transfers_and_probes(open_page: Any, tmp_path: Path) -> None:
+    runs = [
+        write_transfer(tmp_path / "first", "voc-classify", 0.5),
+        write_transfer(tmp_path / "second", "voc-classify", 0.625, lr=0.2),
+        write_transfer(tmp_path / "running", None, 0),
+    ]
+    probes = []
+    for name, accuracies in (("p", [0.5, 0.75]), ("q", [0.625, 0.5])):
+        layers = {
+            layer: {"accuracy": value, "deviation": 0.01, "accuracies": [value]}
+            for layer, value in zip(("conv1", "conv2"), accuracies, strict=True)
+        }
+        found = {
+            "network": name, "config": {"seeds": [0]}, "classes": ["x", "y"], "train_images": 8,
+            "test_images": 4, "unreadable": 0, "chance": 0.5, "copies": 1, "layers": layers,
+        }  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "probe.json").write_text(json.dumps(found))
+        probes.append(tmp_path / name)
+    trained = write_run(tmp_path / "pretrained", [15.0])
+    paths = [str(path) for path in (*runs, *probes, trained)]
+    assert main([*paths, "--out", str(tmp_path / "all.html")]) == 0
+    page = open_page(tmp_path / "all.html")
+    assert page.title() == "Comparison: first, second, running, p, q, pretrained"
+    titles = page.locator("section h2").all_inner_texts()
+    place = {title: number for number, title in enumerate(titles, 1)}
+    classify = place["Results of voc-classify"]
+    assert [row[2] for row in table(page, classify, 0)] == ["50.00 %", "62.50 %"]
+    assert table(page, classify, 1) == [["cat", "40.00 %", "52.50 %"], ["dog", "", ""]]
+    assert "Tests of voc-classify" not in titles  # one test each is no curve
+    curve = page.locator(f"section:nth-of-type({place['Training of voc-classify']}) circle title")
+    assert curve.all_text_contents()[:2] == ["first: 1, 1.9", "first: 2, 1.8"]
+    assert place["Training of transfer without results yet"] > classify
+    probed = place["Linear probes"]
+    assert table(page, probed, 1) == [
+        ["conv1", "50.00 % ± 1.00", "62.50 % ± 1.00"],
+        ["conv2", "75.00 % ± 1.00", "50.00 % ± 1.00"],
+    ]
+    strong = page.locator(f"section:nth-of-type({probed}) td.strong").all_inner_texts()
+    assert strong == ["62.50 % ± 1.00", "75.00 % ± 1.00"]
+    facts = page.locator(".facts li").all_inner_texts()
+    assert sum("copies of training images" in fact for fact in facts) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere"),
+        (["RUN", "RUN"], "is named twice"),
+        (["DAMAGED"], "is not a results.json of context_encoder.evaluate, or is damaged"),
         (["RUN", "--out", "x.txt"], "must end in .html"),
         (["EMPTY"], "is not a run folder: it has no metrics.jsonl"),
         (["RUN", "--out", "FILE"], "already there; replace it with --overwrite"),
@@ -171,7 +316,14 @@ def test_errors(
     (tmp_path / "empty").mkdir()
     file = tmp_path / "there.html"
     file.write_text("kept")
-    named = {"RUN": str(run), "EMPTY": str(tmp_path / "empty"), "FILE": str(file)}
+    damaged = write_results(tmp_path / "damaged", {"x": [1.0, 2.0, 3.0]}) / "results.json"
+    damaged.write_text(damaged.read_text().replace("3.0", '"much"'))
+    named = {
+        "DAMAGED": str(damaged),
+        "RUN": str(run),
+        "EMPTY": str(tmp_path / "empty"),
+        "FILE": str(file),
+    }
     assert main([named.get(word, word) for word in arguments]) == 2
     said = capsys.readouterr().err
     assert message in said

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from context_encoder.data import read_image
+from context_encoder.report import main as report
 from context_encoder.train import main as pretrain
 from context_encoder.transfer.__main__ import main
 from context_encoder.transfer.classify import ClassifyConfig
@@ -73,6 +74,11 @@ def test_it_learns(name: str, devkit: Path, tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines if line["split"] == "train"]
     assert losses[-1] < losses[0]
     assert "| **mean** |" in (tmp_path / "trained/results.md").read_text()
+    page = tmp_path / "both.html"
+    assert report([str(tmp_path / "trained"), str(tmp_path / "not"), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert f"<h2>Results of {name}</h2>" in text
+    assert f"{100 * trained:.2f} %" in text
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -322,6 +328,11 @@ def test_probe_tells_classes_apart_and_keeps_features(folder: Path, tmp_path: Pa
     again = json.loads((tmp_path / "b/probe.json").read_text())
     assert again["layers"] == result["layers"]
     assert again["unreadable"] == 1
+    page = tmp_path / "both.html"
+    assert report([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "<h2>Linear probes</h2>" in text
+    assert f"{100 * result['layers']['conv2']['accuracy']:.2f} %" in text
 
 
 def test_probe_splits_a_single_folder(folder: Path, tmp_path: Path) -> None:
