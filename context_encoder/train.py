@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, Path | N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    return run_command("train", parse_training, _train, arguments)
+    return run_command("train", parse_training, _train, arguments, needs_console=False)
 
 
 def _train(options: tuple[TrainConfig, Path | None]) -> int:

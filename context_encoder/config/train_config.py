@@ -19,6 +19,8 @@ from context_encoder.utils.registry import Registry
 #: Largest numbers of data processes and of images per step: above, a mistyped option or a damaged
 #: file is more likely, with which a machine would be busy for hours before the first step.
 MOST_WORKERS, MOST_IMAGES = 1024, 65536
+#: Largest number of steps, which every library can count.
+MOST_STEPS = 2**53 - 1
 
 
 def _location(value: str | Path) -> str | Path:
@@ -111,7 +113,7 @@ class TrainConfig(OpenConfig):
         description="Reconstruction loss: l2 (paper), l1, or the mean logarithm of each image's "
         "l2, which is the mean PSNR up to a factor (Chen et al. 2021).",
     )
-    steps: Annotated[int, Field(ge=1)] = Field(1000, description="Training steps.")
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(1000, description="Training steps.")
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Passes over the photographs; overrides `steps`."
     )

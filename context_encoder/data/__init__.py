@@ -19,7 +19,7 @@ from context_encoder.data.images import (
     scan_images,
     to_input,
 )
-from context_encoder.data.loader import Batch, collate, make_loader, start_worker
+from context_encoder.data.loader import Batch, collate, end_workers, make_loader, sample_loader
 from context_encoder.data.replacing import DataError, Readable, Replacements
 from context_encoder.data.sampler import SampleStream
 from context_encoder.data.shards import ImageFile, ShardImage
@@ -44,6 +44,7 @@ __all__ = [
     "collate",
     "contents",
     "embedded_photos",
+    "end_workers",
     "find_images",
     "list_images",
     "load_crops",
@@ -51,8 +52,8 @@ __all__ = [
     "read_image",
     "read_square",
     "same_contents",
+    "sample_loader",
     "scan_images",
     "split_photos",
-    "start_worker",
     "to_input",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from context_encoder.data.storage import patient
+from context_encoder.data.storage import is_transient, patient
 from context_encoder.utils.text import read_lines
 
 __all__ = ["FileList", "ImageList", "list_folder", "read_manifest", "relative_names"]
@@ -151,8 +151,18 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith("."):
-                (folders if entry.is_dir() else files).append(entry.name)
+                (folders if is_folder(entry) else files).append(entry.name)
     return folders, files
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link that leads nowhere, or to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if is_transient(error):
+            raise
+        return False
 
 
 def read_manifest(file: Path) -> FileList:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
 
@@ -26,9 +32,17 @@ from context_encoder.data.storage import StorageError
 __all__ = [
     "Batch",
     "collate",
+    "end_workers",
     "make_loader",
+    "sample_loader",
     "start_worker",
 ]
+
+
+log = logging.getLogger(__name__)
+
+# Seconds without a batch after which there is a warning.
+_LONG_WAIT = 30.0
 
 
 class Batch(TypedDict):
@@ -44,36 +58,151 @@ class Batch(TypedDict):
     unreadable: list[tuple[str, str]]
 
 
-class _Reported(Dataset[Sample]):
-    """Samples, or the error that ends the run, so that it crosses from a worker as it is."""
+class _Reported(Dataset[Any]):
+    """Samples, or the error that ends the work, so that it crosses from a worker as it is."""
 
-    def __init__(self, photos: PhotoFolder) -> None:
-        self.photos = photos
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         try:
-            return self.photos[key]
+            return self.data[key]
         except (DataError, StorageError) as error:
             return error
 
 
-def _collate(samples: Sequence[Any]) -> Any:
+def _collated(collate: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
     errors = [sample for sample in samples if isinstance(sample, Exception)]
     return errors[0] if errors else collate(samples)
 
 
-class _Loader(DataLoader[Sample]):
+class _Loader(DataLoader[Any]):
     """Raises the errors of :class:`_Reported` in place of their batch."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        return _raising(super().__iter__())  # starts the workers at once
+        others = set(multiprocessing.active_children())
+        batches = super().__iter__()  # starts the workers at once
+        started = [p for p in multiprocessing.active_children() if p not in others]
+        return _raising(batches, started)
 
 
-def _raising(batches: Iterator[Any]) -> Iterator[Any]:
-    for batch in batches:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+def _raising(batches: Iterator[Any], workers: Sequence[BaseProcess]) -> Iterator[Any]:
+    with _Wait(workers) as wait:
+        while True:
+            wait.begin()
+            batch = next(batches, None)
+            wait.end()
+            if batch is None:
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class _Wait:
+    """Warns when no batch comes for 30 seconds, and names workers that are stopped (SIGSTOP)."""
+
+    def __init__(self, workers: Sequence[BaseProcess]) -> None:
+        self._workers = workers
+        self._begun: float | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> _Wait:
+        if self._workers:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def begin(self) -> None:
+        self._begun = time.monotonic()
+
+    def end(self) -> None:
+        self._begun = None
+
+    def _watch(self) -> None:
+        warned = None
+        while not self._over.wait(_LONG_WAIT / 10):
+            begun = self._begun
+            if begun is None or begun == warned or time.monotonic() - begun < _LONG_WAIT:
+                continue
+            warned = begun
+            stopped = [str(w.pid) for w in self._workers if _is_stopped(w.pid)]
+            which = f": data process {', '.join(stopped)} is stopped" if stopped else ""
+            log.warning("no batch for %.0f s%s", time.monotonic() - begun, which)
+
+
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # ended, or not Linux
+        return False
+    return status.rpartition(")")[2].split()[:1] in (["T"], ["t"])
+
+
+def end_workers(workers: Iterable[BaseProcess] | None = None, patience: float = 3.0) -> None:
+    """End data processes: those that do not obey within ``patience`` seconds are killed.
+
+    Args:
+        workers: the processes; None for all daemons that this process has started.
+        patience: seconds for all of them together.
+    """
+    if workers is None:
+        workers = [child for child in multiprocessing.active_children() if child.daemon]
+    workers = list(workers)
+    for worker in workers:
+        worker.terminate()
+    until = time.monotonic() + patience
+    for worker in workers:
+        worker.join(max(0.0, until - time.monotonic()))
+        if worker.is_alive():  # stopped, or in a call of the system that does not return
+            worker.kill()
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Python itself would wait without limit for a worker that is stopped."""
+    atexit.register(end_workers)
+
+
+def sample_loader(
+    data: Dataset[Any],
+    *,
+    batch_size: int,
+    sampler: Iterable[Any],
+    collate: Callable[[list[Any]], Any],
+    workers: int,
+    **options: Any,
+) -> DataLoader[Any]:
+    """A loader of samples by key, whose workers end with this process, see :func:`start_worker`.
+
+    Torch's global random state is neither read nor advanced.
+
+    Args:
+        data: the samples.
+        batch_size: samples per batch.
+        sampler: the keys.
+        collate: makes a batch from samples.
+        workers: processes that read, with one thread each; 0: this process does it.
+        options: further arguments of torch's DataLoader.
+
+    Raises:
+        DataError, StorageError: in the iteration, in place of a batch with such a sample.
+    """
+    if workers:
+        _end_workers_at_exit()
+    return _Loader(
+        _Reported(data),
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=functools.partial(_collated, collate),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # otherwise each iterator draws from the global one
+        **options,
+    )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -139,19 +268,16 @@ def make_loader(
     )
     if not photos.train and (start_step or num_steps is not None):
         raise ValueError("start_step and num_steps are for training; evaluation takes all samples")
-    return _Loader(
-        _Reported(photos),
+    return sample_loader(
+        photos,
         batch_size=stream.local_batch_size,
         sampler=stream
         if photos.train
         else [(0, index) for index in range(rank, len(photos), world_size)],
-        collate_fn=_collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        collate=collate,
+        workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=context if workers else None,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # otherwise each iterator draws from the global one
     )
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from context_encoder.data.folder import shrink
@@ -30,7 +29,8 @@ from context_encoder.data.shards import (
     open_source,
 )
 from context_encoder.data.storage import patient
-from context_encoder.utils.files import check_writable, make_folder, write_file
+from context_encoder.utils.files import check_writable, make_folder, read_text, write_file
+from context_encoder.utils.text import read_bytes
 
 __all__ = ["Encoding", "PackReport", "pack"]
 
@@ -164,9 +164,9 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         write_file(file, json.dumps(settings, indent=2) + "\n")
         return
     try:
-        before = json.loads(file.read_bytes())
+        before = json.loads(read_text(file))
         different = [name for name in settings if before.get(name) != settings[name]]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"{file} is damaged; name a new folder for the shards") from None
     if different:
         raise ValueError(
@@ -178,9 +178,9 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
 def _complete(shard: Path) -> ShardIndex | None:
     """The index of a shard that is written completely; it is written after the shard."""
     try:
-        index = ShardIndex.model_validate_json(Path(index_file(str(shard))).read_bytes())
+        index = ShardIndex.from_json(read_bytes(index_file(str(shard))))
         return index if shard.stat().st_size == index.length else None
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 
@@ -234,7 +234,7 @@ def _write_shard(shard: Path, images: Iterator[_Packed | tuple[str, str]]) -> Sh
         labels=labels if any(label is not None for label in labels) else None,
         skipped=skipped,
     )
-    write_file(index_file(str(shard)), index.model_dump_json() + "\n")
+    write_file(index_file(str(shard)), index.to_json() + "\n")
     return index
 
 

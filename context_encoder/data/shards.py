@@ -24,17 +24,18 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import fsspec
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, PlainValidator, model_validator
 from tqdm import tqdm
 
-from context_encoder.data.listing import ImageList
+from context_encoder.data.listing import ImageList, is_folder
 from context_encoder.data.storage import is_transient, patient
 from context_encoder.utils.files import make_folder, write_file
-from context_encoder.utils.text import shortened
+from context_encoder.utils.text import check_regular, read_bytes, read_text, shortened
 
 __all__ = [
     "ORIGINAL_NAME",
@@ -64,7 +65,8 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 # WebDataset's rule for keys.
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+_MOST_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,14 @@ class ShardImage:
         where = os.path.basename(self.shard)
         end = self.offset + self.size
         data: bytes = _ask(
-            self.shard, lambda system, path: system.cat_file(path, start=self.offset, end=end)
+            self.shard,
+            lambda system, path: _regular(system, path).cat_file(path, start=self.offset, end=end),
         )
+        if len(data) > self.size:
+            raise ValueError(
+                f"the server of {where} sends whole files instead of the parts that are asked for "
+                "(HTTP ranges); use another one, or copy the shards to a disk"
+            )
         if len(data) != self.size:
             raise ValueError(f"{where} is damaged: it ends before the end of the image")
         if self.crc32 is not None and zlib.crc32(data) != self.crc32:
@@ -160,8 +168,18 @@ def open_source(image: str | os.PathLike[str] | ShardImage) -> Iterator[BinaryIO
 @functools.lru_cache(maxsize=256)
 def _filesystem(location: str, process: int) -> tuple[Any, str]:
     """fsspec's file system and the path on it. Its connections do not survive a fork."""
-    system, path = fsspec.core.url_to_fs(location)
+    try:
+        system, path = fsspec.core.url_to_fs(location)
+    except (ValueError, ImportError) as error:  # an unknown protocol, or its package is missing
+        raise ValueError(f"{location} cannot be opened: {error}") from error
     return system, path
+
+
+def _regular(system: Any, path: str) -> Any:
+    """The file system, after a check that reading a local file does not wait for ever."""
+    if isinstance(system, LocalFileSystem):
+        check_regular(path)
+    return system
 
 
 def _ask(location: str, question: Callable[[Any, str], Any]) -> Any:
@@ -171,13 +189,24 @@ def _ask(location: str, question: Callable[[Any, str], Any]) -> Any:
     """
     try:
         return question(*_filesystem(location, os.getpid()))
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise OSError(errno.EIO, shortened(f"{type(error).__name__}: {error}"), location) from error
 
 
 # --- the index of a shard ---------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it is not text")
+    return value
+
+
+#: Text that may hold bytes which are not UTF-8, as Python keeps them in file names; pydantic's
+#: own check of text refuses it.
+_Name = Annotated[str, PlainValidator(_text)]
 
 
 class ShardIndex(BaseModel):
@@ -189,17 +218,42 @@ class ShardIndex(BaseModel):
     #: Bytes of the tar file.
     length: int
     #: Names of the images.
-    names: list[str]
+    names: list[_Name]
     #: Places of their bytes in the tar file.
     offsets: list[int]
     sizes: list[int]
     crc32: list[int] | None = None
     #: Contents of the .cls files, or None.
-    labels: list[str | None] | None = None
+    labels: list[_Name | None] | None = None
     #: Why the end of the shard could not be read, if so.
     damage: str | None = None
     #: Names and reasons of images that were left out when the shard was written.
-    skipped: list[tuple[str, str]] = []
+    skipped: list[tuple[_Name, _Name]] = []
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ShardIndex:
+        """The index in a file; ValueError if it is damaged."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+    def to_json(self) -> str:
+        """The contents of a file, in ASCII."""
+        return json.dumps(self.model_dump())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ShardIndex:
+        count = len(self.names)
+        for column in (self.offsets, self.sizes, self.crc32, self.labels):
+            if column is not None and len(column) != count:
+                raise ValueError("the lists have different lengths")
+        for offset, size in zip(self.offsets, self.sizes, strict=True):
+            if not (offset >= 0 and 0 <= size <= self.length - offset):
+                raise ValueError("an image lies outside the shard")
+        if self.length >= 1 << 63 or any(not 0 <= crc < 1 << 32 for crc in self.crc32 or ()):
+            raise ValueError("a number is out of range")
+        return self
 
 
 def index_file(shard: str) -> str:
@@ -260,17 +314,17 @@ def _cached_index(shard: str, size: int, suffixes: tuple[str, ...]) -> ShardInde
     version = _ask(shard, lambda system, path: str(system.ukey(path)))
     key = hashlib.sha256(f"1\0{shard}\0{size}\0{version}".encode()).hexdigest()[:32]
     kept = Path(home, "context-encoder", "shards", f"{key}.json")
-    with contextlib.suppress(OSError, ValidationError):
-        return ShardIndex.model_validate_json(kept.read_bytes())
+    with contextlib.suppress(OSError, ValueError):
+        return ShardIndex.from_json(read_bytes(kept))
 
     def scan(system: Any, path: str) -> ShardIndex:
-        with system.open(path, "rb") as file:
+        with _regular(system, path).open(path, "rb") as file:
             return make_index(file, suffixes, size)
 
     index: ShardIndex = _read_shard(shard, scan)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
         make_folder(kept.parent)
-        write_file(kept, index.model_dump_json())
+        write_file(kept, index.to_json())
     return index
 
 
@@ -278,7 +332,7 @@ def _cached_index(shard: str, size: int, suffixes: tuple[str, ...]) -> ShardInde
 def _read_shard(shard: str, question: Callable[[Any, str], Any]) -> Any:
     try:
         return question(*_filesystem(shard, os.getpid()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:
         raise OSError(errno.EIO, shortened(f"{type(error).__name__}: {error}"), shard) from error
@@ -344,11 +398,18 @@ def are_shards(location: str | os.PathLike[str]) -> bool:
     except OSError:
         return False
     tars = [entry for entry in found if entry.name.endswith((_SUFFIX, *_COMPRESSED))]
-    return bool(tars) and not any(entry.is_dir() for entry in found)
+    return bool(tars) and not any(is_folder(entry) for entry in found)
 
 
 def expand(pattern: str) -> list[str]:
     """The names that a pattern with braces stands for: ``{000..127}``, ``{a,b}``."""
+    count = 1
+    for inside in _BRACES.findall(pattern):
+        bounds = _RANGE.fullmatch(inside)
+        many = abs(int(bounds[2]) - int(bounds[1])) if bounds else inside.count(",")
+        count *= many + 1
+    if count > _MOST_SHARDS:
+        raise ValueError(f"{pattern} stands for {count} shards; at most {_MOST_SHARDS} can be used")
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -379,12 +440,17 @@ def _find(location: str) -> list[tuple[str, int | None]]:
             else:
                 try:
                     info = system.info(path)
-                except FileNotFoundError:
+                except FileNotFoundError as error:
+                    if is_transient(error):  # fsspec reports a server that is not there so
+                        raise
                     return [(name, None)] if name.endswith(_SUFFIX) else []
-                if info["type"] != "directory":
+                page = str(info.get("mimetype", "")).startswith("text/html")  # may list files
+                if info["type"] != "directory" and not page:
                     return [(name, info["size"])]
                 infos = system.ls(path, detail=True)
             files = {i["name"]: i["size"] for i in infos if i["name"].endswith(_SUFFIX)}
+            for file in [file for file, size in files.items() if size is None]:
+                files[file] = system.info(file)["size"]
             for other in (i["name"] for i in infos if i["name"].endswith(_INDEX_SUFFIX)):
                 files.setdefault(other.removesuffix(_INDEX_SUFFIX) + _SUFFIX, None)
             local = "://" not in name
@@ -445,15 +511,17 @@ def list_shards(location: str | os.PathLike[str], suffixes: tuple[str, ...]) -> 
 
 def _index(shard: str, size: int | None, suffixes: tuple[str, ...]) -> ShardIndex:
     try:
-        beside = _read_shard(index_file(shard), lambda system, path: system.cat_file(path))
+        beside = _read_shard(
+            index_file(shard), lambda system, path: _regular(system, path).cat_file(path)
+        )
     except FileNotFoundError:
         if size is None:
             raise
         index = _cached_index(shard, size, suffixes)
     else:
         try:
-            index = ShardIndex.model_validate_json(beside)
-        except ValidationError as error:
+            index = ShardIndex.from_json(beside)
+        except ValueError as error:
             raise ValueError(f"its index {index_file(shard)} is damaged; delete it") from error
         if size is None:
             log.warning("shard %s is missing; its %d images are lost", shard, len(index.names))
@@ -474,8 +542,8 @@ def _index(shard: str, size: int | None, suffixes: tuple[str, ...]) -> ShardInde
 def _check_complete(location: str, found: Sequence[tuple[str, int | None]]) -> None:
     """ValueError if a folder of shards is not packed to the end."""
     wanted = 0
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        wanted = int(json.loads(Path(location, PACK_FILE).read_bytes())["shards"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        wanted = int(json.loads(read_text(Path(location, PACK_FILE)))["shards"])
     if len(found) < wanted:
         raise ValueError(
             f"{location} has {len(found)} of {wanted} shards; pack the folder again, which goes on "

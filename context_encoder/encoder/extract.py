@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cekernels import fill_masked
@@ -21,7 +21,7 @@ from context_encoder.config import fill_color
 from context_encoder.data import (
     UnreadableImage,
     read_square,
-    start_worker,
+    sample_loader,
     to_input,
 )
 from context_encoder.data.images import relative_name
@@ -236,14 +236,12 @@ def encode_files(
 ) -> Iterator[EncodedBatch]:
     """Yield batches of features, from the file with number ``first`` on."""
     model.eval()
-    loader = DataLoader(
+    loader = sample_loader(
         _Squares(paths, root, model.image_size),
         batch_size=batch_size,
         sampler=range(first, len(paths)),
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # otherwise the loader draws from the global one
+        collate=list,
+        workers=workers,
     )
     number = first
     for batch in loader:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,21 +16,35 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from context_encoder.encoder.backbone import layer_names, weights_digest
 from context_encoder.encoder.extract import EncodedBatch, FeatureError, Masking, encode_files
 from context_encoder.masks import build_mask_sampler
 from context_encoder.models import Backbone
-from context_encoder.utils.files import check_new_file, make_folder, save_tensors, write_file
+from context_encoder.runs import RunError, contents_digest
+from context_encoder.runs.lock import LOCK_FILE, Lock
+from context_encoder.utils.files import (
+    check_new_file,
+    check_regular,
+    make_folder,
+    read_text,
+    reported,
+    save_tensors,
+    write_file,
+)
 
 
 class FeatureStore:
     """Feature rows on disk during the extraction, so that an interrupted command can continue.
 
-    ``OUT.partial/`` has one array per layer (``.npy``, with room for all files), ``settings.json``,
-    and ``files.jsonl``: one line per finished file, written after its row.
+    ``OUT.partial/`` has ``settings.json``, one file of rows per layer, and ``files.jsonl``: one
+    line per finished file with the checksum of its rows, written after them. On continuing, only
+    files whose rows are as they were written count as finished.
+
+    Raises:
+        FeatureError: another command writes ``out``, or began it with other settings.
+        WriteError: it cannot be written.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -36,20 +53,41 @@ class FeatureStore:
         self.settings = settings
         self.files: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
-        self._arrays: dict[str, NDArray[Any]] = {}
         self._log = self.folder / "files.jsonl"
+        self._shapes: dict[str, list[int]] = {}
+        make_folder(self.folder)
+        try:
+            self._lock = Lock(self.folder, "command")
+        except RunError as error:
+            raise FeatureError(str(error)) from None
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
         kept = self.folder / "settings.json"
-        if kept.exists():
-            if json.loads(kept.read_text()) != settings:
-                raise FeatureError(
-                    f"{self.folder} is from an interrupted command with another network, other "
-                    "images or options; remove it, or name another `out`"
-                )
-            self._resume()
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            make_folder(self.folder)
-            write_file(kept, json.dumps(settings))
+        if not kept.exists():
+            for left in self.folder.iterdir():
+                if left.name != LOCK_FILE:
+                    left.unlink()
+            write_file(kept, json.dumps(self.settings))
+            return
+        try:
+            same = json.loads(read_text(kept)) == self.settings
+        except (ValueError, RecursionError):
+            raise FeatureError(f"{kept} is damaged; remove {self.folder}") from None
+        if not same:
+            raise FeatureError(
+                f"{self.folder} is from an interrupted command with another network, other "
+                "images or options; remove it, or name another `out`"
+            )
+        self._resume()
+
+    def close(self) -> None:
+        """Let other commands write ``out``."""
+        self._lock.release()
 
     @property
     def done(self) -> int:
@@ -63,50 +101,86 @@ class FeatureStore:
                 self.unreadable.append((name, reason))
 
     def _resume(self) -> None:
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        entries = []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # an incomplete line
-                break
-            entries.append((entry["file"], entry["reason"]))
-        self._note(entries)
-        write_file(self._log, "".join(f"{line}\n" for line in lines[: self.done]))
+        """Take over the finished files, up to the first one whose line or rows are damaged."""
+        lines = []
+        with contextlib.ExitStack() as stack:
+            rows = {}
+            for layer in self.settings["layers"]:
+                path = self._rows(layer)
+                if path.exists():
+                    check_regular(path)
+                    rows[layer] = stack.enter_context(path.open("rb"))
+            text = ""
+            if self._log.exists():
+                check_regular(self._log)
+                text = self._log.read_bytes().decode("utf-8", "replace")
+            for line in text.split("\n")[:-1]:
+                try:
+                    entry = json.loads(line)
+                    name, reason = str(entry["file"]), entry["reason"]
+                    if reason is None:
+                        shapes = entry["shapes"]
+                        check = 0
+                        for layer in self.settings["layers"]:
+                            check = zlib.crc32(rows[layer].read(self._bytes(shapes[layer])), check)
+                        if check != entry["crc32"] or (self._shapes or shapes) != shapes:
+                            break
+                        self._shapes = shapes
+                    self._note([(name, reason)])
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    break
+                lines.append(line)
+        for layer in self.settings["layers"]:
+            if self._rows(layer).exists():
+                length = self._bytes(self._shapes[layer]) if self.files else 0
+                os.truncate(self._rows(layer), len(self.files) * length)
+        write_file(self._log, "".join(f"{line}\n" for line in lines))
 
-    def _array(self, layer: str, value: Tensor) -> NDArray[Any]:
-        if layer not in self._arrays:
-            path = self.folder / f"{layer}.npy"
-            if path.exists():
-                array = np.lib.format.open_memmap(path, mode="r+")
-            else:
-                array = np.lib.format.open_memmap(
-                    path,
-                    mode="w+",
-                    dtype=value.numpy().dtype,
-                    shape=(self.settings["count"], *value.shape[1:]),
-                )
-            self._arrays[layer] = array
-        return self._arrays[layer]
+    def _rows(self, layer: str) -> Path:
+        return self.folder / f"{layer}.rows"
+
+    def _bytes(self, shape: Sequence[int]) -> int:
+        return math.prod(shape) * int(np.dtype(self.settings["dtype"]).itemsize)
 
     def add(self, batch: EncodedBatch) -> None:
-        row = len(self.files)
-        for layer, value in batch.values.items():
-            array = self._array(layer, value)
-            array[row : row + len(value)] = value.numpy()
-            array.flush()  # type: ignore[attr-defined]
-        with self._log.open("a") as file:
-            file.writelines(
-                json.dumps({"file": name, "reason": reason}) + "\n" for name, reason in batch.files
-            )
+        """Append the rows of a batch.
+
+        Raises:
+            WriteError: they cannot be written.
+        """
+        arrays = {layer: value.numpy() for layer, value in batch.values.items()}
+        self._shapes = {layer: list(a.shape[1:]) for layer, a in arrays.items()} or self._shapes
+        checks = []
+        for row in range(sum(reason is None for _, reason in batch.files)):
+            check = 0
+            for layer in self.settings["layers"]:
+                check = zlib.crc32(arrays[layer][row].tobytes(), check)
+            checks.append(check)
+        for layer, array in arrays.items():
+            self._append(self._rows(layer), array.tobytes())
+        text, number = "", iter(checks)
+        for name, reason in batch.files:
+            entry: dict[str, Any] = {"file": name, "reason": reason}
+            if reason is None:
+                entry |= {"crc32": next(number), "shapes": self._shapes}
+            text += json.dumps(entry) + "\n"
+        self._append(self._log, text.encode())
         self._note(batch.files)
+
+    def _append(self, path: Path, data: bytes) -> None:
+        with reported(path), path.open("ab") as file:
+            file.write(data)
 
     def finish(self, source: str) -> None:
         """Write the file and its ``.json``, and remove the folder."""
-        arrays = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for layer in self.settings["layers"]:
-            path = self.folder / f"{layer}.npy"
-            arrays[layer] = np.lib.format.open_memmap(path, mode="r+")[: len(self.files)]
+            arrays[layer] = np.memmap(
+                self._rows(layer),
+                dtype=self.settings["dtype"],
+                mode="c",
+                shape=(len(self.files), *self._shapes[layer]),
+            )
         about = {
             "source": source,
             **self.settings,
@@ -219,22 +293,38 @@ def extract_folder(
         "network": weights_digest(model),
         "count": len(paths),
         "pictures": hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
+        "contents": contents_digest(paths),
     }
     make_folder(out.parent)
-    store = FeatureStore(out, settings)
-    kind = torch.float32 if dtype == "float32" else torch.float16
+    with contextlib.closing(FeatureStore(out, settings)) as store:
+        _fill(store, model.to(device), folder, paths, layers, pool, batch_size, workers, hole)
+        if store.files:
+            store.finish(source)
+        else:
+            shutil.rmtree(store.folder)
+    return store
+
+
+def _fill(
+    store: FeatureStore,
+    model: Backbone,
+    folder: Path,
+    paths: Sequence[Path],
+    layers: Sequence[str],
+    pool: int | None,
+    batch_size: int,
+    workers: int,
+    hole: Masking | None,
+) -> None:
+    """Encode the files that the store does not have yet."""
+    kind = torch.float32 if store.settings["dtype"] == "float32" else torch.float16
     bar = tqdm(total=len(paths), initial=store.done, unit="image", dynamic_ncols=True)
     if store.done < len(paths):
         with bar:
             for batch in encode_files(
-                *(model.to(device), paths, folder, layers, pool, kind),
+                *(model, paths, folder, layers, pool, kind),
                 *(batch_size, workers, hole, store.done),
             ):
                 store.add(batch)
                 bar.update(len(batch.files))
     bar.close()
-    if store.files:
-        store.finish(source)
-    else:
-        shutil.rmtree(store.folder)
-    return store

@@ -72,6 +72,7 @@ from context_encoder.utils.files import (
     check_new_file,
     check_writable,
     make_folder,
+    read_text,
     write_file,
 )
 from context_encoder.utils.metrics import FLAT_CONTRAST, hole_contrast, hole_metrics, to_unit
@@ -334,7 +335,7 @@ def _crops(
             found = find_images(config.data)
             paths, root = found, found.root
         else:
-            photos = Photos.from_config(first)
+            photos = Photos.from_config(first, instead="data")
             paths, root = photos.val, photos.val_root
         photographs = {relative_name(path, root): path for path in paths}
     return load_native_crops(
@@ -590,9 +591,9 @@ def _digest(**parts: Any) -> str:
 
 def _read_part(path: Path, key: str) -> dict[str, list[float]] | None:
     try:
-        part = json.loads(path.read_text())
+        part = json.loads(read_text(path))
         return part["values"] if part["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -39,7 +39,7 @@ def held_out_crops(
         found = find_images(folder)
         paths, root = found, found.root
     else:
-        photos = Photos.from_config(config)
+        photos = Photos.from_config(config, instead="data")
         paths, root = photos.val, photos.val_root
         samples = samples or config.val_samples
     return _load(config, paths, root, samples, crop_scale, "reading photographs")
@@ -61,7 +61,7 @@ def training_crops(
         found = find_images(folder)
         paths, root = found, found.root
     else:
-        photos = Photos.from_config(config)
+        photos = Photos.from_config(config, instead="candidates")
         paths, root = photos.train, photos.train_root
     return _load(config, paths, root, samples, crop_scale, "reading candidates")
 

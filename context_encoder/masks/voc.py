@@ -17,7 +17,7 @@ from context_encoder.masks.outlines import trace_outline
 from context_encoder.masks.region import RegionMasks
 from context_encoder.masks.registry import register_mask
 from context_encoder.utils.option_groups import OptionGroup
-from context_encoder.utils.text import read_lines
+from context_encoder.utils.text import check_regular, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def voc_outlines(root: str | os.PathLike[str], year: str = "VOC2012") -> Tensor:
 
     outlines, objects = [], 0
     for path in paths:
+        check_regular(path)
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(

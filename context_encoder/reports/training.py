@@ -13,7 +13,7 @@ from context_encoder.reports.chart import Series, line_chart
 from context_encoder.reports.document import Cell, Picture, Section, Table
 from context_encoder.reports.naming import number, settings_section
 from context_encoder.runs import RunError, find_checkpoint, read_config
-from context_encoder.utils.text import read_text
+from context_encoder.utils.text import read_rows
 
 __all__ = ["QUANTITIES", "curves", "read_metrics", "training_sections"]
 
@@ -105,12 +105,10 @@ def read_metrics(path: Path, name: str) -> tuple[list[dict[str, Any]], list[str]
         raise RunError(f"{path} is not a run folder: it has no metrics.jsonl")
     lines: list[dict[str, Any]] = []
     damaged = 0
-    for text in read_text(metrics).splitlines():
+    for _, row in read_rows(metrics):
         try:
-            line = json.loads(text)
-            line["step"] = float(line["step"])
-            lines.append(line)
-        except (ValueError, TypeError, KeyError):
+            lines.append({**(row or {}), "step": float((row or {})["step"])})
+        except (ValueError, TypeError, KeyError, OverflowError):
             damaged += 1
     if not lines:
         raise RunError(f"{path} has no metrics yet: its training has not reached its first report")

@@ -21,6 +21,7 @@ from context_encoder.runs.load import (
     model_from_config,
 )
 from context_encoder.runs.photos import Photos, contents_digest
+from context_encoder.runs.places import check_places
 from context_encoder.runs.resume import check_unchanged
 from context_encoder.runs.strict import (
     MismatchError,
@@ -41,6 +42,7 @@ __all__ = [
     "Which",
     "check_fills_holes",
     "check_finite",
+    "check_places",
     "check_tensors",
     "check_unchanged",
     "contents_digest",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from context_encoder.config import TrainConfig
 from context_encoder.runs.manifest import MANIFEST_FILE, DamageError, check_files
+from context_encoder.runs.places import found_again
 from context_encoder.utils.files import check_regular, is_temporary, pointed_at
 from context_encoder.utils.options import explain
 from context_encoder.utils.text import read_text
@@ -30,6 +31,7 @@ _FILES = (MODEL_FILE, DISCRIMINATOR_FILE, TRAINING_FILE, STATE_FILE, CONFIG_FILE
 _STEP_FOLDER = re.compile(r"step_(\d+)(?:-(\d+))?")
 _MOST_CONFIG_BYTES = 1 << 24
 Config = TypeVar("Config", bound=BaseModel)
+Content = TypeVar("Content")
 
 
 class RunError(ValueError):
@@ -161,16 +163,23 @@ def read_config_as(kind: type[Config], folder: Path, what: str) -> Config:
     if not file.exists():
         raise RunError(f"{file} does not exist")
     try:
-        if folder.is_dir():
-            check_files(folder, [CONFIG_FILE])
-        return kind.model_validate_json(read_text(file, most=_MOST_CONFIG_BYTES))
+        if not folder.is_dir():
+            return kind.model_validate_json(read_text(file, most=_MOST_CONFIG_BYTES))
+        config = kind.model_validate_json(_of_running(folder, _config_text))
+        return found_again(config, run_root(folder) or folder)
     except ValidationError as error:
         reasons = "; ".join(explain(error))
         raise RunError(f"{file} is not {what}: {reasons}") from error
     except (DamageError, OSError) as error:
-        raise RunError(f"{file} cannot be read: {_reason(error)}") from error
+        others = _others(folder) if folder.is_dir() else ""
+        raise RunError(f"{file} cannot be read: {_reason(error)}{others}") from error
     except ValueError as error:
         raise RunError(f"{file} is not {what}: {error}") from error
+
+
+def _config_text(folder: Path) -> str:
+    check_files(folder, [CONFIG_FILE])
+    return read_text(folder / CONFIG_FILE, most=_MOST_CONFIG_BYTES)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -180,7 +189,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         RunError: a file is missing or damaged; the message names other checkpoints of the run.
     """
     try:
-        return _read(folder)
+        return replace(_of_running(folder, _read), path=folder)
     except (DamageError, OSError) as error:
         raise RunError(
             f"checkpoint {folder} cannot be read: {_reason(error)}{_others(folder)}"
@@ -193,14 +202,32 @@ def read_model(folder: Path) -> tuple[dict[str, Tensor], int]:
     Raises:
         RunError: a file is missing or damaged.
     """
-    try:
-        real = folder.resolve()  # a run that goes on may move the pointer
+
+    def read(real: Path) -> tuple[dict[str, Tensor], int]:
         listed = check_files(real, [MODEL_FILE, STATE_FILE])
         return _tensors(real / MODEL_FILE), _state(real, listed)["step"]
+
+    try:
+        return _of_running(folder, read)
     except (DamageError, OSError) as error:
         raise RunError(
             f"checkpoint {folder} cannot be read: {_reason(error)}{_others(folder)}"
         ) from error
+
+
+def _of_running(folder: Path, read: Callable[[Path], Content]) -> Content:
+    """The result of ``read`` for the folder that a pointer leads to.
+
+    A run that goes on may move the pointer and remove the folder in the meantime; then it is done
+    again for the new one.
+    """
+    while True:
+        real = folder.resolve()
+        try:
+            return read(real)
+        except (DamageError, OSError):
+            if folder.resolve() == real:
+                raise
 
 
 def parse_state(kind: type[State], checkpoint: Checkpoint) -> State:
@@ -213,14 +240,13 @@ def parse_state(kind: type[State], checkpoint: Checkpoint) -> State:
 
 
 def _read(folder: Path) -> Checkpoint:
-    real = folder.resolve()
-    listed = check_files(real, _FILES)
-    discriminator = real / DISCRIMINATOR_FILE
+    listed = check_files(folder, _FILES)
+    discriminator = folder / DISCRIMINATOR_FILE
     return Checkpoint(
-        model=_tensors(real / MODEL_FILE),
+        model=_tensors(folder / MODEL_FILE),
         discriminator=_tensors(discriminator) if discriminator.exists() else None,
-        training=_tensors(real / TRAINING_FILE),
-        state=_state(real, listed),
+        training=_tensors(folder / TRAINING_FILE),
+        state=_state(folder, listed),
         path=folder,
     )
 

@@ -32,10 +32,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from context_encoder.runs.checkpoint import (
 )
 from context_encoder.runs.lock import Lock
 from context_encoder.runs.manifest import FORMAT, write_manifest
+from context_encoder.runs.places import with_absolute_paths
 from context_encoder.utils.files import (
     WriteError,
     check_regular,
@@ -72,9 +73,9 @@ from context_encoder.utils.files import (
     write_file,
     write_folder,
 )
-from context_encoder.utils.text import read_text
+from context_encoder.utils.text import read_rows, read_text
 
-_APPENDED = ("metrics.jsonl", "unreadable.jsonl", "log.txt")
+log = logging.getLogger("context_encoder")
 
 _APPENDED = ("metrics.jsonl", "unreadable.jsonl", "log.txt")
 
@@ -99,6 +100,7 @@ class RunFolder:
         self.keep = keep
         self._checkpoints = path / "checkpoints"
         self._metrics = path / "metrics.jsonl"
+        self._unreadable = path / "unreadable.jsonl"
         self._lock: Lock | None = None
         self._check_new()
 
@@ -122,11 +124,16 @@ class RunFolder:
         make_folder(self.path)
         self._lock = Lock(self.path)
         self._check_new()
+        if self.resume is not None:
+            real = self.resume.path.resolve()
+            step = step_of(real)
+            if step is not None and (step != self.resume.state["step"] or not real.is_dir()):
+                raise RunError(f"{self.path} has gone on since it was read; repeat the command")
         remove_unfinished(self.path)
         for name in _APPENDED:
             if (self.path / name).exists():
                 check_regular(self.path / name)
-        write_file(self.path / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+        write_file(self.path / CONFIG_FILE, _stored(config))
         if self.resume is None:  # a run without a checkpoint may have left these
             for name in _APPENDED:
                 (self.path / name).unlink(missing_ok=True)
@@ -141,10 +148,9 @@ class RunFolder:
     def _set_back(self, resume: Checkpoint) -> None:
         step = int(resume.state["step"])
         self._rename_earlier_format()
-        if self._metrics.exists():
-            lines = read_text(self._metrics).splitlines()
-            kept = [line for line in lines if _step(line) <= step]
-            write_file(self._metrics, "".join(line + "\n" for line in kept))
+        _keep_lines(self._metrics, lambda row: int(row["step"]) <= step)
+        skipped = {str(Path(name)) for name in resume.state.get("unreadable") or ()}
+        _keep_lines(self._unreadable, lambda row: row["file"] in skipped)
         remove_unfinished(self._checkpoints)
         # The links first: there is a checkpoint at each moment.
         if step_of(resume.path.resolve()) == step:
@@ -168,7 +174,7 @@ class RunFolder:
 
     def log_unreadable(self, path: Path, reason: str) -> None:
         """Record a skipped file in ``unreadable.jsonl``."""
-        self._append(self.path / "unreadable.jsonl", {"file": str(path), "reason": reason})
+        self._append(self._unreadable, {"file": str(path), "reason": reason})
 
     def _append(self, file: Path, values: Mapping[str, Any]) -> None:
         try:
@@ -202,7 +208,7 @@ class RunFolder:
             save_tensors(new / TRAINING_FILE, _contiguous(checkpoint.training))
             state = {**checkpoint.state, "format": FORMAT}
             write_file(new / STATE_FILE, json.dumps(state, indent=2) + "\n")
-            write_file(new / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+            write_file(new / CONFIG_FILE, _stored(config))
             write_manifest(new)
 
         make_folder(self._checkpoints)
@@ -259,12 +265,25 @@ class RunFolder:
                         shutil.rmtree(self._checkpoints / left)
 
 
-def _step(line: str) -> float:
-    """The step of a line of metrics; infinite for an incomplete line."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+def _keep_lines(file: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Remove the lines of a file that are not wanted, or damaged: a crash may leave part of one."""
+    if not file.exists():
+        return
+    kept, damaged = [], 0
+    for text, row in read_rows(file):
+        try:
+            if row is not None and wanted(row):
+                kept.append(f"{text}\n")
+            damaged += row is None
+        except (ValueError, TypeError, KeyError, OverflowError):
+            damaged += 1
+    if damaged:
+        log.warning("%s: %d damaged lines are removed", file, damaged)
+    write_file(file, "".join(kept))
+
+
+def _stored(config: BaseModel) -> str:
+    return with_absolute_paths(config).model_dump_json(indent=2) + "\n"
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

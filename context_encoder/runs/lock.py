@@ -28,12 +28,16 @@ class Lock:
     The system releases it when the process ends, however it ends. Child processes do not inherit
     it. It works over NFS; on a file system without locks there is a warning and no lock.
 
+    Args:
+        folder: the folder.
+        who: what writes into it, for the message.
+
     Raises:
         RunError: another process holds it.
         WriteError: the file cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, who: str = "training") -> None:
         file = folder / LOCK_FILE
         self._descriptor: int | None = None
         try:
@@ -50,9 +54,9 @@ class Lock:
             os.close(descriptor)
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise RunError(
-                    f"another training writes into {folder}"
+                    f"another {who} writes into {folder}"
                     f"{f' ({holder})' if holder else ''}; wait for its end or stop it, or name "
-                    "another folder with `out`"
+                    "another place with `out`"
                 ) from None
             log.warning("%s cannot be locked: %s", folder, error.strerror)
             return

@@ -26,14 +26,30 @@ class Photos:
     val_root: Path
 
     @classmethod
-    def from_config(cls, config: TrainConfig) -> Photos:
+    def from_config(cls, config: TrainConfig, *, instead: str | None = None) -> Photos:
         """List and split the images of a configuration.
+
+        Args:
+            config: the configuration.
+            instead: the option that names other images, for the message if these are gone.
 
         Raises:
             FileNotFoundError, NotADirectoryError, ValueError: a folder cannot be used; the
                 message says why.
             StorageError: it is out of reach.
         """
+        try:
+            return cls._listed(config)
+        except FileNotFoundError as error:
+            if instead is None:
+                raise
+            raise FileNotFoundError(
+                f"{error}; the run was trained on it: name its new place, or other photographs, "
+                f"with `{instead}`"
+            ) from error
+
+    @classmethod
+    def _listed(cls, config: TrainConfig) -> Photos:
         location = embedded_photos() if config.data is None else config.data
         files = find_images(location)
         if config.val_data is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from context_encoder.data import DataError, StorageError
+from context_encoder.data import DataError, StorageError, end_workers
 from context_encoder.optimization import Learner
 from context_encoder.runs import (
     Checkpoint,
@@ -43,6 +43,7 @@ from context_encoder.runs import (
 from context_encoder.training.agreement import Agreement
 from context_encoder.training.watch import Watch, own_name
 from context_encoder.utils.errors import is_connection_error, outside_reason
+from context_encoder.utils.files import reported
 
 log = logging.getLogger(__name__)
 
@@ -347,8 +348,7 @@ class TrainingLoop(ABC):
                         self._report_unreadable()
                         self._checkpoint(validate=False)
         finally:
-            for worker in workers:
-                worker.terminate()  # it would otherwise finish what it reads
+            end_workers(workers)  # they would otherwise finish what they read
 
     def _train(self, batches: Iterator[Any], bar: Any) -> None:
         # Of several processes, each reads one batch ahead: whether one of them has none for the
@@ -490,8 +490,9 @@ class TrainingLoop(ABC):
         if self.run is not None:
             self.run.log(split, self.step, values)
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{split}/{name}", value, self.step)
+            with reported(self._writer.log_dir):
+                for name, value in values.items():
+                    self._writer.add_scalar(f"{split}/{name}", value, self.step)
 
     def _add_to_sums(self, losses: Mapping[str, Tensor]) -> None:
         values = torch.stack([value.float() for value in losses.values()])
@@ -541,9 +542,15 @@ class TrainingLoop(ABC):
             yield
             return
         folder = self.run.path / "tensorboard"
-        with _quiet_writer(), SummaryWriter(folder, purge_step=self.step + 1) as self._writer:
-            yield
-        self._writer = None
+        with _quiet_writer():
+            with reported(folder):
+                self._writer = SummaryWriter(folder, purge_step=self.step + 1)
+            try:
+                yield
+            finally:
+                with reported(folder):
+                    self._writer.close()
+                self._writer = None
 
     def _progress_bar(self) -> Any:
         return tqdm(

@@ -13,7 +13,7 @@ from context_encoder.config import (
     preset,
     refusal,
 )
-from context_encoder.runs import find_checkpoint, read_config
+from context_encoder.runs import check_places, find_checkpoint, read_config
 from context_encoder.utils.cli import (
     arguments_of,
     checked,
@@ -46,6 +46,7 @@ def parse_training(prog: str, arguments: Sequence[str] | None) -> tuple[TrainCon
     Raises:
         ValueError: values are out of range, incompatible or without effect.
         RunError: the run of ``--resume`` or the file of ``--config`` cannot be used.
+        FileNotFoundError: a folder that the resumed run uses is gone.
         SystemExit: help was requested and is printed.
     """
     # The source of the defaults must be known before tyro can show and change them.
@@ -72,4 +73,7 @@ def parse_training(prog: str, arguments: Sequence[str] | None) -> tuple[TrainCon
         if name in idle:
             raise ValueError(refusal(name, idle[name]))
     kept = {name: value for name, value in values.items() if name not in idle}
-    return checked(TrainConfig, kept), parsed.resume
+    config = checked(TrainConfig, kept)
+    if parsed.resume is not None:
+        check_places(config, given)
+    return config, parsed.resume

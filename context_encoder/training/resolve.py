@@ -6,6 +6,7 @@ import math
 import os
 
 from context_encoder.config import TrainConfig, in_words
+from context_encoder.config.train_config import MOST_STEPS
 from context_encoder.models import MODELS, check_image_size
 from context_encoder.pretexts import PRETEXTS, find_pretext
 from context_encoder.runs.photos import Photos
@@ -64,6 +65,8 @@ def resolve(config: TrainConfig, photos: Photos) -> TrainConfig:
     steps = config.steps
     if config.epochs is not None:
         steps = max(1, math.ceil(config.epochs * len(photos.train) / config.batch_size))
+        if steps > MOST_STEPS:
+            raise ValueError(f"`epochs` {config.epochs:g} are {steps:g} steps; use fewer")
     workers = config.workers
     if workers is None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

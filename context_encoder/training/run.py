@@ -33,6 +33,7 @@ from context_encoder.training.resolve import resolve
 from context_encoder.training.signals import stop_on_signal
 from context_encoder.training.trainer import Trainer
 from context_encoder.utils.device import Processes, choose_device, process_group
+from context_encoder.utils.files import reported
 
 log = logging.getLogger("context_encoder")
 
@@ -150,12 +151,14 @@ class _LogFile(logging.FileHandler):
     """A log file whose errors end the run, rather than being printed."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name of the base
-        raise
+        with reported(self.baseFilename):
+            raise
 
 
 @contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = _LogFile(path)
+    with reported(path):
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     level = log.level
@@ -165,7 +168,8 @@ def _log_to(path: Path) -> Iterator[None]:
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
-        handler.close()
+        with reported(path):
+            handler.close()
 
 
 def _announce(config: TrainConfig, photos: Photos, trainer: Trainer, resume: Path | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from context_encoder.runs import check_unchanged, find_checkpoint, read_config_as
+from context_encoder.runs import check_places, check_unchanged, find_checkpoint, read_config_as
 from context_encoder.training import NonFiniteError, TrainingError
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.config import TransferConfig
@@ -16,11 +16,16 @@ from context_encoder.utils.cli import (
     DONE,
     UsageError,
     early_options,
+    given_fields,
     parse_config,
     run_command,
 )
 
-_FREE_ON_RESUME = "voc steps workers device log_every save_every save_minutes keep resume".split()
+# Paths may have moved. The weights of the network that the run began with are in its checkpoints.
+_FREE_ON_RESUME = (
+    "voc checkpoint weights max_unreadable steps workers device log_every save_every "
+    "save_minutes keep resume"
+).split()
 
 C = TypeVar("C", bound=TransferConfig)
 
@@ -28,7 +33,12 @@ C = TypeVar("C", bound=TransferConfig)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     return run_command(
-        "transfer", _parse, _run, arguments, failures=(NonFiniteError, TrainingError)
+        "transfer",
+        _parse,
+        _run,
+        arguments,
+        failures=(NonFiniteError, TrainingError),
+        needs_console=False,
     )
 
 
@@ -62,6 +72,7 @@ def parse(kind: type[C], prog: str, arguments: Sequence[str] | None) -> C:
     Raises:
         RunError: the run of ``--resume`` cannot be used.
         ValueError: an option would change the run that is resumed.
+        FileNotFoundError: a file or folder that the resumed run uses is gone.
     """
     early = early_options(("resume",), arguments)
     defaults = kind()
@@ -71,6 +82,7 @@ def parse(kind: type[C], prog: str, arguments: Sequence[str] | None) -> C:
     config = parse_config(kind, prog, arguments, defaults)
     if config.resume is not None:
         check_unchanged(config.resume, defaults, config, _FREE_ON_RESUME)
+        check_places(config, given_fields(kind, arguments))
     return config
 
 

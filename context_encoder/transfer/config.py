@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from context_encoder.config.train_config import MOST_IMAGES, MOST_WORKERS
+from context_encoder.config.train_config import MOST_IMAGES, MOST_STEPS, MOST_WORKERS
 from context_encoder.transfer.backbone import BackboneConfig
 from context_encoder.transfer.voc import CLASSES
 
@@ -21,7 +21,10 @@ class TransferConfig(BackboneConfig):
     test_split: str = Field("test", description="Split to evaluate on.")
     classes: tuple[str, ...] = Field(CLASSES, description="Names of the classes, in order.")
 
-    steps: Annotated[int, Field(ge=1)] = Field(80_000, description="Training steps.")
+    max_unreadable: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Share of the images drawn that others may replace; above it the run ends."
+    )
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(80_000, description="Training steps.")
     batch_size: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = Field(
         16, description="Images per step."
     )

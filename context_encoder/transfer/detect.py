@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from context_encoder.config.train_config import MOST_STEPS
 from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.models import Backbone
 from context_encoder.transfer import boxes as box_ops
@@ -62,7 +63,7 @@ class DetectConfig(TransferConfig):
     min_score: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05, description="Score below which detections are dropped."
     )
-    steps: Annotated[int, Field(ge=1)] = Field(40_000, description="Training steps.")
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(40_000, description="Training steps.")
     batch_size: Annotated[int, Field(ge=1)] = Field(2, description="Images per step.")
     lr_step: Annotated[int, Field(ge=1)] | None = Field(30_000, description="Period of lr's decay.")
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="See `lr_step`.")

@@ -38,7 +38,13 @@ from context_encoder.transfer.labelled_folder import find_folders, stratified
 from context_encoder.transfer.logistic import Standardizer, accuracy, fit_logistic
 from context_encoder.transfer.registry import register_transfer
 from context_encoder.utils.device import Processes, choose_device
-from context_encoder.utils.files import check_writable, make_folder, save_tensors, write_file
+from context_encoder.utils.files import (
+    check_writable,
+    make_folder,
+    read_text,
+    save_tensors,
+    write_file,
+)
 
 log = logging.getLogger("context_encoder")
 
@@ -117,7 +123,7 @@ def extract(
         cached = config.cache / f"{_key(files, network, sides)}.safetensors"
         if cached.exists():
             try:
-                found = Features(load_file(cached), **json.loads(_notes(cached).read_text()))
+                found = Features(load_file(cached), **json.loads(read_text(_notes(cached))))
                 log.info("features of %d images from %s", len(found.kept), cached)
                 return found
             except (OSError, SafetensorError, ValueError, TypeError):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from context_encoder.config.train_config import MOST_STEPS
 from context_encoder.data import UnreadableImage, read_image, to_input
 from context_encoder.data.images import stored_size
 from context_encoder.models import Backbone
@@ -40,7 +41,9 @@ class SegmentConfig(TransferConfig):
     year: str = Field("VOC2012", description="Data set in that folder.")
     train_split: str = Field("train", description="Split to train on.")
     test_split: str = Field("val", description="Split to evaluate on.")
-    steps: Annotated[int, Field(ge=1)] = Field(100_000, description="Training steps.")
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(
+        100_000, description="Training steps."
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Images per step.")
     lr: Annotated[float, Field(gt=0)] = Field(1e-10 * _PIXELS, description="SGD's rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Momentum.")

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from context_encoder.data import Readable, SampleStream, read_image, start_worker
+from context_encoder.data import Readable, Replacements, SampleStream, read_image, sample_loader
 from context_encoder.optimization import Learner, step_decay
 from context_encoder.runs import (
     Checkpoint,
@@ -66,15 +66,18 @@ class _Samples(Dataset[Any]):
         # Annotations refer to the stored pixels, without EXIF orientation.
         return read_image(self.task.items[number].image, upright=False)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[tuple[str, str]], bool]:
+        """The sample, newly found unreadable files, and whether it replaces another one."""
         epoch, index = key
         source, image, failures = self._readable(index)
         random = np.random.default_rng((self.seed, epoch, index))
-        return self.task.sample(image, self.task.items[source], random), failures
+        sample = self.task.sample(image, self.task.items[source], random)
+        return sample, failures, source != index
 
 
-def _collate(samples: list[tuple[Any, list[tuple[str, str]]]]) -> tuple[list[Any], Any]:
-    return [sample for sample, _ in samples], [f for _, failures in samples for f in failures]
+def _collate(samples: list[Any]) -> tuple[list[Any], list[tuple[str, str]], int]:
+    taken, failures, replaced = zip(*samples, strict=True)
+    return list(taken), [f for found in failures for f in found], sum(replaced)
 
 
 class Training(TrainingLoop):
@@ -126,7 +129,7 @@ class Training(TrainingLoop):
 
     def batches(self) -> Iterator[tuple[list[Any], list[tuple[str, str]]]]:
         config = self.config
-        loader: DataLoader[Any] = DataLoader(
+        loader = sample_loader(
             _Samples(self.task, config.seed),
             batch_size=config.batch_size,
             sampler=SampleStream(
@@ -136,13 +139,16 @@ class Training(TrainingLoop):
                 start_step=self.step,
                 num_steps=config.steps - self.step,
             ),
-            collate_fn=_collate,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
-            worker_init_fn=start_worker,
-            generator=torch.Generator(),
+            collate=_collate,
+            workers=config.workers,
         )
-        return iter(loader)
+        return self._counted(iter(loader))
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[tuple[list[Any], list[tuple[str, str]]]]:
+        limit = Replacements(len(self.task.items), self.config.max_unreadable)
+        for samples, unreadable, replaced in batches:
+            limit.add(len(samples), replaced, unreadable)
+            yield samples, unreadable
 
     def train_step(self, batch: list[Any]) -> dict[str, Tensor]:
         config, learner = self.config, self.learner

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from context_encoder.utils.text import decode_text, read_lines
+from context_encoder.utils.text import check_regular, decode_text, read_bytes, read_lines
 
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
@@ -126,7 +126,7 @@ def _check_there(listing: Path, folder: str, names: Sequence[str], absent: Seque
 
 def _parse_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file, whatever encoding an editor has saved it in."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         return ElementTree.fromstring(data)
     except ElementTree.ParseError:  # an editor changed the encoding, but not its declaration
@@ -187,6 +187,7 @@ def read_labels(item: Item, classes: int) -> NDArray[np.int64]:
     """
     assert item.segmentation is not None
     try:
+        check_regular(item.segmentation)
         with Image.open(item.segmentation) as image:
             mode, labels = image.mode, np.asarray(image)
     except (OSError, SyntaxError) as error:

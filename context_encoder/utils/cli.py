@@ -27,14 +27,14 @@ import threading
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TextIO, TypeVar, Union, get_args, get_origin
 
 import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from context_encoder.utils.errors import os_reason, outside_reason
+from context_encoder.utils.errors import lacks_temporary, os_reason, outside_reason
 from context_encoder.utils.options import explain, with_options
 from context_encoder.utils.registry import NameIn, Names
 from context_encoder.utils.version import __version__
@@ -74,6 +74,7 @@ def run_command(
     failures: tuple[type[Exception], ...] = (),
     renamed: Mapping[str, str] | None = None,
     when_interrupted: str = "",
+    needs_console: bool = True,
 ) -> int:
     """Parse, run the job, and turn any error into one line and an exit status.
 
@@ -85,6 +86,8 @@ def run_command(
         failures: errors of the job that are not misuse and give status 1 instead of 2.
         renamed: see :func:`with_options`.
         when_interrupted: advice that is printed after an interruption.
+        needs_console: False if the command goes on when its standard error cannot be written any
+            more, as after the end of a terminal session.
 
     Returns:
         The exit status: see docs/commands.md. An error that this package does not raise itself is
@@ -92,9 +95,19 @@ def run_command(
     """
     prog = f"python -m context_encoder.{name}"
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not needs_console and not isinstance(sys.stderr, _Console):
+        before = sys.stderr
+        sys.stderr = _Console(before)
+        try:
+            return run_command(
+                name, parse, job, words,
+                failures=failures, renamed=renamed, when_interrupted=when_interrupted,
+            )  # fmt: skip
+        finally:
+            sys.stderr = before
     _log_to_stderr(renamed)
     for stream in (sys.stdout, sys.stderr):  # file names need not be valid UTF-8
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper | _Console):
             stream.reconfigure(errors="backslashreplace")
     try:
         if "--version" in words:
@@ -124,6 +137,7 @@ def run_command(
         return stopped_by(stop.signal)
     except OSError as error:
         misuse = isinstance(error, _MISUSE) or error.errno in {None, *_MISUSE_CODES}
+        misuse &= not lacks_temporary(error)
         _say(f"{'error' if misuse else 'stopped'}: {os_reason(error)}", renamed)
         return MISUSED if misuse else FAILED
     except Exception as error:
@@ -352,6 +366,50 @@ def _first_sentences(box: str) -> str:
     ]
     text = "; ".join(text[:1].lower() + text[1:] for text in kept).removeprefix("error parsing ")
     return text or " ".join(box.split())
+
+
+class _Console(io.TextIOBase):
+    """A stream that loses text from its first error on, such as a closed pipe, without a word."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None: closed before the start
+
+    def _do(self, action: Callable[[TextIO], int | None]) -> int:
+        if self._stream is not None:
+            try:
+                return action(self._stream) or 0
+            except (OSError, ValueError) as error:
+                if isinstance(error, UnicodeError):
+                    raise
+                # What Python writes there at its end must not fail either.
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+                self._stream = None
+        return 0
+
+    def write(self, text: str) -> int:
+        self._do(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        return bool(self._do(lambda stream: stream.isatty()))
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def reconfigure(self, **options: Any) -> None:
+        if isinstance(self._stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):
+                self._stream.reconfigure(**options)
 
 
 class _Formatter(logging.Formatter):

@@ -8,7 +8,7 @@ import re
 import torch
 from torch.distributed import DistError
 
-__all__ = ["is_connection_error", "os_reason", "outside_reason"]
+__all__ = ["is_connection_error", "lacks_temporary", "os_reason", "outside_reason"]
 
 _ALLOCATION = re.compile(
     r"can't allocate memory|not enough memory|Cannot allocate memory|std::bad_alloc"
@@ -21,11 +21,21 @@ _IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process")
 
 def os_reason(error: OSError) -> str:
     """The message of an OSError, with its file, without a number."""
+    if lacks_temporary(error):
+        return (
+            "no space left, or no permission, in any of the folders for temporary files "
+            "(/tmp and others); free some, or name one with TMPDIR"
+        )
     plain = type(error).__str__ is OSError.__str__
     if plain and error.errno and error.strerror:
         reason = error.strerror[:1].lower() + error.strerror[1:]
-        return reason if error.filename is None else f"{os.fspath(error.filename)}: {reason}"
+        return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
     return str(error)
+
+
+def lacks_temporary(error: OSError) -> bool:
+    """Whether Python found no folder for temporary files, as when every disk is full."""
+    return str(error.strerror).startswith("No usable temporary directory")
 
 
 def outside_reason(error: BaseException) -> str | None:

@@ -38,6 +38,7 @@ __all__ = [
     "remove_folder",
     "remove_unfinished",
     "rename_folder",
+    "reported",
     "save_tensors",
     "scratch_folder",
     "write_file",
@@ -100,7 +101,7 @@ def write_file(path: str | os.PathLike[str], content: Content) -> None:
             temporary file is left.
     """
     target = Path(os.path.realpath(path))
-    with _reported(path), _temporary(target) as new:
+    with reported(path), _temporary(target) as new:
         if callable(content):
             content(new)
         else:
@@ -150,7 +151,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         WriteError: the folder exists or cannot be written; gives path and cause.
     """
-    with _reported(folder):
+    with reported(folder):
         if os.path.lexists(folder):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.makedirs(folder.parent, exist_ok=True)
@@ -181,7 +182,7 @@ def point(pointer: Path, name: str) -> None:
         WriteError: the link cannot be written; the old one is kept.
     """
     new = _temporary_name(pointer)
-    with _reported(pointer):
+    with reported(pointer):
         try:
             os.symlink(name, new)
         except OSError as error:
@@ -224,7 +225,7 @@ def remove_unfinished(folder: Path) -> None:
 def rename_folder(folder: Path, name: str) -> Path:
     """Rename a folder; WriteError if it cannot be renamed."""
     target = folder.with_name(name)
-    with _reported(folder):
+    with reported(folder):
         os.rename(folder, target)
     return target
 
@@ -236,7 +237,7 @@ def remove_folder(folder: Path) -> None:
         WriteError: it cannot be removed.
     """
     gone = _temporary_name(folder)
-    with _reported(folder):
+    with reported(folder):
         os.rename(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
@@ -265,7 +266,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
     """Create a folder and its parents if missing; WriteError if they cannot be created."""
-    with _reported(folder):
+    with reported(folder):
         os.makedirs(folder, exist_ok=True)
 
 
@@ -302,7 +303,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
         folder: whether ``path`` is a folder that files will be written in.
     """
     target = Path(os.path.realpath(path))
-    with _reported(path):
+    with reported(path):
         if not folder:
             _mode_of_old(target)
             target = target.parent
@@ -332,7 +333,7 @@ def _temporary_name(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _reported(path: str | os.PathLike[str]) -> Iterator[None]:
+def reported(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raise an OSError as a WriteError for ``path``."""
     try:
         yield

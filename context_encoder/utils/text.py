@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
+import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["check_regular", "decode_text", "read_lines", "read_text", "shortened"]
+__all__ = [
+    "check_regular",
+    "decode_text",
+    "read_bytes",
+    "read_lines",
+    "read_rows",
+    "read_text",
+    "shortened",
+]
 
 # The mark of UTF-32 begins with that of UTF-16, so it comes first.
 _MARKS = (
@@ -62,6 +73,12 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", os.fspath(path))
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The contents of a regular file; OSError as for :func:`read_text`."""
+    check_regular(path)
+    return Path(path).read_bytes()
+
+
 def read_text(
     path: str | os.PathLike[str],
     *,
@@ -86,6 +103,21 @@ def read_text(
             errno.EFBIG, f"it has {length} bytes, at most {most} are expected", os.fspath(path)
         )
     return decode_text(Path(path).read_bytes(), os.fspath(path), errors=errors)
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """The lines of a file of JSON objects that are not empty, each with its object.
+
+    A crash may leave a part of a line, and a power cut any bytes: such lines have None. OSError as
+    for :func:`read_text`.
+    """
+    for line in read_bytes(path).split(b"\n"):
+        text = line.decode("utf-8", "replace").strip("\r")
+        row = None
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(text)
+        if text:
+            yield text, row if isinstance(row, dict) else None
 
 
 def shortened(value: object, longest: int = 200) -> str:

@@ -122,6 +122,7 @@ def test_wrong_values_are_refused(values: dict[str, object]) -> None:
     ("values", "sentence"),
     [
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"steps": 10**20}, "`steps` must be at most 9007199254740991, got 100000000000000000000"),
         ({"lr": -1}, "`lr` must be above 0, got -1"),
         ({"dropout": 1, "model": "alexnet"}, "`dropout` must be below 1, got 1"),
         ({"lr": float("inf")}, "`lr` must be a finite number, got inf"),

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from context_encoder.config import preset
-from context_encoder.data import find_images, list_images, split_photos, storage
+from context_encoder.data import (
+    UnreadableImage,
+    find_images,
+    list_images,
+    read_image,
+    split_photos,
+    storage,
+)
 from context_encoder.runs import Photos
 from tests.helpers.small_runs import save_photos
 
@@ -137,3 +144,14 @@ def test_a_run_on_a_list_of_200_000_files_starts_in_seconds(tmp_path: Path) -> N
     photos.digest()
     assert time.process_time() - before < 3
     assert len(photos.train) == 200_000 - 512
+
+
+def test_a_link_to_itself_is_one_unreadable_image(tmp_path: Path) -> None:
+    """And does not cost the other images of its folder."""
+    save_photos(tmp_path / "photos/sub", 2)
+    (tmp_path / "photos/sub/loop.png").symlink_to("loop.png")
+    (tmp_path / "photos/sub/gone.png").symlink_to("nowhere")
+    found = list_images(tmp_path / "photos")
+    assert found.names == ["sub/0.png", "sub/1.png", "sub/gone.png", "sub/loop.png"]
+    with pytest.raises(UnreadableImage, match="symbolic links"):
+        read_image(found[3])

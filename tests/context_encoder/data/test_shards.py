@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 import torch
 import webdataset
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
@@ -23,6 +25,7 @@ from context_encoder.data import (
     PhotoFolder,
     ShardImage,
     StorageError,
+    UnreadableImage,
     find_images,
     list_images,
     make_loader,
@@ -375,6 +378,120 @@ def test_shards_out_of_reach_end_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.rmtree(tmp_path / "shards")
     with pytest.raises(StorageError, match="has not answered"):
         data[0, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": [1]}, {"crc32": [1]}, {"labels": ["1"]}, {"offsets": [-5, 0, 0, 0]},
+        {"offsets": [10**30, 0, 0, 0]}, {"sizes": [2**40, 1, 1, 1]}, {"sizes": [-1, 1, 1, 1]},
+        {"crc32": [-7, 1, 1, 1]}, {"crc32": [2**70, 1, 1, 1]},
+    ],
+)  # fmt: skip
+def test_an_index_with_impossible_numbers_counts_as_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    save_photos(tmp_path / "photos", 8)
+    pack(tmp_path / "photos", tmp_path / "shards", images_per_shard=4)
+    file = tmp_path / "shards/shard-000000.index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert len(find_images(tmp_path / "shards")) == 4
+    assert f"its index {file} is damaged" in caplog.text
+
+
+def test_pipes_among_shards_are_not_waited_for(tmp_path: Path) -> None:
+    save_photos(tmp_path / "photos", 4)
+    pack(tmp_path / "photos", tmp_path / "shards", images_per_shard=1)
+    out = tmp_path / "shards"
+    for name in ("shard-000000.tar", "shard-000001.index.json", "pack.json"):
+        (out / name).unlink()
+        os.mkfifo(out / name)
+    for name in ("shard-000002.tar", "shard-000002.index.json"):
+        (out / name).unlink()
+    os.mkfifo(out / "shard-000002.tar")
+    images = find_images(out)
+    assert images.names == ["0.png", "3.png"]
+    with pytest.raises(UnreadableImage, match="a device or a pipe"):
+        read_image(images[0])
+    with pytest.raises(OSError, match="a device or a pipe"):
+        pack(tmp_path / "photos", out, images_per_shard=1)
+
+
+class _Server(MemoryFileSystem):
+    """Answers as fsspec's HTTP file system does for some servers."""
+
+    protocol = "server"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    whole = False
+    down = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("server://").strip("/")
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        if self.down:
+            raise FileNotFoundError(path) from ConnectionRefusedError(111, "refused")
+        found = super().info(path, **options)
+        if found["type"] == "directory":  # a page that lists the files
+            found |= {"type": "file", "size": 500, "mimetype": "text/html"}
+        return found
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        return [entry | {"size": None} for entry in super().ls(path, detail=True)]
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        if self.whole:
+            start = end = None
+        return bytes(super().cat_file(path, start, end, **options))
+
+
+def test_servers_without_folders_or_ranges_or_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("server", _Server, clobber=True)
+    save_photos(tmp_path / "photos", 4)
+    pack(tmp_path / "photos", tmp_path / "shards")
+    fsspec.filesystem("server").put(str(tmp_path / "shards"), "/bucket", recursive=True)
+    images = find_images("server://bucket")
+    assert images.names == ["0.png", "1.png", "2.png", "3.png"]
+    assert images[1].read_bytes() == (tmp_path / "photos/1.png").read_bytes()
+    monkeypatch.setattr(_Server, "whole", True)
+    with pytest.raises(UnreadableImage, match="sends whole files"):
+        read_image(images[1])
+    monkeypatch.setattr(_Server, "down", True)
+    monkeypatch.setattr(storage, "PATIENCE", 0.02)
+    with pytest.raises(StorageError, match="has not answered"):
+        find_images("server://bucket/shard-000000.tar")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("nothing://x/y.tar", "nothing://x/y.tar cannot be opened: Protocol not known"),
+        ("photos/{0..99999999999}.tar", "stands for 100000000000 shards"),
+        ("{0..9999}/{0..9999}.tar", "stands for 100000000 shards"),
+    ],
+)
+def test_locations_that_cannot_be_used(location: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        find_images(location)
+
+
+def test_too_little_memory_is_no_failure_of_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_photos(tmp_path / "photos", 2)
+    pack(tmp_path / "photos", tmp_path / "shards")
+    image = find_images(tmp_path / "shards")[0]
+
+    def full(*_: object, **__: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", full)
+    with pytest.raises(UnreadableImage, match="the memory does not suffice"):
+        read_image(image)
 
 
 # --- training -----------------------------------------------------------------------------------

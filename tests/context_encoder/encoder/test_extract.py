@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +20,8 @@ from context_encoder.data import list_images
 from context_encoder.encoder.backbone import load_backbone
 from context_encoder.encoder.extract import average_to_grid, encode_batch, extract_features
 from context_encoder.features import main
+from context_encoder.runs.lock import Lock
+from tests.helpers.crashes import in_fork
 from tests.helpers.small_runs import save_untrained
 
 LAYERS = ["conv1", "conv3", "channelwise_fc"]
@@ -207,6 +213,105 @@ def test_a_stopped_command_goes_on(
     first, second = (json.loads(Path(f"{p}.json").read_text()) for p in (whole, out))
     assert first == second
     assert not (tmp_path / "features.npz.partial").exists()
+
+
+def stopped(photos: Path, run: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a command leaves which was stopped after four of seven files."""
+    real, calls = module.encode_batch, []
+
+    def interrupted(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
+        calls.append(args)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encode_batch", interrupted)
+        assert command(photos, out, "--checkpoint", run, "--layers", "conv1,conv3") == 130
+    return out.with_name(f"{out.name}.partial")
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "conv3.rows").unlink(),
+        lambda folder: os.truncate(folder / "conv3.rows", 100),
+        lambda folder: _flip(folder / "conv1.rows"),
+        lambda folder: (folder / "conv1.rows").write_bytes(bytes(1 << 20)),  # after a power cut
+        lambda folder: (folder / "files.jsonl").unlink(),
+        lambda folder: (folder / "files.jsonl").write_bytes(b"\xff\xfe\n[]\n{}\n"),
+        lambda folder: (folder / "files.jsonl").write_text("[" * 100_000 + "\n"),
+        lambda folder: (folder / "settings.json").unlink(),
+    ],
+)
+def test_what_is_damaged_is_computed_again(
+    photos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    out, whole = tmp_path / "features.npz", tmp_path / "whole.npz"
+    assert command(photos, whole, "--checkpoint", run, "--layers", "conv1,conv3") == 0
+    damage(stopped(photos, run, out, monkeypatch))
+    assert command(photos, out, "--checkpoint", run, "--layers", "conv1,conv3") == 0
+    with np.load(whole) as a, np.load(out) as b:
+        assert list(a) == list(b)
+        assert all(np.array_equal(a[layer], b[layer]) for layer in a)
+    assert json.loads(Path(f"{whole}.json").read_text()) == json.loads(
+        Path(f"{out}.json").read_text()
+    )
+
+
+def test_only_one_command_writes_a_file_and_only_of_the_same_images(
+    photos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    folder = stopped(copy, run, tmp_path / "features.npz", monkeypatch)
+    options = ("--checkpoint", run, "--layers", "conv1,conv3")
+    held = in_fork(lambda: _held(folder, copy, tmp_path / "features.npz", *options))
+    assert held == 2
+    shutil.copy(copy / "0.png", copy / "2.png")
+    capsys.readouterr()
+    assert command(copy, tmp_path / "features.npz", *options) == 2
+    assert "other images" in capsys.readouterr().err
+    (folder / "settings.json").write_text('{"lay')
+    assert command(copy, tmp_path / "features.npz", *options) == 2
+    assert "settings.json is damaged; remove" in capsys.readouterr().err
+
+
+def _held(folder: Path, photos: Path, out: Path, *options: object) -> int:
+    """The status of the command while another process holds the lock."""
+    ready, done = os.pipe(), os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        lock = Lock(folder, "command")
+        os.write(ready[1], b"1")
+        os.read(done[0], 1)
+        lock.release()
+        os._exit(0)
+    os.read(ready[0], 1)
+    status = command(photos, out, *options)
+    os.write(done[1], b"1")
+    os.waitpid(holder, 0)
+    return status
+
+
+def test_a_full_disk_is_one_line(
+    photos: Path, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        return command(photos, tmp_path / "features.npz", "--checkpoint", run, "--layers", "conv1")
+
+    assert in_fork(limited) == 1
+    assert "stopped: cannot write" in (said := capfd.readouterr().err)
+    assert "conv1.rows" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from context_encoder.runs import RunError, load_model
+from context_encoder.config import TrainConfig
+from context_encoder.runs import Checkpoint, RunError, RunFolder, load_model
 from context_encoder.train import main
 from tests.helpers.small_runs import TINY, save_photos
 
@@ -259,3 +260,26 @@ def test_pipes_in_a_run_folder_are_refused(
     os.mkfifo(broken / name)
     assert main(["--resume", str(broken), "--steps", "3"]) == 2
     assert "a pipe" in capsys.readouterr().err
+
+
+def test_damaged_lines_of_metrics_and_unreadable_files_are_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A crash or a full disk may leave part of a line, a power cut any bytes."""
+    run = tmp_path / "run"
+    good = [{"split": "train", "step": step, "loss": 0.5} for step in (1, 2, 3, 4)]
+    other = b"".join(b"%s\n" % line for line in (
+        b'{"split": "tra', b"\xff\xfe\x00", b"\x00" * 50, b'{"step": 1e400}', b"[1]", b"3", b"null",
+        b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}",
+    ))  # fmt: skip
+    config = TrainConfig(preset="laptop", size=32, out=run)
+    RunFolder(run).start(config)
+    lines = [json.dumps(row).encode() + b"\n" for row in good]
+    (run / "metrics.jsonl").write_bytes(lines[0] + other + b"".join(lines[1:]) + b'{"step": 2')
+    names = [b'{"file": "a.png", "reason": "empty"}\n', b'{"file": "b.png", "reason": "empty"}\n']
+    (run / "unreadable.jsonl").write_bytes(b"".join(names) + b'{"file": "a.p')
+    resume = Checkpoint({}, None, {}, {"step": 3, "unreadable": ["a.png"]}, run)
+    RunFolder(run, resume).start(config)
+    assert (run / "metrics.jsonl").read_bytes() == b"".join(lines[:3])
+    assert (run / "unreadable.jsonl").read_bytes() == names[0]
+    assert "metrics.jsonl: 10 damaged lines are removed" in caplog.text

@@ -24,12 +24,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from context_encoder.runs import RunFolder, find_checkpoint, read_checkpoint
+from context_encoder.data import loader
+from context_encoder.runs import (
+    RunError,
+    RunFolder,
+    checkpoint,
+    find_checkpoint,
+    read_checkpoint,
+    read_config,
+)
 from context_encoder.train import main
 from context_encoder.training.trainer import Trainer
 from tests.helpers.commands import TRAIN, TRANSFER, Command, start, start_ranks, until
 from tests.helpers.crashes import at_operation, in_fork
-from tests.helpers.small_runs import TINY, save_photos
+from tests.helpers.small_runs import TINY, save_photos, save_untrained
 from tests.helpers.vocdevkit import CLASSES, make_devkit
 
 LONG = "RELIABILITY_LONG" in os.environ
@@ -300,6 +308,67 @@ def with_bug_in_second() -> None:
         with_bug()
 
 
+def test_a_data_process_that_is_stopped_is_named_and_killed(tmp_path: Path, photos: Path) -> None:
+    run = tmp_path / "run"
+    command = begin(
+        run, photos, "--steps", "1000", "--workers", "1", "--save-every", "1",
+        before=with_stopped_worker,
+    )  # fmt: skip
+    until(lambda: "is stopped" in command.said())
+    assert "no batch for " in command.said()
+    begun = time.monotonic()
+    os.kill(command.pid, signal.SIGTERM)
+    assert command.wait(60) == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 30
+    assert step_of(run) >= 2
+
+
+def with_stopped_worker() -> None:
+    loader._LONG_WAIT = 1.0
+
+    def stop() -> None:
+        worker = multiprocessing.active_children()[0]
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+
+    _at_step(2, stop)
+
+
+@pytest.mark.parametrize("broken", ["closed", "/dev/full", "pipe"])
+def test_a_run_goes_on_without_its_console(tmp_path: Path, photos: Path, broken: str) -> None:
+    run = tmp_path / "run"
+    before = functools.partial(_lose_console, broken)
+    assert begin(run, photos, "--steps", "4", before=before).wait() == 0
+    assert step_of(run) == 4
+    assert "done: 4 steps" in (run / "log.txt").read_text()
+
+
+def _lose_console(how: str) -> None:
+    if how == "/dev/full":
+        os.dup2(os.open(how, os.O_WRONLY), 2)
+    elif how == "pipe":
+        reading, writing = os.pipe()
+        os.close(reading)
+        os.dup2(writing, 2)
+    else:  # what Python makes of a descriptor that is closed at its start
+        sys.stderr = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_transfer_ends_if_too_few_images_can_be_read(tmp_path: Path, workers: str) -> None:
+    kit = make_devkit(tmp_path / "kit", 12, 2)
+    for image in sorted((kit / "VOC2007/JPEGImages").iterdir())[1:12]:
+        image.write_bytes(b"nothing")
+    options = ["--voc", str(kit), "--classes", *CLASSES, "--model", "small", "--image-size", "32"]
+    options += ["--batch-size", "4", "--fc-dim", "8", "--out", str(tmp_path / "run")]
+    command = start(
+        TRANSFER, ["voc-classify", *options, "--workers", workers], tmp_path / "said.txt"
+    )
+    assert command.wait() == 1
+    assert "of the last 12 photographs that were drawn cannot be read" in command.said()
+    assert "go on with: python -m context_encoder.transfer voc-classify" in command.said()
+
+
 # --- disks and memory ---------------------------------------------------------------------------
 
 
@@ -404,6 +473,42 @@ def test_two_trainings_cannot_write_into_one_folder(
     assert len(rows) == len({(json.loads(r)["split"], json.loads(r)["step"]) for r in rows})
     # The lock of a process that was killed is gone.
     assert main(["--resume", str(run), "--steps", str(step_of(run) + 1)]) == 0
+
+
+def test_a_run_that_went_on_is_not_set_back(tmp_path: Path, photos: Path) -> None:
+    """Another training continued and ended between the reading of the checkpoint and the lock."""
+    run = tmp_path / "run"
+    assert begin(run, photos, "--steps", "4").wait() == 0
+    folder = find_checkpoint(run, "last")
+    resumed = RunFolder(run, read_checkpoint(folder))
+    assert go_on(run, "--steps", "8").wait() == 0
+    with pytest.raises(RunError, match="has gone on since it was read"):
+        resumed.start(read_config(folder))
+    assert step_of(run) == 8
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers of a run that goes on find the next checkpoint."""
+    run = save_untrained(tmp_path / "run", 0)
+    links = run / "checkpoints"
+    real = checkpoint.check_files
+    moved = []
+
+    def check_files(folder: Path, names: Any) -> bool:
+        listed = real(folder, names)
+        if not moved:
+            moved.append(shutil.copytree(folder, links / "step_0000009"))
+            for which in ("last", "best"):
+                (links / which).unlink()
+                (links / which).symlink_to("step_0000009")
+            shutil.rmtree(folder)
+        return listed
+
+    monkeypatch.setattr(checkpoint, "check_files", check_files)
+    assert read_checkpoint(links / "last").state["step"] == 3
+    assert moved
 
 
 def test_files_that_were_exchanged_are_noticed(

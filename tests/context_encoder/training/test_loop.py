@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from torch import Tensor, nn
 from context_encoder.optimization import Learner
 from context_encoder.runs import Checkpoint, RunFolder, find_checkpoint, read_checkpoint
 from context_encoder.training import NonFiniteError, TrainingLoop
+from context_encoder.training.run import _log_to
+from context_encoder.utils.errors import outside_reason
+from context_encoder.utils.files import WriteError
 
 
 class Empty(BaseModel):
@@ -172,3 +177,18 @@ def test_a_loss_that_is_never_finite_leaves_no_checkpoint_and_says_so(tmp_path: 
     with pytest.raises(NonFiniteError, match=r"loss is nan .* No checkpoint was written\."):
         fit(loop, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="/dev/full: no space left"), _log_to(Path("/dev/full")):
+        logging.getLogger("context_encoder").info("a line")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=str(tmp_path / "file")), _log_to(tmp_path / "file/log"):
+        pass
+    assert outside_reason(OSError(28, "No space left", b"/a/b")) == "/a/b: no space left"
+
+
+def test_log_files_take_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    with _log_to(tmp_path / "log.txt"):
+        logging.getLogger("context_encoder").warning("skipped %s", os.fsdecode(b"a\xff.png"))
+    assert r"skipped a\udcff.png" in (tmp_path / "log.txt").read_text()
