@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,9 @@ def read_metrics(path: Path, name: str) -> tuple[list[dict[str, Any]], list[str]
     """
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
-        raise RunError(f"{path} is not a run folder: it has no metrics.jsonl")
+        inside = any(path.glob("*/metrics.jsonl"))
+        more = f"; the runs in it: {path}/*" if inside else ""
+        raise RunError(f"{path} is not a run folder: it has no metrics.jsonl{more}")
     lines: list[dict[str, Any]] = []
     damaged = 0
     for _, row in read_rows(metrics):

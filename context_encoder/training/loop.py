@@ -391,7 +391,9 @@ class TrainingLoop(ABC):
                 self._report_unreadable()
                 self._log_losses(bar)
             if self.step % self.val_every == 0 or last:
+                bar.set_description("validation and checkpoint")
                 self._checkpoint(validate=True)
+                bar.set_description()
             elif save or (self.save_every is not None and self.step % self.save_every == 0):
                 self._checkpoint(validate=False)
 

@@ -173,8 +173,12 @@ function paint(target, shape) {
     } else {
       target.lineWidth = shape.width;
       target.lineCap = target.lineJoin = "round";
-      if (points.length === 1) target.lineTo(...points[0]);
       target.stroke();
+      if (points.every(([x, y]) => x === points[0][0] && y === points[0][1])) {  // no line, so no caps
+        target.beginPath();
+        target.arc(...points[0], shape.width / 2, 0, 2 * Math.PI);
+        target.fill();
+      }
     }
   }
   target.restore();
@@ -352,13 +356,15 @@ let frame = 0;
 function update() {
   if (!frame) frame = requestAnimationFrame(() => { frame = 0; draw(); });
   const ready = image !== null, filled = ready && "filled" in results;
+  const changed = filled && JSON.stringify(asSent()) !== filledShapes;
   $("undo").disabled = !shapes.length;
   $("redo").disabled = !undone.length;
   $("clear").disabled = !shapes.length;
   $("save-mask").disabled = !shapes.length;
   $("load-mask").disabled = !ready;
   $("fill").disabled = !ready || !(shapes.length || filling);
-  $("fill").firstElementChild.textContent = filling ? "Stop" : filled && JSON.stringify(asSent()) !== filledShapes ? "Fill again" : "Fill";
+  $("fill").firstElementChild.textContent = filling ? "Stop" : filled && shapes.length && changed ? "Fill again" : "Fill";
+  $("changed").hidden = !filled || !changed || Boolean(filling);
   $("modes").hidden = !filled && !results.draft;
   for (const button of $("modes").children) {
     button.setAttribute("aria-pressed", button.dataset.mode === mode);
@@ -370,7 +376,7 @@ function update() {
   $("erase").setAttribute("aria-pressed", erase);
   document.querySelector(".size").hidden = tool !== "brush";
   $("fill").classList.toggle("busy", Boolean(filling));
-  $("download").disabled = !filled;
+  $("download").disabled = $("go-on").disabled = !filled;
   $("texture").disabled = !$("texture-on").checked;
   $("texture-text").textContent = $("texture-on").checked ? Number($("texture").value).toFixed(2) : "off";
 }
@@ -426,7 +432,7 @@ function draw() {
   context.imageSmoothingQuality = "high";
   place(context);
   context.drawImage(image.bitmap, 0, 0);
-  const comparing = mode !== "mark";
+  const comparing = mode !== "mark" && mode !== "filled";
   const filled = results.filled ?? results.draft;
   const x = edge();
   if (comparing && filled) {
@@ -440,6 +446,8 @@ function draw() {
     if (mode === "opencv") context.drawImage(image.bitmap, 0, 0);
     context.drawImage(filled.bitmap, ...filled.part);
     context.restore();
+  } else if (mode === "filled" && filled) {
+    context.drawImage(filled.bitmap, ...filled.part);
   } else {
     context.globalAlpha = 0.55;
     if (drawing && drawing.kind === "brush") {
@@ -673,7 +681,13 @@ async function result() {
     throw error;
   }
 }
-$("download").onclick = (event) => save(result, `${stem()}-filled.png`, event.target);
+const filledName = () => `${stem().replace(/-filled$/, "")}-filled.png`;
+$("download").onclick = (event) => save(result, filledName(), event.target);
+$("go-on").onclick = async () => {
+  const name = filledName();
+  say("Opening the result\u2026");
+  try { await openImage(new File([await (await result()).blob()], name)); } catch (error) { showError(error); say(""); }
+};
 $("error").lastElementChild.onclick = () => { $("error").hidden = true; };
 for (const id of ["grow", "feather", "texture", "texture-on", "network", "opencv"]) $(id).addEventListener("input", update);
 for (const id of ["grow", "feather"]) {
@@ -712,7 +726,7 @@ addEventListener("drop", (event) => {
   over = 0;
   $("drop").hidden = true;
   const files = event.dataTransfer.files;
-  if (files.length === 1) openImage(files[0]);
+  if (files.length === 1) (event.target.closest?.("#hole") && image ? loadMask : openImage)(files[0]);
   else showError(new Error(files.length ? `drop one image at a time, not ${files.length}` : "what was dropped is not a file; save the image and drop its file"));
 });
 addEventListener("paste", (event) => openImage([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));

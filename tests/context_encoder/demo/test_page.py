@@ -228,13 +228,13 @@ def test_errors_are_sentences_and_the_page_goes_on(page: Any) -> None:
     assert "`" not in said  # the options of the command are not those of the page
 
 
-def drop(page: Any, *paths: Path) -> None:
+def drop(page: Any, *paths: Path, at: tuple[float, float] = (300, 300)) -> None:
     """Files, or text if there are none, as dropped from another program."""
     items = [] if paths else [{"mimeType": "text/plain", "data": "hello"}]
     data = {"items": items, "files": [str(path) for path in paths], "dragOperationsMask": 1}
     session = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
-        event = {"type": kind, "x": 300, "y": 300, "data": data}
+        event = {"type": kind, "x": at[0], "y": at[1], "data": data}
         session.send("Input.dispatchDragEvent", event)
         if kind == "dragOver":
             page.wait_for_selector("#drop:not([hidden])")
@@ -265,6 +265,46 @@ def test_a_dropped_file_opens(page: Any, tmp_path: Path) -> None:
     drop(page, second)
     page.wait_for_function("() => document.getElementById('name').textContent === 'second.png'")
     assert page.locator("#facts").inner_text() == "120 \u00d7 80 px"
+
+
+def test_a_click_marks_and_work_goes_on_from_the_result(page: Any, tmp_path: Path) -> None:
+    pixels = image()
+    pixels[43:47, 58:62] = (255, 0, 0)
+    open_image(page, png(pixels), "spots.png")
+    while int(page.locator("#size-text").inner_text().split()[0]) < 16:
+        page.keyboard.press("]")
+    x, y = to_stage(page, 120, 90, 60, 45)
+    page.mouse.click(x, y)
+    page.mouse.move(5, 5)
+    beside = to_stage(page, 120, 90, 60, 51)  # in the brush, not in the spot
+    shown, plain = color_at(page, *beside), pixels[51, 60]
+    assert np.abs(np.subtract(shown, plain.astype(int))).max() > 40, "the mark is not visible"
+    fill(page)
+    assert page.locator("#changed").is_hidden()
+    page.click("[data-mode=filled]")
+    page.wait_for_selector("#divider", state="hidden")
+    _, result = downloaded(page, "#download")
+    np.testing.assert_allclose(color_at(page, x, y), result[45, 60], atol=40)
+    page.click("[data-mode=mark]")
+    page.click("#undo")
+    assert page.locator("#changed").is_visible()
+    assert page.locator("#fill").inner_text() == "Fill"
+
+    page.click("#go-on")
+    page.wait_for_function("name => document.getElementById('name').textContent === name",
+                           arg="spots-filled.png")  # fmt: skip
+    mask = tmp_path / "mask.png"
+    inside = np.zeros((90, 120), np.uint8)
+    inside[10:30, 20:40] = 255
+    mask.write_bytes(png(inside))
+    box = page.locator("#hole").bounding_box()
+    drop(page, mask, at=(box["x"] + 20, box["y"] + 8))
+    page.wait_for_function("() => !document.getElementById('undo').disabled")
+    fill(page)
+    name, second = downloaded(page, "#download")
+    assert name == "spots-filled.png"
+    np.testing.assert_array_equal(second[inside == 0], result[inside == 0])
+    assert (second[inside > 0] != result[inside > 0]).any()
 
 
 class Fingers:
