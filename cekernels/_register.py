@@ -24,6 +24,7 @@ Implementations by dispatch key:
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,13 @@ class Op:
         self.check = check
         self._schema = torch.library.infer_schema(reference, mutates_args=mutates)
 
+        parameters = inspect.signature(reference).parameters.values()
+        required = [p.annotation in (Tensor, "Tensor") for p in parameters]
+
         def on_one_device(*args: Any) -> Any:
+            # torch takes None in place of any tensor, and leaves it to the kernel to refuse it.
+            if any(needed and a is None for needed, a in zip(required, args, strict=False)):
+                raise TypeError(f"{self.name}: got None in place of a tensor")
             # A meta tensor among others would lead here, and to outputs that nobody computes.
             devices = {str(a.device) for a in args if isinstance(a, Tensor)}
             if len(devices) > 1:

@@ -537,8 +537,9 @@ def check_any_arguments(op: str, arguments: Sequence[object]) -> None:
     tensors = [
         a for a, valid in zip(arguments, VALID[op], strict=True) if isinstance(valid, Tensor)
     ]
-    if found is not None and len(tensors) == 1 and all(r.is_meta for r in found):
-        return  # a shape from a shape: right for a tensor that no other contradicts
+    all_meta = all(isinstance(a, Tensor) and a.is_meta for a in tensors)
+    if found is not None and all_meta and all(r.is_meta for r in found):
+        return  # shapes from shapes, which no tensor with values contradicts
     if any(map(never_right, VALID[op], arguments)):
         assert found is None, f"{op} accepted an invalid argument"
     expected = results(op, VALID[op])
@@ -558,6 +559,21 @@ def test_any_argument_may_be_wrong(op: str) -> None:
             arguments = list(VALID[op])
             arguments[position] = other
             check_any_arguments(op, arguments)
+
+
+#: Operands that may be left out: bias, output (without ReLU), areas.
+OPTIONAL = {("channelwise_linear", 2), ("channelwise_linear_backward", 3), ("masked_loss", 3)}
+
+
+@pytest.mark.parametrize("op", VALID)
+def test_none_beside_meta_tensors_is_refused(op: str) -> None:
+    arguments = [a.to("meta") if isinstance(a, Tensor) else a for a in VALID[op]]
+    assert results(op, arguments) is not None
+    for position, value in enumerate(VALID[op]):
+        if isinstance(value, Tensor) and (op, position) not in OPTIONAL:
+            spoiled_one = [*arguments[:position], None, *arguments[position + 1 :]]
+            with pytest.raises(TypeError, match="got None"):
+                kernel(op)(*spoiled_one)
 
 
 @settings(max_examples=150, deadline=None)
