@@ -75,15 +75,21 @@ def pack_polygons(
         :func:`fill_polygons`.
 
     Raises:
-        TypeError, ValueError: contours of another type or shape, among them two numbers alone,
-            which are a contour in place of an image's list of contours; on the CPU also NaN or
-            infinite coordinates.
+        TypeError, ValueError: contours of another type or shape; three or more of an image that
+            are two numbers each, which are a contour in place of a list of contours; on the CPU
+            also NaN or infinite coordinates.
     """
     op = "pack_polygons"
     images = [
         _items(op, f"polygons[{i}]", image)
         for i, image in enumerate(_items(op, "polygons", polygons))
     ]
+    for i, image in enumerate(images):
+        if len(image) >= 3 and all(map(_is_vertex, image)):
+            raise ValueError(
+                f"{op}: polygons[{i}] is a list of {len(image)} single vertices; expected per image "
+                "a list of contours, each with all of its vertices: is one level of lists missing?"
+            )
     device = _device(itertools.chain.from_iterable(images)) if device is None else device
     contours = [
         _points(op, f"polygons[{i}][{k}]", contour, 2, device)
@@ -96,6 +102,13 @@ def pack_polygons(
         _offsets(map(len, contours), device),
         _offsets(map(len, images), device),
     )
+
+
+def _is_vertex(value: Any) -> bool:
+    """Whether a contour is two numbers alone."""
+    if isinstance(value, list | tuple):
+        return len(value) == 2 and all(isinstance(number, int | float) for number in value)
+    return tuple(getattr(value, "shape", ())) == (2,)
 
 
 def _items(op: str, name: str, value: Any) -> Sequence[Any]:
@@ -126,11 +139,6 @@ def _points(op: str, name: str, value: Any, numbers: int, device: torch.device |
     _checks.tensor(op, name, points)
     if points.is_complex() or points.dtype == torch.bool:
         raise TypeError(f"{op}: {name} must hold real numbers, got a {_checks.describe(points)}")
-    if numbers == 2 and tuple(points.shape) == (2,):
-        raise ValueError(
-            f"{op}: {name} holds two numbers, a single vertex; expected per image a list of "
-            "contours, and per contour all of its vertices: is one level of lists missing?"
-        )
     flat = points.dim() == 1 and points.shape[0] % numbers == 0
     if flat and (numbers == 2 or points.shape[0] == 0):
         points = points.reshape(-1, numbers)
