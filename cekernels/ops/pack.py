@@ -87,8 +87,8 @@ def pack_polygons(
     for i, image in enumerate(images):
         if len(image) >= 3 and all(map(_is_vertex, image)):
             raise ValueError(
-                f"{op}: polygons[{i}] is a list of {len(image)} single vertices; expected per image "
-                "a list of contours, each with all of its vertices: is one level of lists missing?"
+                f"{op}: polygons[{i}] is a list of {len(image)} single vertices; expected per "
+                "image a list of contours, each with all vertices: is one level of lists missing?"
             )
     device = _device(itertools.chain.from_iterable(images)) if device is None else device
     contours = [

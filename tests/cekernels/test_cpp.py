@@ -561,21 +561,6 @@ def test_any_argument_may_be_wrong(op: str) -> None:
             check_any_arguments(op, arguments)
 
 
-#: Operands that may be left out: bias, output (without ReLU), areas.
-OPTIONAL = {("channelwise_linear", 2), ("channelwise_linear_backward", 3), ("masked_loss", 3)}
-
-
-@pytest.mark.parametrize("op", VALID)
-def test_none_beside_meta_tensors_is_refused(op: str) -> None:
-    arguments = [a.to("meta") if isinstance(a, Tensor) else a for a in VALID[op]]
-    assert results(op, arguments) is not None
-    for position, value in enumerate(VALID[op]):
-        if isinstance(value, Tensor) and (op, position) not in OPTIONAL:
-            spoiled_one = [*arguments[:position], None, *arguments[position + 1 :]]
-            with pytest.raises(TypeError, match="got None"):
-                kernel(op)(*spoiled_one)
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(VALID)), st.data())
 def test_any_arguments_may_be_wrong_together(op: str, data: st.DataObject) -> None:

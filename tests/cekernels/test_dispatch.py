@@ -648,3 +648,23 @@ def test_importing_the_package_needs_and_loads_nothing_but_torch() -> None:
     new = set(python("-c", program).split()) - sys.stdlib_module_names
     assert "cekernels" in new
     assert new <= {"cekernels", "torch"}
+
+
+#: Operands that may be left out: bias, output (without ReLU), areas.
+OPTIONAL = {
+    ("channelwise_linear", 2),
+    ("channelwise_linear_backward", 3),
+    ("masked_loss", 3),
+    ("masked_loss_and_gradient", 3),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_none_beside_meta_tensors_is_refused(name: str) -> None:
+    arguments = [a.to("meta") if isinstance(a, Tensor) else a for a in OPS[name].example()]
+    call = getattr(torch.ops.cekernels, name)
+    call(*arguments)
+    for position, value in enumerate(arguments):
+        if isinstance(value, Tensor) and (name, position) not in OPTIONAL:
+            with pytest.raises((TypeError, RuntimeError), match="None"):
+                call(*arguments[:position], None, *arguments[position + 1 :])
