@@ -56,6 +56,7 @@ class TrainConfig(OpenConfig):
     }
     needs: ClassVar[tuple[Need, ...]] = (
         Need(("val_fraction",), "val_data", lambda folder: folder is None, "left out"),
+        Need(("decoded_cache_gb",), "decoded_cache", lambda folder: folder is not None, "given"),
     )
 
     preset: PresetName = Field(
@@ -92,6 +93,14 @@ class TrainConfig(OpenConfig):
         0.5,
         description="Share of the photographs drawn that others may replace because they cannot "
         "be read; above it the run ends.",
+    )
+    decoded_cache: Path | None = Field(
+        None,
+        description="Folder for decoded photographs, which later epochs and other runs read "
+        "instead of the files.",
+    )
+    decoded_cache_gb: Annotated[float, Field(gt=0)] = Field(
+        50.0, description="Most gigabytes in `decoded_cache`; the other photographs are decoded."
     )
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] | None = Field(
         None,

@@ -1,6 +1,7 @@
 """Photographs for training: reading, cropping, splitting and batches."""
 
 from context_encoder.data.crops import Crops, contents, load_crops, same_contents
+from context_encoder.data.decoded import DecodedCache
 from context_encoder.data.folder import (
     DEFAULT_CACHE_BYTES,
     PhotoFolder,
@@ -31,6 +32,7 @@ __all__ = [
     "Batch",
     "Crops",
     "DataError",
+    "DecodedCache",
     "ImageFile",
     "PhotoFolder",
     "Readable",

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
+from context_encoder.data.decoded import DecodedCache
 from context_encoder.data.images import read_image
 from context_encoder.data.listing import ImageList, relative_names
 from context_encoder.data.replacing import Readable
@@ -85,6 +86,7 @@ class PhotoFolder(Dataset[Sample]):
         train: bool,
         crops_per_image: int = 1,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        decoded: DecodedCache | None = None,
     ) -> None:
         """Store the arguments; files are read later.
 
@@ -102,6 +104,7 @@ class PhotoFolder(Dataset[Sample]):
             crops_per_image: number of fixed crops per image, for evaluation.
             cache_bytes: memory for decoded images, 4 bytes per pixel, shared out evenly among
                 the loader's workers; 0 keeps none.
+            decoded: cache on disk for those that the memory has no room for.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -137,6 +140,7 @@ class PhotoFolder(Dataset[Sample]):
         self.train = train
         self.crops_per_image = crops_per_image
         self.cache_bytes = cache_bytes
+        self.decoded = decoded
         self._paths = paths
         self._cache: dict[int, Image.Image] = {}
         self._cached_bytes = 0
@@ -183,17 +187,29 @@ class PhotoFolder(Dataset[Sample]):
         return self.__dict__ | {"_cache": {}, "_cached_bytes": 0}
 
     def _photo(self, source: int) -> Image.Image:
-        """A photograph with a short side of at most ``resize``, from memory or from its file."""
+        """A photograph with a short side of at most ``resize``, from memory or from disk."""
         cached = self._cache.get(source)
         if cached is not None:
             return cached
-        photo = shrink(read_image(self._paths[source], min_side=self.resize), self.resize)
+        photo = self._decoded(self._paths[source])
         needed = photo.width * photo.height * _BYTES_PER_PIXEL
         worker = get_worker_info()
         budget = self.cache_bytes // (worker.num_workers if worker else 1)
         if self._cached_bytes + needed <= budget:
             self._cache[source] = photo
             self._cached_bytes += needed
+        return photo
+
+    def _decoded(self, path: ImageFile | str) -> Image.Image:
+        """A photograph from the cache on disk, or from its file."""
+        key = None if self.decoded is None else self.decoded.key(path, self.resize)
+        if self.decoded is not None and key is not None:
+            photo = self.decoded.get(key)
+            if photo is not None:
+                return photo
+        photo = shrink(read_image(path, min_side=self.resize), self.resize)
+        if self.decoded is not None and key is not None:
+            self.decoded.put(key, photo)
         return photo
 
     def _crop(self, photo: Image.Image, scale: float, x: float, y: float) -> Image.Image:

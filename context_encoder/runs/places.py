@@ -20,7 +20,7 @@ __all__ = ["check_places", "found_again", "with_absolute_paths"]
 Config = TypeVar("Config", bound=BaseModel)
 
 # Paths that are written, not read.
-_WRITTEN = ("out", "resume")
+_WRITTEN = ("out", "resume", "decoded_cache")
 _PATTERN = re.compile(r"[{*?\[]")
 
 

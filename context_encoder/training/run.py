@@ -41,9 +41,9 @@ log = logging.getLogger("context_encoder")
 # Fields that may differ from the resumed run; the network and the stream of images and masks must
 # not. Folders may have moved; whether they hold the same files is checked.
 _FREE_ON_RESUME = (
-    "data val_data max_unreadable steps epochs workers device amp compile graph accumulate "
-    "channels_last out log_every val_every save_every save_minutes keep timeout sample_rows lr "
-    "lr_schedule warmup_steps weight_decay beta1"
+    "data val_data max_unreadable decoded_cache decoded_cache_gb steps epochs workers device amp "
+    "compile graph accumulate channels_last out log_every val_every save_every save_minutes keep "
+    "timeout sample_rows lr lr_schedule warmup_steps weight_decay beta1"
 ).split()
 
 

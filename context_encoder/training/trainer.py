@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from context_encoder.config import TrainConfig
-from context_encoder.data import PhotoFolder, Replacements, make_loader, to_input
+from context_encoder.data import DecodedCache, PhotoFolder, Replacements, make_loader, to_input
 from context_encoder.optimization import Learner, MovingAverage, warmup_and_decay
 from context_encoder.pretexts import Samples, find_pretext
 from context_encoder.runs import (
@@ -190,6 +190,9 @@ class Trainer(TrainingLoop):
             flip=config.flip,
             seed=config.seed,
             train=True,
+            decoded=None
+            if config.decoded_cache is None
+            else DecodedCache(config.decoded_cache, round(config.decoded_cache_gb * 1e9)),
         )
         loader = make_loader(
             data,
