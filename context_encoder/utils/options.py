@@ -65,7 +65,9 @@ def _explain(problem: Any) -> str:
         return f"there is no option {name}"
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
-        return f"{name} must be {words} {context[key]:g}, got {given}"
+        bound = context[key]
+        shown = f"{bound:g}" if isinstance(bound, float) else str(bound)
+        return f"{name} must be {words} {shown}, got {given}"
     if kind == "literal_error":
         return f"{name} must be {context['expected']}, got {given}"
     if kind == "finite_number":
