@@ -66,9 +66,11 @@ def fill_masked_kernel(
     """Program ((b, k), j): block k of the pixels of sample b, channels of part j."""
     sample = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
+    part = tl.program_id(1)
     if WIDE:  # before any product: a plane may have more pixels than int32 counts
         sample = sample.to(tl.int64)
         block = block.to(tl.int64)
+        part = part.to(tl.int64)
         pixels = tl.cast(pixels, tl.int64)
     first = tl.multiple_of(block * BLOCK + tl.arange(0, BLOCK // ALIGN) * ALIGN, ALIGN)
     pixel = first[:, None] + tl.arange(0, ALIGN)[None, :]
@@ -79,7 +81,7 @@ def fill_masked_kernel(
     mask += tl.multiple_of(sample * mask_stride_b, ALIGN)
     image += tl.multiple_of(sample * image_stride_b, ALIGN)
     filled += tl.multiple_of(sample * channels * pixels, ALIGN)
-    first_channel = tl.program_id(1) * channels_each
+    first_channel = part * channels_each
     for channel in range(first_channel, tl.minimum(first_channel + channels_each, channels)):
         if WIDE:
             channel = tl.cast(channel, tl.int64)
