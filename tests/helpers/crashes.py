@@ -11,6 +11,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import torch
+
 CRASHED = 9
 _CHANGES = {
     "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.truncate",
@@ -54,6 +56,7 @@ def in_fork(work: Callable[[], int]) -> int:
     if child == 0:
         status = 255
         try:
+            torch.set_num_threads(1)  # OpenMP's other threads do not survive a fork
             status = work()
         except BaseException:
             traceback.print_exc()
