@@ -17,11 +17,13 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import stat
 import struct
+import weakref
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +42,11 @@ __all__ = ["DecodedCache"]
 log = logging.getLogger(__name__)
 
 _VERSION = 1
-# Key, offset, width, height, CRC-32 of the pixels, CRC-32 of the record before it.
-_RECORD = struct.Struct("<16sQIIII")
+# A record: key, offset, width, height, CRC-32 of the pixels; then the CRC-32 of these.
+_HEAD = struct.Struct("<16sQIII")
+_RECORD_BYTES = _HEAD.size + 4
+_MOST_SEGMENTS = 1 << 20
+_NAME = re.compile(r"([1-9][0-9]*)\.index")
 _SIDE = 1 << 20
 _NO_WAIT = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _NOT_OURS = (errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO)
@@ -54,8 +59,8 @@ class _Segment:
     pixels: int
     index: int
     writable: bool
-    #: Records that have been read.
-    known: int = 0
+    #: A byte per record that is known: whether its pixels have been compared with their checksum.
+    checked: bytearray = field(default_factory=bytearray)
 
 
 class DecodedCache:
@@ -93,12 +98,12 @@ class DecodedCache:
     def _start(self) -> None:
         """The state of a process that has not looked into the folder."""
         self._process = os.getpid()
-        self._segments: dict[str, _Segment] = {}
+        self._segments: dict[int, _Segment] = {}
+        weakref.finalize(self, _close, self._segments)
         self._keys = np.zeros(0, np.uint64)
         self._places = np.zeros(0, np.int64)
         self._pending: dict[int, int] = {}
-        self._checked: set[int] = set()
-        self._own: str | None = None
+        self._own: int | None = None
         self._writable = True
 
     def __getstate__(self) -> tuple[Path, int]:
@@ -129,6 +134,25 @@ class DecodedCache:
         data = text.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=16).digest()
 
+    def image(
+        self, file: ImageFile | str | os.PathLike[str], side: int, read: Callable[[], Image.Image]
+    ) -> Image.Image:
+        """The image of a file, from the cache; or else what ``read`` gives, which is added.
+
+        Args:
+            file: the file, or the image in a shard.
+            side: the short side in pixels that it is shrunk to.
+            read: decodes and shrinks it; its errors are passed on.
+        """
+        key = self.key(file, side)
+        found = None if key is None else self.get(key)
+        if found is not None:
+            return found
+        made = read()
+        if key is not None:
+            self.put(key, made)
+        return made
+
     def get(self, key: bytes) -> Image.Image | None:
         """The image of a key, 8-bit RGB; None if it is not there or damaged."""
         self._after_fork()
@@ -158,20 +182,20 @@ class DecodedCache:
         if self._process != os.getpid():
             self._start()
 
-    def _names(self) -> Iterator[str]:
+    def _numbers(self) -> Iterator[int]:
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                name, _, kind = entry.name.rpartition(".")
-                if kind == "index" and name.isdecimal():
-                    yield name
+                match = _NAME.fullmatch(entry.name)
+                if match and int(match[1]) < _MOST_SEGMENTS:
+                    yield int(match[1])
 
-    def _open(self, name: str) -> _Segment | None:
+    def _open(self, number: int) -> _Segment | None:
         """A segment; None if its files are not there, not files, or not ours to read."""
         opened: list[int] = []
         for mode in (os.O_RDWR, os.O_RDONLY):  # of another user, or on a disk that is read-only
             try:
                 for kind in ("pixels", "index"):
-                    path = self.folder / f"{name}.{kind}"
+                    path = self.folder / f"{number}.{kind}"
                     opened.append(os.open(path, mode | _NO_WAIT))
             except OSError as error:
                 for file in opened:
@@ -188,19 +212,21 @@ class DecodedCache:
         return None
 
     def _read_new_records(self) -> None:
-        for name in self._names():
-            segment = self._segments.get(name) or self._open(name)
+        for number in self._numbers():
+            segment = self._segments.get(number) or self._open(number)
             if segment is None:
                 continue
-            self._segments[name] = segment
-            new = os.fstat(segment.index).st_size // _RECORD.size - segment.known
+            self._segments[number] = segment
+            known = len(segment.checked)
+            new = os.fstat(segment.index).st_size // _RECORD_BYTES - known
             if new <= 0:
                 continue
-            data = os.pread(segment.index, new * _RECORD.size, segment.known * _RECORD.size)
-            for start in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
-                place = int(name) << 32 | segment.known
+            data = os.pread(segment.index, new * _RECORD_BYTES, known * _RECORD_BYTES)
+            for record in range(len(data) // _RECORD_BYTES):
+                start = record * _RECORD_BYTES
+                place = number << 32 | (known + record)
                 self._pending[int.from_bytes(data[start : start + 8], "little")] = place
-                segment.known += 1
+            segment.checked.extend(bytes(len(data) // _RECORD_BYTES))
         if len(self._pending) > max(_PENDING, len(self._keys) // _PART):
             keys = np.fromiter(self._pending, np.uint64, len(self._pending))
             places = np.fromiter(self._pending.values(), np.int64, len(self._pending))
@@ -220,23 +246,20 @@ class DecodedCache:
         return place
 
     def _read(self, key: bytes, place: int) -> Image.Image | None:
-        name, number = str(place >> 32), place & 0xFFFFFFFF
-        segment = self._segments[name]
-        record = os.pread(segment.index, _RECORD.size, number * _RECORD.size)
-        if len(record) < _RECORD.size:
+        segment, number = self._segments[place >> 32], place & 0xFFFFFFFF
+        record = os.pread(segment.index, _RECORD_BYTES, number * _RECORD_BYTES)
+        if len(record) < _RECORD_BYTES or record[-4:] != _sum(record[:-4]):
             return None
-        found, offset, width, height, checksum, own = _RECORD.unpack(record)
-        if own != zlib.crc32(record[:-4]) or found != key or not width * height > 0:
-            return None
-        if max(width, height) > _SIDE:
+        found, offset, width, height, checksum = _HEAD.unpack(record[:-4])
+        if found != key or not 0 < min(width, height) <= max(width, height) <= _SIDE:
             return None
         data = os.pread(segment.pixels, 3 * width * height, offset)
         if len(data) < 3 * width * height:
             return None
-        if place not in self._checked:
+        if not segment.checked[number]:
             if zlib.crc32(data) != checksum:
                 return None
-            self._checked.add(place)
+            segment.checked[number] = 1
         return Image.frombuffer("RGB", (width, height), data, "raw", "RGB", 0, 1)
 
     # --- writing ------------------------------------------------------------------------------
@@ -254,37 +277,32 @@ class DecodedCache:
             return
         offset = os.fstat(segment.pixels).st_size
         _write_all(segment.pixels, data, offset)
-        head = _RECORD.pack(key, offset, image.width, image.height, zlib.crc32(data), 0)[:-4]
+        head = _HEAD.pack(key, offset, image.width, image.height, zlib.crc32(data))
         # An end that is no whole record, of a process that was killed, is written over.
-        number = os.fstat(segment.index).st_size // _RECORD.size
-        record = head + struct.pack("<I", zlib.crc32(head))
-        _write_all(segment.index, record, number * _RECORD.size)
+        number = os.fstat(segment.index).st_size // _RECORD_BYTES
+        _write_all(segment.index, head + _sum(head), number * _RECORD_BYTES)
 
-    def _take(self) -> str:
+    def _take(self) -> int:
         """Lock a segment that no process adds to, or begin one."""
         self._read_new_records()
-        for name in sorted(self._segments, key=int):
-            if fcntl is not None and self._segments[name].writable:
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self._segments[name].index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return name
-        number = 1 + max(map(int, self._names()), default=0)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        for number, segment in sorted(self._segments.items()):
+            if segment.writable and _lock(segment):
+                return number
+        number = max(self._numbers(), default=0)
         while True:
+            number += 1
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             try:
-                os.close(os.open(self.folder / f"{number}.pixels", flags, 0o666))
-                break
-            except FileExistsError:  # of another process, or without an index
-                number += 1
-        os.close(os.open(self.folder / f"{number}.index", flags, 0o666))
-        segment = self._open(str(number))
-        if segment is None:
-            raise FileNotFoundError(errno.ENOENT, "a new file is gone", str(self.folder))
-        self._segments[str(number)] = segment
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # file systems without locks
-                fcntl.flock(segment.index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return str(number)
+                for kind in ("pixels", "index"):
+                    os.close(os.open(self.folder / f"{number}.{kind}", flags, 0o666))
+            except FileExistsError:  # of another process, or a part of it is missing
+                continue
+            begun = self._open(number)
+            if begun is None:
+                raise FileNotFoundError(errno.ENOENT, "a new file is gone", str(self.folder))
+            self._segments[number] = begun
+            if _lock(begun) is not False:  # another process may have taken it already
+                return number
 
     def _give_up(self, error: OSError, what: str) -> None:
         if self._writable:
@@ -300,3 +318,29 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _lock(segment: _Segment) -> bool | None:
+    """Whether this process holds the segment from now on; None on file systems without locks."""
+    locked = None
+    try:
+        if fcntl is not None:
+            fcntl.flock(segment.index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+    except BlockingIOError:
+        locked = False
+    except OSError:
+        return None
+    return locked
+
+
+def _sum(head: bytes) -> bytes:
+    return zlib.crc32(head).to_bytes(4, "little")
+
+
+def _close(segments: dict[int, _Segment]) -> None:
+    for segment in segments.values():
+        for file in (segment.pixels, segment.index):
+            with contextlib.suppress(OSError):
+                os.close(file)
+    segments.clear()

@@ -202,15 +202,11 @@ class PhotoFolder(Dataset[Sample]):
 
     def _decoded(self, path: ImageFile | str) -> Image.Image:
         """A photograph from the cache on disk, or from its file."""
-        key = None if self.decoded is None else self.decoded.key(path, self.resize)
-        if self.decoded is not None and key is not None:
-            photo = self.decoded.get(key)
-            if photo is not None:
-                return photo
-        photo = shrink(read_image(path, min_side=self.resize), self.resize)
-        if self.decoded is not None and key is not None:
-            self.decoded.put(key, photo)
-        return photo
+
+        def read() -> Image.Image:
+            return shrink(read_image(path, min_side=self.resize), self.resize)
+
+        return read() if self.decoded is None else self.decoded.image(path, self.resize, read)
 
     def _crop(self, photo: Image.Image, scale: float, x: float, y: float) -> Image.Image:
         """The square selected by three numbers in [0, 1), scaled to ``size``."""

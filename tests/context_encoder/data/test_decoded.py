@@ -239,6 +239,9 @@ def test_strange_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "x.index").write_text("not ours")
     (tmp_path / "4.index").mkdir()
     (tmp_path / "5.index").write_bytes(bytes(400))
+    for name in ("007", "99999999999999", "\u0663"):  # no names of ours, though numbers
+        (tmp_path / f"{name}.index").write_bytes(bytes(400))
+        (tmp_path / f"{name}.pixels").write_bytes(bytes(400))
     cache = DecodedCache(tmp_path, GIGABYTE)
     (key,) = keys(1)
     cache.put(key, picture(1))
@@ -248,3 +251,25 @@ def test_strange_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(NotADirectoryError):
         DecodedCache(file, GIGABYTE)
+
+
+def test_files_are_closed_and_unlocked_with_the_cache(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        cache = DecodedCache(tmp_path, GIGABYTE)
+        cache.put(os.urandom(16), picture(number))
+        del cache
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert [file.name for file in tmp_path.glob("*.index")] == ["1.index"]
+
+
+def test_a_segment_that_another_process_takes_at_once_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([False])
+    monkeypatch.setattr(module, "_lock", lambda segment: next(refusals, True))
+    (key,) = keys(1)
+    DecodedCache(tmp_path, GIGABYTE).put(key, picture(1))
+    assert (tmp_path / "1.pixels").stat().st_size == 0
+    assert (tmp_path / "2.pixels").stat().st_size > 0
+    assert same(DecodedCache(tmp_path, GIGABYTE).get(key), picture(1))
