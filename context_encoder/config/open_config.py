@@ -65,10 +65,10 @@ class OpenConfig(BaseModel):
         """
         found: dict[str, list[tuple[str, str]]] = {}
         fields: dict[str, FieldInfo] = {}
-        for selector, registry in cls.selectors.items():
-            for name in registry:
+        for selector, choices in cls.selectors.items():
+            for name in choices:
                 for field_name, field in cls.group_of(selector, name).model_fields.items():
-                    where = f"{registry.noun} {name!r} ({registry.source(name)})"
+                    where = f"{choices.noun} {name!r} ({choices.source(name)})"
                     if field_name in cls.model_fields:
                         raise RegistryError(
                             f"option {field_name!r} of {where} is one of {cls.__name__} already; "

@@ -210,10 +210,10 @@ class TrainConfig(OpenConfig):
     @classmethod
     def chosen(cls, values: Mapping[str, Any]) -> list[tuple[str, str]]:
         chosen = []
-        for selector, registry in cls.selectors.items():
-            name = values.get(selector, registry.default())
-            if isinstance(name, str) and name in registry:
-                chosen.append((selector, registry.canonical(name)))
+        for selector, choices in cls.selectors.items():
+            name = values.get(selector, choices.default())
+            if isinstance(name, str) and name in choices:
+                chosen.append((selector, choices.canonical(name)))
         pretext = dict(chosen).get("pretext")
         if pretext is not None and "mask" not in PRETEXTS[pretext].uses:
             chosen = [pair for pair in chosen if pair[0] != "mask"]

@@ -304,7 +304,7 @@ def _parsed_type(hint: Any) -> Any:
     if origin is Annotated:
         for extra in parts[1:]:
             if isinstance(extra, NameIn):
-                return Annotated[parts[0], name_argument(extra.registry, check=False)]
+                return Annotated[parts[0], name_argument(extra.names, check=False)]
         return _parsed_type(parts[0])
     if origin in (Union, types.UnionType):
         return functools.reduce(operator.or_, map(_parsed_type, parts))

@@ -174,17 +174,17 @@ class Names(Protocol):
 class _Some:
     """A subset of a registry's names."""
 
-    registry: Registry[Any]
+    whole: Registry[Any]
     names: Callable[[], list[str]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def canonical(self, name: str) -> str:
-        known = self.registry.canonical(name)
+        known = self.whole.canonical(name)
         if known not in self.names():
             raise ValueError(
-                f"{self.registry.noun} {name!r} cannot be used here; choose one of "
+                f"{self.whole.noun} {name!r} cannot be used here; choose one of "
                 f"{', '.join(self.names())}"
             )
         return known
@@ -194,11 +194,9 @@ class _Some:
 class NameIn:
     """In ``Annotated[str, NameIn(registry)]``: a registered name; aliases become the name."""
 
-    registry: Names
+    names: Names
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            self.registry.canonical, handler(source)
-        )
+        return core_schema.no_info_after_validator_function(self.names.canonical, handler(source))
